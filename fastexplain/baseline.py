@@ -1,0 +1,193 @@
+"""The lookup explainer: what drives a neuron, read off the sweep's tables without a language model.
+
+It is the token-lookup baseline of Bills et al. 2023 ("Assessing explanation quality") made strong:
+tables over the whole corpus instead of over the exemplars, with token pairs that back off to
+tokens, and the excerpts that score it held out. For every layer:
+
+1. The explanation is the table's strongest entries: the tokens, and tokens after a given token,
+   with the largest estimated mean activation.
+2. The simulation predicts the test excerpts from the tables (`fastexplain.kernels.lookup`).
+3. The scores are the correlations of the two, as for any explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastexplain import kernels
+from fastexplain.errors import RunError
+from fastexplain.kernels.scalars import pair_estimate, token_estimate
+from fastexplain.kernels.summary import HeldOut, LookupTables, widen
+from fastexplain.records import NeuronRecord
+from fastexplain.run import Run
+from fastexplain.score import TEST_RANKS, test_excerpts
+
+_ENTRIES = 8  # of an explanation: as many as a reader takes in at a glance
+_PAIR_GAIN = 1.5  # a pair is named where it is so much stronger than its token alone
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a lookup explanation: a token, or a token after `previous`.
+
+    Attributes:
+        mean: estimated mean of max(activation, 0) there.
+        count: counted tokens of the corpus that it rests on.
+    """
+
+    token: str
+    previous: str | None
+    mean: float
+    count: int
+
+
+@dataclass(frozen=True)
+class LookupLayer:
+    """The lookup explanations of one layer, and their scores.
+
+    Attributes:
+        layer: which.
+        entries: for each neuron its strongest entries, strongest first.
+        random_only, top_and_random, top_only: float64 `[neurons]`, correlations, NaN if undefined.
+        random_excerpts, top_excerpts: int64 `[neurons]`, test excerpts that the scores rest on.
+    """
+
+    layer: int
+    entries: list[list[Entry]]
+    random_only: np.ndarray
+    top_and_random: np.ndarray
+    top_only: np.ndarray
+    random_excerpts: np.ndarray
+    top_excerpts: np.ndarray
+
+
+def explain_by_lookup(run: Run) -> Iterator[LookupLayer]:
+    """Explain and score every neuron of a run, layer by layer.
+
+    Raises:
+        RunError: the sweep kept no tables.
+    """
+    rows = _rows_of_excerpts(run)
+    for layer in run.layers:
+        tables = _layer_tables(run, layer)
+        ids, activations = _test_split(run, layer)
+        predicted = kernels.lookup(tables, HeldOut(ids, activations, *rows, run.skip))
+        true = np.maximum(activations, 0)
+        tops = len(TEST_RANKS)
+
+        def score(places: slice, true: np.ndarray = true, predicted: np.ndarray = predicted):
+            pooled = (x[:, places, run.skip :].reshape(len(x), -1) for x in (true, predicted))
+            return kernels.correlate(*pooled)
+
+        yield LookupLayer(
+            layer,
+            strongest_entries(run, tables),
+            random_only=score(slice(tops, None)),
+            top_and_random=score(slice(None)),
+            top_only=score(slice(tops)),
+            random_excerpts=(ids[:, tops:] >= 0).sum(axis=1),
+            top_excerpts=(ids[:, :tops] >= 0).sum(axis=1),
+        )
+
+
+def text_of(entries: list[Entry]) -> str:
+    """A lookup explanation as one line, such as `' order' after ' in' 3.1, ' sort' 2.4`."""
+    return ", ".join(
+        f"{entry.token!r}"
+        + (f" after {entry.previous!r}" if entry.previous is not None else "")
+        + f" {entry.mean:.2g}"
+        for entry in entries
+    )
+
+
+def strongest_entries(run: Run, tables: LookupTables) -> list[list[Entry]]:
+    """For each neuron the entries with the largest estimates that say something of their own.
+
+    A token is left out when its estimate is not above the neuron's mean, a pair when it is not
+    well above its token's: it is the token that drives the neuron then.
+    """
+    known = run.tables
+    mean = tables.positive_sums / max(tables.count, 1)
+    tokens = token_estimate(tables.token_sums, tables.token_counts[:, None], mean)
+    second = known.rows(known.pairs[:, 1:])[0][:, 0]
+    around = np.where(second[:, None] >= 0, tokens[second], mean) if len(tokens) else mean
+    pairs = pair_estimate(tables.pair_sums, tables.pair_counts[:, None], around)
+    estimates = np.concatenate(
+        [np.where(tokens > mean, tokens, 0), np.where(pairs > _PAIR_GAIN * around, pairs, 0)]
+    ).T
+    count = min(_ENTRIES, estimates.shape[1])
+    best = np.argpartition(-estimates, count - 1, axis=1)[:, :count]
+    values = np.take_along_axis(estimates, best, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    best, values = np.take_along_axis(best, order, axis=1), np.take_along_axis(values, order, 1)
+
+    shown = {row: _shown(run, int(row)) for row in np.unique(best)}
+    counts = np.concatenate([tables.token_counts, tables.pair_counts])
+    return [
+        [
+            Entry(*shown[row], mean=value, count=int(counts[row]))
+            for row, value in zip(neuron_rows, neuron_values, strict=True)
+            if value > 0
+        ]
+        for neuron_rows, neuron_values in zip(best.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def simulate_by_lookup(run: Run, record: NeuronRecord) -> dict[int, np.ndarray]:
+    """The predictions for one neuron's test excerpts: excerpt id to float32 `[tokens]`."""
+    neuron = record.id
+    one = slice(neuron.index, neuron.index + 1)
+    tables = _layer_tables(run, neuron.layer, one)
+    ids, activations = _test_split(run, neuron.layer, one)
+    predicted = kernels.lookup(tables, HeldOut(ids, activations, *_rows_of_excerpts(run), run.skip))
+    return {int(i): own for i, own in zip(ids[0], predicted[0], strict=True) if i >= 0}
+
+
+def _shown(run: Run, row: int) -> tuple[str, str | None]:
+    """Token and previous token, as text, of a row; pairs are counted on from the tokens."""
+    known = run.tables
+    if row < len(known.tokens):
+        return run.token_text(int(known.tokens[row])), None
+    previous, token = known.pairs[row - len(known.tokens)]
+    return run.token_text(int(token)), run.token_text(int(previous))
+
+
+def _rows_of_excerpts(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    return run.tables.rows(run.excerpts)
+
+
+def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTables:
+    known = run.tables
+    if len(known.tokens) == 0:
+        raise RunError(f"{run.path} was swept without tables; sweep again without --no-tables")
+    return LookupTables(
+        np.ascontiguousarray(run.array(layer, "tables.tokens")[:, neurons]),
+        np.ascontiguousarray(run.array(layer, "tables.pairs")[:, neurons]),
+        known.token_counts,
+        known.pair_counts,
+        run.array(layer, "sums")[4, neurons],
+        run.counted_tokens,
+    )
+
+
+def _test_split(
+    run: Run, layer: int, neurons: slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Test excerpts, top then random: ids `[neurons, E]`, activations `[neurons, E, tokens]`."""
+    top_ids, random_ids = run.array(layer, "top.ids")[neurons], run.array(layer, "random.ids")
+    test_ids, random_slots = test_excerpts(top_ids, random_ids)
+    random_slots = random_slots[:, : len(random_ids)]  # a sweep may have kept none
+    top_acts = widen(run.array(layer, "top.activations")[neurons])
+    random_acts = widen(run.array(layer, "random.activations")[:, :, neurons]).transpose(2, 0, 1)
+
+    # test_excerpts keeps the order of ranks, so that a test excerpt is found at its id's slot.
+    slots = (test_ids[:, :, None] == top_ids[:, None, :]).argmax(axis=2)
+    every = np.arange(len(top_ids))[:, None]
+    ids = np.concatenate(
+        [test_ids, np.where(random_slots >= 0, random_ids[random_slots], -1)], axis=1
+    )
+    activations = np.concatenate([top_acts[every, slots], random_acts[every, random_slots]], axis=1)
+    return ids.astype(np.int32), np.ascontiguousarray(activations, np.float32)

@@ -1,0 +1,32 @@
+"""The errors that fastexplain raises on purpose: one line each, worded for the person who can act.
+
+The command line prints the message alone; exit code 2 for `UsageError`, 1 for the others.
+"""
+
+
+class FastexplainError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class UsageError(FastexplainError):
+    """An argument or option makes no sense as given."""
+
+
+class SubjectError(FastexplainError):
+    """A subject can't be loaded, or its MLPs can't be found."""
+
+
+class CorpusError(FastexplainError):
+    """A corpus can't be read, or holds no usable text."""
+
+
+class SweepError(FastexplainError):
+    """A sweep can't go on, for example because activations are not finite."""
+
+
+class RunError(FastexplainError):
+    """A run directory is missing, unfinished or damaged, or lacks what was asked for."""
+
+
+class LLMError(FastexplainError):
+    """An explainer or simulator can't be reached, or can't do what was asked of it."""

@@ -1,0 +1,101 @@
+"""What a sweep keeps of one layer: update with a batch, finalize into the layer's file."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastexplain import kernels
+from fastexplain.kernels.scalars import NO_ID
+from fastexplain.kernels.summary import Batch, Summary
+
+
+def kernel_dtype(dtype: torch.dtype) -> np.dtype:
+    """The NumPy type in which the kernels take a torch dtype: bfloat16 goes as its 16 bits."""
+    return np.dtype(
+        {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}[dtype]
+    )
+
+
+class Exemplars:
+    """One layer's exemplars, statistics and tables while the sweep goes on.
+
+    Args:
+        summary: an empty or a partly filled summary, in host memory.
+        device: where the activations will be, and the kernels run: the CPU or a CUDA device.
+    """
+
+    def __init__(self, summary: Summary, device: torch.device) -> None:
+        self._summary = on_device(summary, device)
+
+    def update(self, acts: torch.Tensor, batch: Batch) -> None:
+        """Fold in a batch's activations `[B, L, F]`; returns before a device is done with it.
+
+        `batch` must be on the same device: see `on_device`.
+        """
+        kernels.capture(_as_kernels_take(acts), batch, self._summary)
+
+    def faulty_excerpt(self) -> int | None:
+        """The id of an excerpt whose activations were not finite; waits for the device."""
+        fault = int(self._summary.fault[0])
+        return None if fault == NO_ID else fault
+
+    def finalize(self) -> dict[str, np.ndarray]:
+        """The layer's file: arrays by name, exemplars in order, best first."""
+        summary = on_host(self._summary)
+        arrays = {
+            "random.ids": summary.random_ids,
+            "random.activations": summary.random_acts,
+            "sums": summary.sums,
+            "positive": summary.positive,
+            "minimum": summary.minimum,
+            "maximum": summary.maximum,
+            "histogram": summary.histogram,
+            "histogram.excerpts": summary.histogram_ids,
+            "tables.tokens": summary.token_sums,
+            "tables.pairs": summary.pair_sums,
+        }
+        for end in ("top", "bottom"):
+            keys, ids, acts = (
+                getattr(summary, f"{end}_{what}") for what in ("keys", "ids", "acts")
+            )
+            order = np.lexsort((ids, -keys), axis=1)
+            arrays[f"{end}.ids"] = np.take_along_axis(ids, order, axis=1)
+            arrays[f"{end}.activations"] = np.take_along_axis(acts, order[..., None], axis=1)
+        for name in ("top.ids", "bottom.ids", "random.ids", "histogram.excerpts"):
+            arrays[name] = np.where(arrays[name] == NO_ID, np.int32(-1), arrays[name])
+        return arrays
+
+
+def on_device(record: Any, device: torch.device) -> Any:
+    """A `Summary` or `Batch` with its arrays on a device; host memory keeps NumPy arrays."""
+    if device.type != "cuda":
+        return record
+    return _mapped(
+        record, lambda array: torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
+    )
+
+
+def on_host(record: Any) -> Any:
+    """The same with NumPy arrays; waits for the device."""
+    return _mapped(
+        record, lambda array: array.cpu().numpy() if isinstance(array, torch.Tensor) else array
+    )
+
+
+def _mapped(record: Any, change: Any) -> Any:
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return dataclasses.replace(
+        record,
+        **{name: change(value) for name, value in fields.items() if not isinstance(value, int)},
+    )
+
+
+def _as_kernels_take(acts: torch.Tensor) -> Any:
+    acts = acts.detach().contiguous()
+    if acts.dtype == torch.bfloat16:
+        acts = acts.view(torch.uint16)
+    return acts.numpy() if acts.device.type == "cpu" else acts

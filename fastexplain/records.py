@@ -1,0 +1,102 @@
+"""What a reader of a run gets: a neuron's exemplars and statistics, as plain data.
+
+Sizes in docstrings: `tokens` is the excerpt length, 64.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastexplain.errors import UsageError
+
+
+@dataclass(frozen=True, order=True)
+class NeuronId:
+    """A neuron's name, `layer:index`; both count from 0."""
+
+    layer: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> NeuronId:
+        """Read `5:131`. Raises UsageError for anything else."""
+        match = re.fullmatch(r"(\d+):(\d+)", text.strip())
+        if match is None:
+            raise UsageError(f"'{text}' does not name a neuron; write layer:index, as in 5:131")
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """One excerpt and a neuron's activations on it.
+
+    Attributes:
+        excerpt: the excerpt's global id.
+        token_ids: int32 `[tokens]`.
+        tokens: the same, as text; bytes that are not UTF-8 on their own show as U+FFFD.
+        activations: float32 `[tokens]`; exact for float32, float16 and bfloat16 subjects.
+    """
+
+    excerpt: int
+    token_ids: np.ndarray
+    tokens: list[str]
+    activations: np.ndarray
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A neuron over all counted tokens of the sweep.
+
+    Attributes:
+        count: counted tokens.
+        mean, variance: of the activation; the variance is the population's.
+        skewness, kurtosis: third and fourth standardised moments (a normal's kurtosis is 3);
+            NaN where the variance is 0.
+        fraction_positive: share of counted tokens with activation > 0.
+        mean_positive: mean of max(activation, 0), the g of the lookup formulas.
+        minimum, maximum: extremes.
+        histogram: int64 `[bins]`, excerpts by their largest counted activation.
+        histogram_edges: float64 `[bins - 1]`, the inner edges between those bins.
+        histogram_excerpts: int32 `[bins]`, one excerpt id a bin, -1 where the bin is empty.
+    """
+
+    count: int
+    mean: float
+    variance: float
+    skewness: float
+    kurtosis: float
+    fraction_positive: float
+    mean_positive: float
+    minimum: float
+    maximum: float
+    histogram: np.ndarray
+    histogram_edges: np.ndarray
+    histogram_excerpts: np.ndarray
+
+
+@dataclass(frozen=True)
+class NeuronRecord:
+    """All that a run holds of one neuron.
+
+    Attributes:
+        id: the neuron.
+        skip: the first counted token of every excerpt; tokens before it don't enter keys,
+            statistics, prompts or scores.
+        top: exemplars by largest counted activation, best first.
+        bottom: by smallest, most negative first; empty unless the sweep kept them.
+        random: the random exemplars, the same excerpts for all neurons, in hash order.
+        statistics: over the whole sweep.
+    """
+
+    id: NeuronId
+    skip: int
+    top: list[Exemplar]
+    bottom: list[Exemplar]
+    random: list[Exemplar]
+    statistics: Statistics = field(repr=False)

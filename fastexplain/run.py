@@ -1,0 +1,276 @@
+"""The run directory: what a sweep writes, and everything later reads and adds to.
+
+    manifest.json                    what was swept, how, with which versions; its presence makes
+                                     the directory a run
+    excerpts.safetensors             the corpus's tokens, the vocabulary, the tables' rows
+    layers/00.safetensors ...        exemplars, statistics and tables of each layer
+    run.sqlite                       explanations, simulations, scores
+
+A file is written under a temporary name, synced and renamed, so that it is whole or absent.
+Reading is lazy: only the slices that are asked for leave the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fastexplain.errors import RunError, UsageError
+from fastexplain.kernels.scalars import histogram_edges
+from fastexplain.kernels.summary import widen
+from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
+from fastexplain.tables import Tables
+
+if TYPE_CHECKING:
+    from fastexplain.corpus import Corpus
+    from fastexplain.database import Database
+
+SCHEMA = 1
+_MANIFEST = "manifest.json"
+_EXCERPTS = "excerpts.safetensors"
+
+
+class RunWriter:
+    """Writes a run's files; the manifest, written last, makes them a run.
+
+    Raises:
+        RunError: the directory can't be made, or holds a run or other files already.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        try:
+            (self._path / "layers").mkdir(parents=True, exist_ok=True)
+            present = {entry.name for entry in self._path.iterdir()}
+        except OSError as error:
+            raise RunError(f"can't write a run to {path}: {error.strerror}") from error
+        if _MANIFEST in present:
+            raise RunError(f"{path} holds a run already; choose another directory or remove it")
+        if present - {"layers", _EXCERPTS}:
+            raise RunError(f"{path} holds other files; choose a new or an empty directory")
+
+    def write_excerpts(self, corpus: Corpus, tables: Tables, vocabulary: list[bytes]) -> None:
+        """The corpus, each token id's bytes, and which tokens and pairs the tables have."""
+        ends = np.cumsum([0] + [len(token) for token in vocabulary], dtype=np.int64)
+        arrays = {
+            "tokens": corpus.tokens,
+            "documents": corpus.documents,
+            "offsets": corpus.offsets,
+            "vocabulary.bytes": np.frombuffer(b"".join(vocabulary), np.uint8),
+            "vocabulary.ends": ends,
+            "tables.tokens": tables.tokens,
+            "tables.pairs": tables.pairs,
+            "tables.token_counts": tables.token_counts,
+            "tables.pair_counts": tables.pair_counts,
+        }
+        self._write_arrays(_EXCERPTS, arrays)
+
+    def write_layer(self, layer: int, arrays: dict[str, np.ndarray]) -> None:
+        """One layer's file, from `Exemplars.finalize`."""
+        self._write_arrays(f"layers/{layer:02}.safetensors", arrays)
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """The manifest; the directory is a run from here on."""
+        text = json.dumps({"schema": SCHEMA, **manifest}, indent=2) + "\n"
+        self._write(_MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        self._write(name, lambda path: save_file(whole, path))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        final = self._path / name
+        temporary = final.with_name(final.name + ".tmp")
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(final)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise RunError(f"can't write {final}: {error}") from error
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run directory; takes milliseconds, whatever its size.
+
+    Raises:
+        RunError: there is no run, or one that this version can't read.
+    """
+    return Run(path)
+
+
+class Run:
+    """A finished sweep, and what was made of it since.
+
+    Attributes:
+        path: the directory.
+        manifest: what was swept, how, and with which versions.
+        layers: the layers that were swept, ascending.
+        skip: the first counted token of every excerpt.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.manifest = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
+            schema = self.manifest["schema"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(
+                f"{path} is not a finished run; make one with: fastexplain sweep SUBJECT "
+                f"--corpus CORPUS --out {path}"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.path / _MANIFEST} can't be read: {error}") from error
+        if schema != SCHEMA:
+            raise RunError(
+                f"{path} has schema {schema}, this version reads {SCHEMA}; "
+                "use the version of fastexplain that the manifest names, or sweep again"
+            )
+        settings = self.manifest["settings"]
+        self.layers: list[int] = settings["layers"]
+        self.skip: int = settings["skip"]
+        self._widths = dict(zip(self.layers, settings["widths"], strict=True))
+        self._files: dict[str, Any] = {}
+
+    def width(self, layer: int) -> int:
+        """Neurons of a layer. Raises UsageError for a layer that was not swept."""
+        if layer not in self._widths:
+            swept = f"{self.layers[0]} to {self.layers[-1]}"
+            if len(self.layers) != self.layers[-1] - self.layers[0] + 1:
+                swept = ", ".join(map(str, self.layers))
+            raise UsageError(f"layer {layer} was not swept; {self.path} has layers {swept}")
+        return self._widths[layer]
+
+    def array(self, layer: int, name: str) -> np.ndarray:
+        """One array of a layer's file, whole; bfloat16 as its 16 bits."""
+        return self._whole(f"layers/{layer:02}.safetensors", name)
+
+    def neuron(self, name: str | NeuronId) -> NeuronRecord:
+        """All that the run holds of one neuron, such as `"5:131"`.
+
+        Raises:
+            UsageError: the name is no neuron's, or no neuron of this run.
+            RunError: a file is missing or damaged.
+        """
+        neuron = NeuronId.parse(name) if isinstance(name, str) else name
+        width = self.width(neuron.layer)
+        if neuron.index >= width:
+            raise UsageError(
+                f"there is no neuron {neuron}; layer {neuron.layer} has neurons "
+                f"{neuron.layer}:0 to {neuron.layer}:{width - 1}"
+            )
+        file, index = f"layers/{neuron.layer:02}.safetensors", neuron.index
+        kept = {
+            end: self._exemplars(
+                self._slice(file, f"{end}.ids")[index],
+                self._slice(file, f"{end}.activations")[index],
+            )
+            for end in ("top", "bottom")
+        }
+        random = self._exemplars(
+            self._whole(file, "random.ids"),
+            self._slice(file, "random.activations")[:, :, index],
+        )
+        return NeuronRecord(
+            neuron, self.skip, kept["top"], kept["bottom"], random, self._statistics(file, index)
+        )
+
+    def token_text(self, token: int) -> str:
+        """A token as text; bytes that are not UTF-8 on their own show as U+FFFD."""
+        blob, ends = self._vocabulary
+        return bytes(blob[ends[token] : ends[token + 1]]).decode("utf-8", errors="replace")
+
+    def excerpt(self, excerpt: int) -> np.ndarray:
+        """An excerpt's token ids, int32 `[tokens]`."""
+        return self._slice(_EXCERPTS, "tokens")[excerpt]
+
+    @cached_property
+    def excerpts(self) -> np.ndarray:
+        """All excerpts' token ids, int32 `[excerpts, tokens]`."""
+        return self._whole(_EXCERPTS, "tokens")
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Which tokens and pairs the layers' tables have rows for."""
+        names = ("tokens", "pairs", "token_counts", "pair_counts")
+        return Tables(*(self._whole(_EXCERPTS, f"tables.{name}") for name in names))
+
+    @property
+    def counted_tokens(self) -> int:
+        """Tokens that the statistics are over."""
+        sweep = self.manifest["sweep"]
+        return sweep["tokens"] - sweep["excerpts"] * self.skip
+
+    def database(self) -> Database:
+        """The run's explanations, simulations and scores; close it, or use it in a `with`."""
+        from fastexplain.database import Database
+
+        return Database(self.path / "run.sqlite")
+
+    def _exemplars(self, ids: np.ndarray, acts: np.ndarray) -> list[Exemplar]:
+        found = []
+        for excerpt, own in zip(ids, widen(acts), strict=True):
+            if excerpt >= 0:
+                token_ids = self.excerpt(int(excerpt))
+                tokens = [self.token_text(int(token)) for token in token_ids]
+                found.append(Exemplar(int(excerpt), token_ids, tokens, own))
+        return found
+
+    def _statistics(self, file: str, index: int) -> Statistics:
+        count = self.counted_tokens
+        first, second, third, fourth, positive = (
+            float(value) / count for value in self._slice(file, "sums")[:, index]
+        )
+        # Central moments from the raw ones, by the binomial theorem.
+        variance = max(second - first**2, 0.0)
+        third_central = third - 3 * first * second + 2 * first**3
+        fourth_central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+        spread = variance > 0
+
+        def one(name: str) -> Any:
+            return self._slice(file, name)[index]
+
+        return Statistics(
+            count=count,
+            mean=first,
+            variance=variance,
+            skewness=third_central / variance**1.5 if spread else float("nan"),
+            kurtosis=fourth_central / variance**2 if spread else float("nan"),
+            fraction_positive=int(one("positive")) / count,
+            mean_positive=positive,
+            minimum=float(one("minimum")),
+            maximum=float(one("maximum")),
+            histogram=one("histogram").astype(np.int64),
+            histogram_edges=histogram_edges().astype(np.float64),
+            histogram_excerpts=one("histogram.excerpts"),
+        )
+
+    @cached_property
+    def _vocabulary(self) -> tuple[np.ndarray, np.ndarray]:
+        names = ("vocabulary.bytes", "vocabulary.ends")
+        blob, ends = (self._whole(_EXCERPTS, name) for name in names)
+        return blob, ends
+
+    def _whole(self, file: str, name: str) -> np.ndarray:
+        return self._read(file, lambda handle: handle.get_tensor(name))
+
+    def _slice(self, file: str, name: str) -> Any:
+        return self._read(file, lambda handle: handle.get_slice(name))
+
+    def _read(self, file: str, read: Callable[[Any], Any]) -> Any:
+        path = self.path / file
+        try:
+            if file not in self._files:
+                self._files[file] = safe_open(path, framework="np")
+            return read(self._files[file])
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path} is missing or damaged ({error}); sweep again") from error

@@ -1,0 +1,244 @@
+"""Text in: the sources of a corpus, read as a stream of pieces of documents.
+
+A document is a text file, standard input, a row of a `.jsonl` or `.parquet` file, or a document
+of the built-in corpus. It comes in pieces of bounded size, so that neither a giant file nor a
+giant row is ever held, or tokenised, as a whole.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TextIO
+
+from fastexplain import stdlib
+from fastexplain.errors import CorpusError
+
+# Characters; a piece ends at the first line end after so many, or within a line of twice as many.
+# About 5,000 tokens: few enough that a batch keeps many cores busy, enough that cuts are rare, as
+# the tokens right at a cut may be others than in the whole text.
+PIECE = 16_384
+
+BUILT_IN = "stdlib"
+_BUILT_IN_BYTES = 10_000_000  # for progress among other sources; about right is enough
+_ROWS = 256  # rows of a parquet file decoded at a time
+
+
+class Piece(NamedTuple):
+    """Consecutive text of one document.
+
+    Attributes:
+        text: not empty.
+        first: whether it begins a document.
+        done: the fraction of all sources that is read once this is.
+    """
+
+    text: str
+    first: bool
+    done: float
+
+
+class Sources:
+    """The pieces of all documents of some sources, in a fixed order.
+
+    Attributes:
+        passed_over: files found in directories that are not UTF-8 text; complete after iteration.
+
+    Raises CorpusError, here for what isn't there and on iteration for what can't be read.
+    """
+
+    passed_over: int
+
+    def __init__(self, names: Sequence[str | Path], column: str) -> None:
+        self.passed_over = 0
+        self._column = column
+        self._parts: list[_Part] = []
+        for name in names:
+            with _reading(name):
+                self._parts.extend(self._find(name))
+
+    def __iter__(self) -> Iterator[Piece]:
+        total = sum(part.size for part in self._parts) or 1
+        before = 0
+        for part in self._parts:
+            for piece in part.read():
+                yield piece._replace(done=(before + piece.done * part.size) / total)
+            before += part.size
+
+    def _find(self, name: str | Path) -> Iterator[_Part]:
+        if name == "-":
+            yield _Part(0, _read_stdin)
+        elif name == BUILT_IN:
+            yield _Part(_BUILT_IN_BYTES, _read_built_in)
+        elif not (path := Path(name)).exists():
+            raise CorpusError(
+                f"no file or directory {str(path)!r}; a corpus is a text file, a directory, a"
+                f" .jsonl or .parquet file, '-' for standard input, or the built-in '{BUILT_IN}'"
+            )
+        elif path.is_dir():
+            for file in _walk(path):
+                yield _Part(file.stat().st_size, self._reader(file) or partial(self._try, file))
+        else:
+            yield _Part(path.stat().st_size, self._reader(path) or partial(_read_text, path))
+
+    def _reader(self, path: Path) -> Callable[[], Iterator[Piece]] | None:
+        """How to read a file of rows; None for any other."""
+        name = path.name.lower()
+        if name.endswith((".jsonl", ".jsonl.gz")):
+            return partial(_read_jsonl, path, self._column)
+        if name.endswith(".parquet"):
+            return partial(_read_parquet, path, self._column)
+        return None
+
+    def _try(self, path: Path) -> Iterator[Piece]:
+        """A file of a directory, if all of it is text: read twice, as it may turn out late."""
+        try:
+            for _ in _read_text(path):
+                pass
+        except _NotTextError:
+            self.passed_over += 1
+        else:
+            yield from _read_text(path)
+
+
+class _Part(NamedTuple):
+    """One readable thing; the `done` of its pieces counts from 0 to 1 within it."""
+
+    size: int  # bytes, its share of the progress; 0 where unknown
+    read: Callable[[], Iterator[Piece]]
+
+
+class _NotTextError(CorpusError):
+    """A file is not UTF-8 text."""
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """The files below a directory, hidden ones and links to directories aside, in sorted order."""
+
+    def refuse(error: OSError) -> None:
+        raise CorpusError(f"can't read {error.filename!r}: {error.strerror}")
+
+    for folder, folders, files in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Turn what goes wrong while reading a file into a CorpusError that names it."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise _NotTextError(f"{str(path)!r} is not UTF-8 text") from None
+    except (EOFError, zlib.error):
+        raise CorpusError(f"{str(path)!r} is damaged or cut short") from None
+    except OSError as error:
+        raise CorpusError(f"can't read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _cut(stream: TextIO) -> Iterator[str]:
+    while text := stream.read(PIECE) + stream.readline(PIECE):
+        yield text
+
+
+def _row(text: str, done: float) -> Iterator[Piece]:
+    for place, piece in enumerate(_cut(io.StringIO(text))):
+        yield Piece(piece, place == 0, done)
+
+
+def _read_text(path: Path) -> Iterator[Piece]:
+    with _reading(path), path.open("rb") as file:
+        size = path.stat().st_size  # 0 for a pipe, which has no place to tell either
+        yield from _stream(file, path, lambda: file.tell() / size if size else 0.0)
+
+
+def _read_stdin() -> Iterator[Piece]:
+    with _reading("standard input"):
+        yield from _stream(sys.stdin.buffer, "standard input", lambda: 0.0)
+
+
+def _stream(file: BinaryIO, name: str | Path, done: Callable[[], float]) -> Iterator[Piece]:
+    stream = io.TextIOWrapper(file, encoding="utf-8-sig")
+    try:
+        for place, text in enumerate(_cut(stream)):
+            if "\0" in text:  # decodes, but no text has it
+                raise _NotTextError(f"{str(name)!r} is not text: it has null bytes")
+            yield Piece(text, place == 0, done())
+    finally:
+        stream.detach()  # the file is the caller's to close
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[Piece]:
+    with _reading(path), path.open("rb") as file:
+        size = path.stat().st_size
+        rows: Any = gzip.GzipFile(fileobj=file) if path.name.lower().endswith(".gz") else file
+        with io.TextIOWrapper(rows, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    text = _field(line, column, f"{str(path)!r}, line {number}")
+                    yield from _row(text, file.tell() / size if size else 0.0)
+
+
+def _field(line: str, column: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: not a JSON object, which should have {column!r}")
+    if column not in row:
+        raise CorpusError(f"{where}: no column {column!r}; there are {_names(row)}")
+    text = row[column]
+    if not isinstance(text, str | None):
+        raise CorpusError(f"{where}: {column!r} is not a string")
+    # JSON can escape half of a surrogate pair, which is no character and can't be tokenised.
+    return (text or "").encode("utf-8", "replace").decode()
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise CorpusError(
+            f"reading {str(path)!r} needs pyarrow: pip install 'fastexplain[parquet]'"
+        ) from None
+    try:
+        with _reading(path), pq.ParquetFile(path) as file:
+            _check_column(file.schema_arrow, column, str(path))
+            for group in range(file.num_row_groups):
+                done = (group + 1) / file.num_row_groups
+                for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column]):
+                    for text in batch.column(0).to_pylist():
+                        yield from _row(text or "", done)
+    except pa.ArrowException as error:
+        reason = str(error).partition("\n")[0]
+        raise CorpusError(f"can't read {str(path)!r}: {reason}") from error
+
+
+def _check_column(schema: Any, column: str, path: str) -> None:
+    if column not in schema.names:
+        raise CorpusError(f"{path!r}: no column {column!r}; there are {_names(schema.names)}")
+    kind = schema.field(column).type
+    if str(getattr(kind, "value_type", kind)) not in ("string", "large_string", "string_view"):
+        raise CorpusError(f"{path!r}: column {column!r} holds {kind}, not text")
+
+
+def _names(columns: Any) -> str:
+    return ", ".join(repr(name) for name in columns) or "none"
+
+
+def _read_built_in() -> Iterator[Piece]:
+    for done, text in stdlib.documents():
+        yield from _row(text, done)

@@ -1,0 +1,221 @@
+"""The one pass of a corpus through a subject that fills every neuron's exemplars and statistics.
+
+1. Choose the tables' rows and the random excerpts; make an empty summary for each layer.
+2. For every batch of excerpts, in order of their ids, run the subject's trunk; each layer's
+   activations are folded into that layer's summary where they are, and are gone.
+3. Write each layer's file, then the manifest, which makes the directory a run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastexplain.corpus import Corpus
+from fastexplain.errors import SweepError, UsageError
+from fastexplain.exemplars import Exemplars, kernel_dtype, on_device
+from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
+from fastexplain.run import Run, RunWriter, open_run
+from fastexplain.subject import Subject
+from fastexplain.tables import Tables
+
+TABLE_BYTES = 2**30
+"""Memory for all layers' tables together."""
+
+# Excerpts a batch: on 2 cores 32 to 128 run alike; a GPU wants more work in each launch.
+_BATCH = {"cpu": 64, "mps": 64, "cuda": 512}
+# Batches between two looks for activations that are not finite: a look waits for the device.
+_BATCHES_A_CHECK = 32
+
+
+def sweep(
+    subject: Subject,
+    corpus: Corpus,
+    out: str | Path,
+    *,
+    top_k: int = 20,
+    random: int = 25,
+    bottom: bool = False,
+    layers: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    skip: int | None = None,
+    table_bytes: int = TABLE_BYTES,
+    progress: Callable[[int], None] | None = None,
+) -> Run:
+    """Sweep a corpus through a subject and write a run.
+
+    Args:
+        subject: from `load_subject`.
+        corpus: tokenised with the subject's tokenizer.
+        out: directory of the run; must not exist or be empty.
+        top_k: exemplars a neuron by largest activation, and with `bottom` as many by smallest.
+        random: exemplars that all neurons share, drawn with the corpus's seed.
+        layers: those to explain; all by default.
+        batch_size: excerpts in a forward pass.
+        skip: tokens at the start of each excerpt that count for nothing. By default 0 where the
+            subject prepends a BOS token, else 1: models of the Llama kind put enormous
+            activations on whatever comes first (an attention sink).
+        table_bytes: memory for the tables of all layers; 0 leaves them out, and with them the
+            lookup explainer.
+        progress: called with the number of excerpts done, after each batch.
+
+    Raises:
+        UsageError: an argument makes no sense, such as a layer that the subject doesn't have.
+        RunError: `out` can't be written, or holds something already.
+        SweepError: activations are not finite; says at which layer and excerpt.
+    """
+    layers = _checked_layers(layers, subject)
+    skip = (0 if subject.bos is not None else 1) if skip is None else skip
+    batch_size = _BATCH[subject.device.type] if batch_size is None else batch_size
+    least = {"top_k": (top_k, 1), "random": (random, 0), "batch_size": (batch_size, 1),
+             "table_bytes": (table_bytes, 0)}  # fmt: skip
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise UsageError(f"{name} is {value}; it must be at least {minimum}")
+    if not 0 <= skip < corpus.tokens.shape[1]:
+        raise UsageError(f"skip is {skip}; an excerpt has {corpus.tokens.shape[1]} tokens")
+    if (largest := int(corpus.tokens.max())) >= (known := subject.model.config.vocab_size):
+        raise UsageError(
+            f"the corpus has token {largest}, the subject only {known} tokens; "
+            "make the corpus with the subject's own tokenizer"
+        )
+
+    writer = RunWriter(out)
+    started = time.perf_counter()
+    neurons = sum(subject.widths[layer] for layer in layers)
+    tables = Tables.choose(
+        corpus.tokens, skip=skip, rows=table_bytes // (neurons * np.dtype(np.float32).itemsize)
+    )
+    random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), random, corpus.seed)
+    device = _kernel_device(subject.device)
+    exemplars = {
+        layer: Exemplars(
+            Summary.empty(
+                subject.widths[layer],
+                corpus.tokens.shape[1],
+                kernel_dtype(subject.dtype),
+                top=top_k,
+                bottom=top_k if bottom else 0,
+                random_ids=random_ids,
+                table_rows=(len(tables.tokens), len(tables.pairs)),
+                seed=corpus.seed,
+            ),
+            device,
+        )
+        for layer in layers
+    }
+
+    looped = time.perf_counter()
+    for number, start in enumerate(range(0, len(corpus), batch_size)):
+        token_ids = corpus.tokens[start : start + batch_size]
+        ids = np.arange(start, start + len(token_ids), dtype=np.int32)
+        batch = on_device(
+            Batch.make(ids, *tables.rows(token_ids), skip=skip, random_ids=random_ids), device
+        )
+
+        def fold(layer: int, acts: torch.Tensor, batch: Batch = batch) -> None:
+            exemplars[layer].update(acts.to(device), batch)
+
+        subject.trunk(torch.from_numpy(np.array(token_ids)), fold, layers)
+        if number % _BATCHES_A_CHECK == 0:
+            _check(exemplars)
+        if progress is not None:
+            progress(start + len(token_ids))
+    _check(exemplars)
+    swept = time.perf_counter()
+
+    writer.write_excerpts(corpus, tables, subject.token_bytes())
+    for layer in layers:
+        writer.write_layer(layer, exemplars.pop(layer).finalize())
+    seconds = swept - looped
+    writer.write_manifest(
+        {
+            "subject": {
+                "name": subject.name,
+                "revision": subject.revision,
+                "architecture": type(subject.model).__name__,
+                "dtype": str(subject.dtype).removeprefix("torch."),
+                "bos": subject.bos,
+                "layers": len(subject.widths),
+            },
+            "corpus": {
+                "sources": list(corpus.sources),
+                "fingerprint": corpus.fingerprint,
+                "excerpts": len(corpus),
+                "available": corpus.available,
+                "seed": corpus.seed,
+            },
+            "settings": {
+                "layers": list(layers),
+                "widths": [subject.widths[layer] for layer in layers],
+                "top_k": top_k,
+                "random": random,
+                "bottom": bottom,
+                "batch_size": batch_size,
+                "skip": skip,
+                "device": str(subject.device),
+            },
+            "sweep": {
+                "neurons": neurons,
+                "excerpts": len(corpus),
+                "tokens": corpus.tokens.size,
+                "seconds": seconds,
+                "tokens_per_second": corpus.tokens.size / seconds,
+                "seconds_before": looped - started,
+                "seconds_after": time.perf_counter() - swept,
+            },
+            "versions": _versions(),
+        }
+    )
+    return open_run(out)
+
+
+def _check(exemplars: dict[int, Exemplars]) -> None:
+    for layer, kept in exemplars.items():
+        if (excerpt := kept.faulty_excerpt()) is not None:
+            raise SweepError(
+                f"layer {layer} has activations that are not finite (NaN or infinity) on excerpt "
+                f"{excerpt}; try --dtype float32"
+            )
+
+
+def _checked_layers(layers: Sequence[int] | None, subject: Subject) -> list[int]:
+    count = len(subject.widths)
+    if layers is None:
+        return list(range(count))
+    if not layers or not all(0 <= layer < count for layer in layers):
+        raise UsageError(f"layers {list(layers)}: {subject.name} has layers 0 to {count - 1}")
+    return sorted(set(layers))
+
+
+def _kernel_device(device: torch.device) -> torch.device:
+    """Where the kernels run: on the subject's GPU if they can, else on the CPU."""
+    if device.type == "cuda" and importlib.util.find_spec("numba_cuda"):
+        return device
+    return torch.device("cpu")
+
+
+def _versions() -> dict[str, str]:
+    names = ("fastexplain", "torch", "transformers", "numba", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+class _CallableModule(ModuleType):
+    """`fastexplain.sweep` is this module and the function in it: importing one sets the other."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Run:
+        return sweep(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

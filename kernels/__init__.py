@@ -1,0 +1,90 @@
+"""The hot loops: five names, one contract each, three implementations.
+
+`reference.py` (NumPy, obvious) is the truth, `cpu.py` (Numba) and `cuda.py` (Numba CUDA) hold the
+same functions in the same order. The names below pick the implementation by where the arrays
+live: NumPy arrays go to `cpu`, device arrays (anything with `__cuda_array_interface__`) to `cuda`.
+
+Letters in shapes: B excerpts in a batch, T tokens in an excerpt (64), L = T plus the positions
+before them that are not counted (a BOS token), F neurons of one layer, K top exemplars, R random
+exemplars, H histogram bins, V tokens and P pairs in the tables, N neurons, M pooled tokens.
+Activations are float32, float16, or bfloat16 as uint16 views, for which NumPy has no type.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from fastexplain.kernels.summary import Batch, Summary
+
+__all__ = ["capture", "correlate", "discretize", "lookup", "merge"]
+
+
+def _home(array: Any) -> ModuleType:
+    if hasattr(array, "__cuda_array_interface__"):
+        from fastexplain.kernels import cuda
+
+        return cuda
+    from fastexplain.kernels import cpu
+
+    return cpu
+
+
+def capture(acts: Any, batch: Batch, summary: Summary) -> None:
+    """Fold one layer's activations `[B, L, F]` of one batch into that layer's summary, in place.
+
+    Excerpts are ranked by their largest (bottom: smallest) activation over counted tokens, those
+    from `batch.skip` on; equal values by lower excerpt id. Sums are over counted tokens. Excerpts
+    that the batch names as random are kept whole, and the tables take max(activation, 0) by the
+    batch's segments. An excerpt with NaN or infinity leaves its id in `summary.fault` (of
+    several, one); the summary is then of no further use. Nothing here waits for a device.
+
+    `acts` must be contiguous, and its dtype the one that `summary` was made for.
+    """
+    _home(acts).capture(acts, batch, summary)
+
+
+def merge(a: Summary, b: Summary) -> Summary:
+    """The summary of the excerpts of `a` and of `b`, which must be disjoint.
+
+    Commutative and associative: bit for bit in keys, ids, activations, counts and extremes, to
+    rounding in the sums. Exemplars come out in order, best first.
+    """
+    return _home(a.top_keys).merge(a, b)
+
+
+def discretize(activations: Any, scale: Any) -> Any:
+    """Activations `[N, ...]` to integers 0..10, uint8: min(10, floor(10 * max(x, 0) / m)).
+
+    m is the neuron's entry in `scale` `[N]`. Evaluated as (10 * x) / m in float64; 0 where m <= 0.
+    Source: Bills et al. 2023, "Explaining neurons", on the explainer's input.
+    """
+    return _home(activations).discretize(activations, scale)
+
+
+def correlate(true: Any, simulated: Any) -> Any:
+    """Pearson's correlation of each row of `true` and `simulated`, `[N, M]`; float64 `[N]`.
+
+    Tokens at which either side is NaN are left out. NaN where the correlation is undefined: fewer
+    than two tokens, or a side that does not vary. Accumulators are float64.
+    """
+    return _home(true).correlate(true, simulated)
+
+
+def lookup(tables: Any, excerpts: Any) -> Any:
+    """Predict activations from the tables, each neuron's own excerpts held out.
+
+    Args:
+        tables: a `LookupTables`; one layer's sums and counts.
+        excerpts: a `HeldOut`; per neuron E excerpts to predict, with their true activations.
+
+    Returns:
+        float32 `[F, E, T]`: the pair's estimate, backing off to the token's and to the neuron's
+        mean; NaN at tokens that are not counted and in missing excerpts. With g the mean of
+        max(activation, 0), e = (S_t + 0.5 g) / (C_t + 0.5) and (S_p + 2 e) / (C_p + 2), where what
+        the neuron's own E excerpts put into S, C and g has been subtracted; a sum whose
+        remaining count is 0, or that is within rounding of 0, is exactly 0.
+    """
+    return _home(tables.token_sums).lookup(tables, excerpts)

@@ -1,0 +1,188 @@
+"""The kernels in NumPy, obvious and slow: the truth that the others are tested against."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastexplain.kernels.scalars import (
+    NO_ID,
+    discretize_one,
+    excerpt_hash,
+    histogram_edges,
+    pair_estimate,
+    precedes,
+    remaining,
+    token_estimate,
+)
+from fastexplain.kernels.summary import (
+    Batch,
+    HeldOut,
+    LookupTables,
+    Summary,
+    smallest_hashes,
+    widen,
+)
+
+
+def capture(acts: np.ndarray, batch: Batch, summary: Summary) -> None:
+    """See `fastexplain.kernels.capture`."""
+    tokens = summary.top_acts.shape[2]
+    acts = acts[:, acts.shape[1] - tokens :]
+    values = widen(acts)
+    counted = values[:, batch.skip :]
+
+    faulty = batch.ids[~np.isfinite(counted).all(axis=(1, 2))]
+    summary.fault[0] = min([summary.fault[0], *faulty])
+    if len(faulty):
+        return
+
+    largest, smallest = counted.max(axis=1), counted.min(axis=1)  # [B, F]
+    for position, excerpt in enumerate(batch.ids):
+        for neuron in range(acts.shape[2]):
+            own = acts[position, :, neuron]
+            _keep(summary.top_keys, summary.top_ids, summary.top_acts, neuron,
+                  largest[position, neuron], excerpt, own)  # fmt: skip
+            _keep(summary.bottom_keys, summary.bottom_ids, summary.bottom_acts, neuron,
+                  -smallest[position, neuron], excerpt, own)  # fmt: skip
+            _count(summary, neuron, largest[position, neuron], excerpt)
+        if batch.random_slots[position] >= 0:
+            summary.random_acts[batch.random_slots[position]] = acts[position]
+
+    exact = counted.astype(np.float64)
+    positive = np.maximum(exact, 0)
+    summary.sums += [*((exact**power).sum(axis=(0, 1)) for power in (1, 2, 3, 4)),
+                     positive.sum(axis=(0, 1))]  # fmt: skip
+    summary.positive += (exact > 0).sum(axis=(0, 1))
+    np.maximum(summary.maximum, largest.max(axis=0), out=summary.maximum)
+    np.minimum(summary.minimum, smallest.min(axis=0), out=summary.minimum)
+
+    flat = np.maximum(values, 0).reshape(-1, values.shape[2])
+    for run, (token, pair) in enumerate(zip(batch.run_tokens, batch.run_pairs, strict=True)):
+        members = batch.positions[batch.run_starts[run] : batch.run_starts[run + 1]]
+        total = flat[members].sum(axis=0, dtype=np.float64).astype(np.float32)
+        if token >= 0:
+            summary.token_sums[token] += total
+        if pair >= 0:
+            summary.pair_sums[pair] += total
+
+
+def _keep(keys, ids, acts, neuron: int, key: float, excerpt: int, own: np.ndarray) -> None:
+    """Put an exemplar in its place among the K best of a neuron, if it is one of them."""
+    slots = keys.shape[1]
+    if slots == 0 or not precedes(key, excerpt, keys[neuron, 0], ids[neuron, 0]):
+        return
+    keys[neuron, 0], ids[neuron, 0], acts[neuron, 0] = key, excerpt, own
+    worst_first = np.lexsort((-ids[neuron].astype(np.int64), keys[neuron]))
+    for array in (keys, ids, acts):
+        array[neuron] = array[neuron][worst_first]
+
+
+def _count(summary: Summary, neuron: int, largest: float, excerpt: int) -> None:
+    """Count an excerpt in the histogram, and let it stand for its bin if its hash is the least."""
+    place = np.searchsorted(histogram_edges(), largest, side="right")
+    summary.histogram[neuron, place] += 1
+    candidates = np.array([summary.histogram_ids[neuron, place], excerpt], np.int32)
+    summary.histogram_ids[neuron, place] = smallest_hashes(candidates, 1, summary.seed)[0]
+
+
+def merge(a: Summary, b: Summary) -> Summary:
+    """See `fastexplain.kernels.merge`."""
+    random_ids = smallest_hashes(
+        np.concatenate([a.random_ids, b.random_ids]), len(a.random_ids), a.seed
+    )
+    random_acts = np.zeros_like(a.random_acts)
+    for source in (a, b):
+        for slot, excerpt in enumerate(source.random_ids):
+            if excerpt != NO_ID and excerpt in random_ids:
+                random_acts[list(random_ids).index(excerpt)] = source.random_acts[slot]
+
+    pairs = np.stack([a.histogram_ids, b.histogram_ids], axis=-1)
+    with np.errstate(over="ignore"):
+        hashes = excerpt_hash(pairs.astype(np.uint64), np.uint64(a.seed))
+    hashes[pairs == NO_ID] = np.iinfo(np.uint64).max
+    histogram_ids = np.take_along_axis(pairs, hashes.argmin(axis=-1)[..., None], axis=-1)[..., 0]
+
+    return Summary(
+        *_best(a.top_keys, a.top_ids, a.top_acts, b.top_keys, b.top_ids, b.top_acts),
+        *_best(a.bottom_keys, a.bottom_ids, a.bottom_acts,
+               b.bottom_keys, b.bottom_ids, b.bottom_acts),
+        random_ids=random_ids,
+        random_acts=random_acts,
+        sums=a.sums + b.sums,
+        positive=a.positive + b.positive,
+        minimum=np.minimum(a.minimum, b.minimum),
+        maximum=np.maximum(a.maximum, b.maximum),
+        histogram=a.histogram + b.histogram,
+        histogram_ids=histogram_ids,
+        token_sums=a.token_sums + b.token_sums,
+        pair_sums=a.pair_sums + b.pair_sums,
+        fault=np.minimum(a.fault, b.fault),
+        seed=a.seed,
+    )  # fmt: skip
+
+
+def _best(keys_a, ids_a, acts_a, keys_b, ids_b, acts_b) -> tuple[np.ndarray, ...]:
+    """The first K of two sets of K exemplars a neuron, in order."""
+    slots = keys_a.shape[1]
+    keys = np.concatenate([keys_a, keys_b], axis=1)
+    ids = np.concatenate([ids_a, ids_b], axis=1)
+    acts = np.concatenate([acts_a, acts_b], axis=1)
+    order = np.lexsort((ids, -keys), axis=1)[:, :slots]
+    return (
+        np.take_along_axis(keys, order, axis=1),
+        np.take_along_axis(ids, order, axis=1),
+        np.take_along_axis(acts, order[..., None], axis=1),
+    )
+
+
+def discretize(activations: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """See `fastexplain.kernels.discretize`."""
+    values = widen(activations)
+    result = np.zeros(values.shape, np.uint8)
+    for place, x in np.ndenumerate(values):
+        result[place] = discretize_one(float(x), float(scale[place[0]]))
+    return result
+
+
+def correlate(true: np.ndarray, simulated: np.ndarray) -> np.ndarray:
+    """See `fastexplain.kernels.correlate`."""
+    result = np.full(len(true), np.nan)
+    for neuron, (x, y) in enumerate(zip(true, simulated, strict=True)):
+        known = ~(np.isnan(x) | np.isnan(y))
+        x, y = x[known].astype(np.float64), y[known].astype(np.float64)
+        if len(x) >= 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
+            x, y = x - x.mean(), y - y.mean()
+            result[neuron] = (x @ y) / math.sqrt(x @ x) / math.sqrt(y @ y)
+    return result
+
+
+def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
+    """See `fastexplain.kernels.lookup`."""
+    neurons, count, tokens = excerpts.activations.shape
+    result = np.full((neurons, count, tokens), np.nan, np.float32)
+    for neuron in range(neurons):
+        seen = [
+            (excerpts.token_rows[excerpt, t], excerpts.pair_rows[excerpt, t], place, t,
+             max(float(excerpts.activations[neuron, place, t]), 0.0))
+            for place, excerpt in enumerate(excerpts.ids[neuron]) if excerpt >= 0
+            for t in range(excerpts.skip, tokens)
+        ]  # fmt: skip
+        rest = tables.count - len(seen)
+        own_sum = sum(own for *_, own in seen)
+        mean = remaining(tables.positive_sums[neuron], own_sum, rest) / max(rest, 1)
+        for token, pair, place, t, _ in seen:
+            estimate = mean
+            if token >= 0:
+                own = [other[4] for other in seen if other[0] == token]
+                left = tables.token_counts[token] - len(own)
+                total = remaining(float(tables.token_sums[token, neuron]), sum(own), left)
+                estimate = token_estimate(total, left, mean)
+            if pair >= 0:
+                own = [other[4] for other in seen if other[1] == pair]
+                left = tables.pair_counts[pair] - len(own)
+                total = remaining(float(tables.pair_sums[pair, neuron]), sum(own), left)
+                estimate = pair_estimate(total, left, estimate)
+            result[neuron, place, t] = estimate
+    return result

@@ -1,0 +1,309 @@
+"""The sweep, from text to a run, on a planted subject and on a real one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+import torch
+
+import fastexplain
+from fastexplain import Corpus, load_subject, open_run
+from fastexplain.errors import RunError, SweepError, UsageError
+from fastexplain.exemplars import kernel_dtype
+from fastexplain.kernels import reference
+from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
+from fastexplain.tables import Tables
+
+
+def words_of(exemplar) -> list[str]:
+    return [planted.WORDS[token] for token in exemplar.token_ids]
+
+
+@pytest.mark.parametrize(
+    ("neuron", "fires"),
+    [
+        (planted.CAT, lambda previous, word: word == "cat"),
+        (planted.DIGIT, lambda previous, word: word.isdigit()),
+        (planted.MOON_AFTER_BRIGHT, lambda previous, word: (previous, word) == ("bright", "moon")),
+        (planted.RIVER_OR_STONE, lambda previous, word: word in ("river", "stone")),
+        (planted.RARE, lambda previous, word: word == "rare"),
+    ],
+)
+def test_exemplars_fire_where_the_neuron_was_planted_and_nowhere_else(
+    planted_run, neuron, fires
+) -> None:
+    record = planted_run.neuron(f"0:{neuron}")
+    for exemplar in [*record.top, *record.random]:
+        words = words_of(exemplar)
+        expected = [fires(words[max(t - 1, 0)], words[t]) for t in range(1, 64)]
+        assert (exemplar.activations[1:] > 1).tolist() == expected
+        assert (exemplar.activations[1:] > 0).tolist() == expected
+
+
+def test_the_rare_neuron_finds_exactly_the_excerpts_with_its_word(planted_run) -> None:
+    record = planted_run.neuron(f"0:{planted.RARE}")
+    strong = {e.excerpt for e in record.top if e.activations[record.skip :].max() > 0}
+    assert strong == set(range(0, 400, 50))
+    assert [e.excerpt for e in record.top[8:]] == [e for e in range(400) if e % 50][:12]
+
+
+def test_equal_activations_rank_by_lower_excerpt_id(planted_run) -> None:
+    for neuron in (planted.ALWAYS, planted.NEVER):
+        assert [e.excerpt for e in planted_run.neuron(f"0:{neuron}").top] == list(range(20))
+
+
+def test_statistics_are_those_of_all_counted_tokens(
+    planted_run, planted_subject, planted_corpus
+) -> None:
+    seen: list[np.ndarray] = []
+    planted_subject.trunk(
+        torch.from_numpy(np.array(planted_corpus.tokens)), lambda _, acts: seen.append(acts.numpy())
+    )
+    acts = seen[0][:, 1:].astype(np.float64)
+    for neuron in (planted.CAT, planted.DIGIT, planted.RARE):
+        own, found = acts[..., neuron].ravel(), planted_run.neuron(f"0:{neuron}").statistics
+        centred = own - own.mean()
+        assert found.count == own.size
+        assert found.mean == pytest.approx(own.mean())
+        assert found.variance == pytest.approx(own.var())
+        assert found.skewness == pytest.approx((centred**3).mean() / own.std() ** 3)
+        assert found.kurtosis == pytest.approx((centred**4).mean() / own.std() ** 4)
+        assert found.fraction_positive == (own > 0).mean()
+        assert found.mean_positive == pytest.approx(np.maximum(own, 0).mean())
+        assert (found.minimum, found.maximum) == (own.min(), own.max())
+        largest = acts[..., neuron].max(axis=1)
+        places = np.searchsorted(found.histogram_edges, largest, side="right")
+        assert found.histogram.tolist() == np.bincount(places, minlength=96).tolist()
+        for place, excerpt in enumerate(found.histogram_excerpts):
+            assert (excerpt < 0) == (found.histogram[place] == 0)
+            assert excerpt < 0 or places[excerpt] == place
+    never = planted_run.neuron(f"0:{planted.NEVER}").statistics
+    assert never.variance == 0 and np.isnan(never.skewness) and np.isnan(never.kurtosis)
+
+
+def test_tables_hold_each_words_sum(planted_run) -> None:
+    tables, sums = planted_run.tables, planted_run.array(0, "tables.tokens")
+    corpus = planted_run.excerpts[:, 1:]
+    for row, (token, count) in enumerate(zip(tables.tokens, tables.token_counts, strict=True)):
+        assert count == (corpus == token).sum()
+        strength = sums[row, planted.CAT] / count
+        assert (strength > 1) == (planted.WORDS[token] == "cat")
+    bright, moon = planted.WORDS.index("bright"), planted.WORDS.index("moon")
+    row = tables.pairs.tolist().index([bright, moon])
+    pairs = planted_run.array(0, "tables.pairs")[:, planted.MOON_AFTER_BRIGHT]
+    assert pairs[row] > 1 and (np.delete(pairs, row) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_sweep_equals_the_reference(dtype, planted_run, planted_corpus, tmp_path) -> None:
+    """Ids exactly and activations to the last bit, also in 16 bits, with the negative side."""
+    source = planted_run.manifest["subject"]["name"]
+    subject = load_subject(source, dtype=dtype)
+    run = fastexplain.sweep(
+        subject, planted_corpus, tmp_path / "run", bottom=True, top_k=7, random=3, batch_size=96
+    )
+    width, tables = subject.widths[0], run.tables
+    random_ids = smallest_hashes(np.arange(400, dtype=np.int32), 3, 0)
+    summary = Summary.empty(
+        width, 64, kernel_dtype(subject.dtype), top=7, bottom=7, random_ids=random_ids,
+        table_rows=(len(tables.tokens), len(tables.pairs)), seed=0,
+    )  # fmt: skip
+    for start in range(0, 400, 96):  # as large as the sweep's: float32 matmuls depend on the shape
+        token_ids = np.array(planted_corpus.tokens[start : start + 96])
+        ids = np.arange(start, start + len(token_ids), dtype=np.int32)
+        batch = Batch.make(ids, *tables.rows(token_ids), skip=1, random_ids=random_ids)
+
+        def fold(_: int, acts: torch.Tensor, batch: Batch = batch) -> None:
+            bits = acts.view(torch.uint16) if acts.dtype == torch.bfloat16 else acts
+            reference.capture(bits.numpy(), batch, summary)
+
+        subject.trunk(torch.from_numpy(token_ids), fold)
+    for end in ("top", "bottom"):
+        keys, ids = getattr(summary, f"{end}_keys"), getattr(summary, f"{end}_ids")
+        order = np.lexsort((ids, -keys), axis=1)
+        assert (run.array(0, f"{end}.ids") == np.take_along_axis(ids, order, 1)).all()
+        acts = np.take_along_axis(getattr(summary, f"{end}_acts"), order[..., None], 1)
+        assert (run.array(0, f"{end}.activations") == acts).all()
+    assert (run.array(0, "random.ids") == random_ids).all()
+    assert (run.array(0, "random.activations") == summary.random_acts).all()
+    np.testing.assert_allclose(run.array(0, "sums"), summary.sums, rtol=1e-9)
+    record = run.neuron("0:3")
+    assert len(record.bottom) == 7 and len(record.random) == 3
+    assert record.bottom[0].activations.dtype == np.float32
+
+
+def test_top_excerpts_are_those_of_plain_transformers(smollm2, stdlib_run) -> None:
+    """50 random neurons of SmolLM2 on 200 excerpts, recomputed with nothing of ours."""
+    token_ids = np.array(stdlib_run.excerpts, dtype=np.int64)
+    rng = np.random.default_rng(0)
+    chosen = {(int(rng.integers(30)), int(rng.integers(1536))) for _ in range(50)}
+    largest: dict[tuple[int, int], list[float]] = {neuron: [] for neuron in chosen}
+
+    def remember(layer: int):
+        def hook(_module, inputs) -> None:
+            maxima = inputs[0][:, 1:].amax(dim=1)
+            for neuron in chosen:
+                if neuron[0] == layer:
+                    largest[neuron] += maxima[:, neuron[1]].tolist()
+
+        return hook
+
+    layers = smollm2.model.model.layers
+    hooks = [
+        layers[layer].mlp.down_proj.register_forward_pre_hook(remember(layer))
+        for layer in range(30)
+    ]
+    with torch.no_grad():
+        for start in range(0, 200, 50):
+            smollm2.model.model(input_ids=torch.from_numpy(token_ids[start : start + 50]))
+    for hook in hooks:
+        hook.remove()
+    for layer, index in chosen:
+        values = np.array(largest[layer, index])
+        record = stdlib_run.neuron(f"{layer}:{index}")
+        assert [e.excerpt for e in record.top] == np.argsort(-values, kind="stable")[:20].tolist()
+        for exemplar in record.top:
+            assert exemplar.activations[1:].max() == pytest.approx(
+                values[exemplar.excerpt], rel=1e-4
+            )
+
+
+def test_run_shows_the_text_of_its_excerpts(stdlib_run, smollm2) -> None:
+    for exemplar in stdlib_run.neuron("3:17").top:
+        text = smollm2.tokenizer.decode(exemplar.token_ids)
+        # A character may be split over tokens, none of which can show it.
+        assert "".join(exemplar.tokens) == text or not text.isascii()
+
+
+def test_manifest_tells_what_was_swept(stdlib_run) -> None:
+    manifest = json.loads((stdlib_run.path / "manifest.json").read_text())
+    assert manifest["subject"]["name"] == "smollm2"
+    assert manifest["subject"]["dtype"] == "float32"
+    assert manifest["sweep"]["neurons"] == 46_080
+    assert manifest["sweep"]["tokens"] == 200 * 64
+    assert manifest["sweep"]["tokens_per_second"] == pytest.approx(
+        manifest["sweep"]["tokens"] / manifest["sweep"]["seconds"]
+    )
+    assert manifest["corpus"]["sources"] == ["stdlib"]
+    assert {"fastexplain", "torch", "transformers", "numba"} <= set(manifest["versions"])
+
+
+def test_a_layer_subset_leaves_the_others_out(planted_subject, planted_corpus, tmp_path) -> None:
+    with pytest.raises(UsageError, match="has layers 0 to 0"):
+        fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "a", layers=[1])
+    assert not (tmp_path / "a").exists()
+
+
+def test_neurons_that_are_not_there_are_named(planted_run) -> None:
+    with pytest.raises(UsageError, match="layer 3 was not swept"):
+        planted_run.neuron("3:1")
+    with pytest.raises(UsageError, match="0:0 to 0:119"):
+        planted_run.neuron("0:120")
+    with pytest.raises(UsageError, match="layer:index"):
+        planted_run.neuron("cat")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("top_k", 0), ("random", -1), ("batch_size", 0), ("table_bytes", -1), ("skip", 64)],
+)
+def test_settings_that_make_no_sense_are_refused(
+    planted_subject, planted_corpus, tmp_path, option, value
+) -> None:
+    with pytest.raises(UsageError, match=f"{option} is {value}"):
+        fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", **{option: value})
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(planted_subject, tmp_path) -> None:
+    corpus = Corpus.from_excerpts(np.full((2, 64), 1000, np.int32))
+    with pytest.raises(UsageError, match="own tokenizer"):
+        fastexplain.sweep(planted_subject, corpus, tmp_path / "run")
+
+
+def test_activations_that_are_not_finite_stop_the_sweep(planted_run, planted_corpus, tmp_path):
+    subject = load_subject(planted_run.manifest["subject"]["name"])
+    subject.model.transformer.wte.weight.data[planted.WORDS.index("rare")] = float("nan")
+    with pytest.raises(SweepError, match=r"layer 0 .* excerpt 0"):
+        fastexplain.sweep(subject, planted_corpus, tmp_path / "run")
+    with pytest.raises(RunError, match="not a finished run"):
+        open_run(tmp_path / "run")
+
+
+def test_fewer_excerpts_than_exemplars(planted_subject, planted_corpus, tmp_path) -> None:
+    few = Corpus.from_excerpts(np.array(planted_corpus.tokens[:5]))
+    run = fastexplain.sweep(planted_subject, few, tmp_path / "run", table_bytes=0)
+    record = run.neuron(f"0:{planted.CAT}")
+    assert sorted(e.excerpt for e in record.top) == list(range(5))
+    assert sorted(e.excerpt for e in record.random) == list(range(5))
+    assert record.bottom == []
+
+
+def test_what_is_there_is_not_overwritten(planted_subject, planted_corpus, planted_run, tmp_path):
+    with pytest.raises(RunError, match="holds a run already"):
+        fastexplain.sweep(planted_subject, planted_corpus, planted_run.path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds other files"):
+        fastexplain.sweep(planted_subject, planted_corpus, tmp_path)
+    with pytest.raises(RunError, match="can't write a run"):
+        fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "notes.txt" / "run")
+
+
+def test_damaged_runs_are_refused(planted_run, tmp_path) -> None:
+    with pytest.raises(RunError, match="not a finished run"):
+        open_run(tmp_path)
+    manifest = {**planted_run.manifest, "schema": 99}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="schema 99"):
+        open_run(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(RunError, match="can't be read"):
+        open_run(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(planted_run.manifest))
+    with pytest.raises(RunError, match="missing or damaged"):
+        open_run(tmp_path).neuron("0:0")
+
+
+def test_the_module_and_the_function_share_their_name() -> None:
+    script = "import fastexplain.sweep, fastexplain; print(callable(fastexplain.sweep))"
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "True"
+
+
+def test_tables_choose_the_most_frequent_and_nothing_that_occurs_once() -> None:
+    token_ids = np.array([[5, 1, 2, 1, 2], [5, 1, 2, 3, 3]], np.int32)
+    tables = Tables.choose(token_ids, skip=1, rows=100)
+    assert tables.tokens.tolist() == [1, 2, 3]
+    assert tables.token_counts.tolist() == [3, 3, 2]
+    assert tables.pairs.tolist() == [[1, 2], [5, 1]]
+    assert tables.pair_counts.tolist() == [3, 2]
+    token_rows, pair_rows = tables.rows(token_ids)
+    assert token_rows.tolist() == [[-1, 0, 1, 0, 1], [-1, 0, 1, 2, 2]]
+    assert pair_rows.tolist() == [[-1, 1, 0, -1, 0], [-1, 1, 0, -1, -1]]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4])
+def test_tables_keep_to_their_memory(rows: int) -> None:
+    token_ids = np.random.default_rng(0).integers(0, 9, (30, 64)).astype(np.int32)
+    tables = Tables.choose(token_ids, skip=1, rows=rows)
+    assert len(tables.tokens) + len(tables.pairs) == rows
+    assert len(tables.tokens) == (rows + 1) // 2
+    for token_rows, counts in zip(
+        tables.rows(token_ids), (tables.token_counts, tables.pair_counts), strict=True
+    ):
+        known = token_rows[:, 1:]
+        assert np.bincount(known[known >= 0], minlength=len(counts)).tolist() == counts.tolist()
+
+
+def test_records_are_frozen(planted_run) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        planted_run.neuron("0:0").skip = 5
+    assert isinstance(planted_run.path, Path)
