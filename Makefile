@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
 
-.PHONY: demo test test-server lint bench clean
+.PHONY: demo test test-server lint bench
 
 demo: $(VENV)/ready
 	$(BIN)/fastexplain demo --out $(RUN)
@@ -37,5 +37,6 @@ $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.PHONY: clean
 clean:
 	rm -rf $(VENV) build dist *.egg-info .cache demo-run

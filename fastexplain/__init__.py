@@ -6,6 +6,9 @@ The names below are the library; they load on first use, so that `import fastexp
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,6 +48,20 @@ __all__ = [
     "open_run",
     "sweep",
 ]
+
+
+def _hide_kernels() -> None:
+    """Keep transformers, which probes for a package named `kernels`, from importing ours.
+
+    In the repository's root, where ours lies at the top level, it would.
+    """
+    spec = importlib.util.find_spec("kernels")
+    ours = Path(__file__).resolve().parent.parent / "kernels" / "__init__.py"
+    if spec is not None and spec.origin is not None and Path(spec.origin).resolve() == ours:
+        sys.modules["kernels"] = None  # type: ignore[assignment]
+
+
+_hide_kernels()
 
 
 def __getattr__(name: str) -> Any:

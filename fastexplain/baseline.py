@@ -12,7 +12,8 @@ tokens, and the excerpts that score it held out. For every layer:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +22,13 @@ from fastexplain import kernels
 from fastexplain.errors import RunError
 from fastexplain.kernels.scalars import pair_estimate, token_estimate
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
-from fastexplain.records import NeuronRecord
+from fastexplain.records import NeuronId, NeuronRecord
 from fastexplain.run import Run
-from fastexplain.score import TEST_RANKS, test_excerpts
+from fastexplain.schema import ExplanationRow
+from fastexplain.score import TEST_RANKS, Scores, test_excerpts
+
+METHOD = "lookup"
+VERSION = "lookup-1"
 
 _ENTRIES = 8  # of an explanation: as many as a reader takes in at a glance
 _PAIR_GAIN = 1.5  # a pair is named where it is so much stronger than its token alone
@@ -65,7 +70,7 @@ class LookupLayer:
 
 
 def explain_by_lookup(run: Run) -> Iterator[LookupLayer]:
-    """Explain and score every neuron of a run, layer by layer.
+    """Explain and score every neuron of a run, layer by layer; stores nothing.
 
     Raises:
         RunError: the sweep kept no tables.
@@ -91,6 +96,27 @@ def explain_by_lookup(run: Run) -> Iterator[LookupLayer]:
             random_excerpts=(ids[:, tops:] >= 0).sum(axis=1),
             top_excerpts=(ids[:, :tops] >= 0).sum(axis=1),
         )
+
+
+def store_lookup(run: Run, progress: Callable[[int], None] | None = None) -> int:
+    """Explain every neuron of a run by lookup and store it in the run; returns the neurons.
+
+    Former lookup explanations are replaced.
+
+    Args:
+        progress: called with the number of layers done, after each.
+
+    Raises:
+        RunError: the sweep kept no tables, or the database can't be written.
+    """
+    neurons = 0
+    with run.database() as database:
+        for done, layer in enumerate(explain_by_lookup(run), start=1):
+            database.add_explanations(_rows(layer))
+            neurons += len(layer.entries)
+            if progress is not None:
+                progress(done)
+    return neurons
 
 
 def text_of(entries: list[Entry]) -> str:
@@ -144,6 +170,27 @@ def simulate_by_lookup(run: Run, record: NeuronRecord) -> dict[int, np.ndarray]:
     ids, activations = _test_split(run, neuron.layer, one)
     predicted = kernels.lookup(tables, HeldOut(ids, activations, *_rows_of_excerpts(run), run.skip))
     return {int(i): own for i, own in zip(ids[0], predicted[0], strict=True) if i >= 0}
+
+
+def _rows(layer: LookupLayer) -> list[ExplanationRow]:
+    values = np.stack([layer.random_only, layer.top_and_random, layer.top_only], axis=1)
+    counts = zip(layer.random_excerpts.tolist(), layer.top_excerpts.tolist(), strict=True)
+    scores = []
+    for own, (random, top) in zip(values.tolist(), counts, strict=True):
+        random_only, both, top_only = (None if np.isnan(value) else value for value in own)
+        scores.append(Scores(random_only, both, top_only, random, top))
+    return [
+        ExplanationRow(
+            NeuronId(layer.layer, index),
+            METHOD,
+            METHOD,
+            VERSION,
+            text_of(entries) or "nothing: never above 0 on any token that the tables know",
+            data=[dataclasses.asdict(entry) for entry in entries],
+            scores=own,
+        )
+        for index, (entries, own) in enumerate(zip(layer.entries, scores, strict=True))
+    ]
 
 
 def _shown(run: Run, row: int) -> tuple[str, str | None]:

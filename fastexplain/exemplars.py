@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastexplain import kernels
+from fastexplain.kernels import capture
 from fastexplain.kernels.scalars import NO_ID
-from fastexplain.kernels.summary import Batch, Summary
+from fastexplain.kernels.summary import Batch, Summary, moved
 
 
 def kernel_dtype(dtype: torch.dtype) -> np.dtype:
@@ -36,7 +35,7 @@ class Exemplars:
 
         `batch` must be on the same device: see `on_device`.
         """
-        kernels.capture(_as_kernels_take(acts), batch, self._summary)
+        capture(_as_kernels_take(acts), batch, self._summary)
 
     def faulty_excerpt(self) -> int | None:
         """The id of an excerpt whose activations were not finite; waits for the device."""
@@ -74,23 +73,15 @@ def on_device(record: Any, device: torch.device) -> Any:
     """A `Summary` or `Batch` with its arrays on a device; host memory keeps NumPy arrays."""
     if device.type != "cuda":
         return record
-    return _mapped(
+    return moved(
         record, lambda array: torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
     )
 
 
 def on_host(record: Any) -> Any:
     """The same with NumPy arrays; waits for the device."""
-    return _mapped(
+    return moved(
         record, lambda array: array.cpu().numpy() if isinstance(array, torch.Tensor) else array
-    )
-
-
-def _mapped(record: Any, change: Any) -> Any:
-    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return dataclasses.replace(
-        record,
-        **{name: change(value) for name, value in fields.items() if not isinstance(value, int)},
     )
 
 

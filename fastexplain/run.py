@@ -46,16 +46,12 @@ class RunWriter:
     """
 
     def __init__(self, path: str | Path) -> None:
+        check_free(path)
         self._path = Path(path)
         try:
             (self._path / "layers").mkdir(parents=True, exist_ok=True)
-            present = {entry.name for entry in self._path.iterdir()}
         except OSError as error:
             raise RunError(f"can't write a run to {path}: {error.strerror}") from error
-        if _MANIFEST in present:
-            raise RunError(f"{path} holds a run already; choose another directory or remove it")
-        if present - {"layers", _EXCERPTS}:
-            raise RunError(f"{path} holds other files; choose a new or an empty directory")
 
     def write_excerpts(self, corpus: Corpus, tables: Tables, vocabulary: list[bytes]) -> None:
         """The corpus, each token id's bytes, and which tokens and pairs the tables have."""
@@ -97,6 +93,25 @@ class RunWriter:
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise RunError(f"can't write {final}: {error}") from error
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether there is a finished run."""
+    return (Path(path) / _MANIFEST).exists()
+
+
+def check_free(path: str | Path) -> None:
+    """Make sure that a run may be written to a directory, which need not exist.
+
+    Raises:
+        RunError: it holds a run or other files already.
+    """
+    if is_run(path):
+        raise RunError(f"{path} holds a run already; choose another directory or remove it")
+    directory = Path(path)
+    present = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
+    if present - {"layers", _EXCERPTS}:  # those an interrupted sweep may have left
+        raise RunError(f"{path} holds other files; choose a new or an empty directory")
 
 
 def open_run(path: str | Path) -> Run:
@@ -150,6 +165,16 @@ class Run:
             raise UsageError(f"layer {layer} was not swept; {self.path} has layers {swept}")
         return self._widths[layer]
 
+    def check(self, neuron: NeuronId) -> NeuronId:
+        """The same neuron. Raises UsageError if the run doesn't have it."""
+        width = self.width(neuron.layer)
+        if neuron.index >= width:
+            raise UsageError(
+                f"there is no neuron {neuron}; layer {neuron.layer} has neurons "
+                f"{neuron.layer}:0 to {neuron.layer}:{width - 1}"
+            )
+        return neuron
+
     def array(self, layer: int, name: str) -> np.ndarray:
         """One array of a layer's file, whole; bfloat16 as its 16 bits."""
         return self._whole(f"layers/{layer:02}.safetensors", name)
@@ -161,13 +186,7 @@ class Run:
             UsageError: the name is no neuron's, or no neuron of this run.
             RunError: a file is missing or damaged.
         """
-        neuron = NeuronId.parse(name) if isinstance(name, str) else name
-        width = self.width(neuron.layer)
-        if neuron.index >= width:
-            raise UsageError(
-                f"there is no neuron {neuron}; layer {neuron.layer} has neurons "
-                f"{neuron.layer}:0 to {neuron.layer}:{width - 1}"
-            )
+        neuron = self.check(NeuronId.parse(name) if isinstance(name, str) else name)
         file, index = f"layers/{neuron.layer:02}.safetensors", neuron.index
         kept = {
             end: self._exemplars(

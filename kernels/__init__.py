@@ -1,8 +1,10 @@
 """The hot loops: five names, one contract each, three implementations.
 
-`reference.py` (NumPy, obvious) is the truth, `cpu.py` (Numba) and `cuda.py` (Numba CUDA) hold the
-same functions in the same order. The names below pick the implementation by where the arrays
-live: NumPy arrays go to `cpu`, device arrays (anything with `__cuda_array_interface__`) to `cuda`.
+`reference.py` (NumPy, obvious) is the truth; `cpu.py` (Numba) holds the same functions in the same
+order, and `cuda.py` (Numba CUDA) what a sweep runs while its arrays are on a device: `capture`.
+That goes where the activations live: device arrays (anything with `__cuda_array_interface__`) to
+`cuda`, NumPy arrays to `cpu`. The other four take host arrays, for a finished summary is copied
+there once.
 
 Letters in shapes: B excerpts in a batch, T tokens in an excerpt (64), L = T plus the positions
 before them that are not counted (a BOS token), F neurons of one layer, K top exemplars, R random
@@ -15,21 +17,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from fastexplain.kernels.summary import Batch, Summary
 
 __all__ = ["capture", "correlate", "discretize", "lookup", "merge"]
-
-
-def _home(array: Any) -> ModuleType:
-    if hasattr(array, "__cuda_array_interface__"):
-        from fastexplain.kernels import cuda
-
-        return cuda
-    from fastexplain.kernels import cpu
-
-    return cpu
 
 
 def capture(acts: Any, batch: Batch, summary: Summary) -> None:
@@ -43,38 +33,48 @@ def capture(acts: Any, batch: Batch, summary: Summary) -> None:
 
     `acts` must be contiguous, and its dtype the one that `summary` was made for.
     """
-    _home(acts).capture(acts, batch, summary)
+    if hasattr(acts, "__cuda_array_interface__"):
+        from fastexplain.kernels import cuda as home
+    else:
+        from fastexplain.kernels import cpu as home
+    home.capture(acts, batch, summary)
 
 
 def merge(a: Summary, b: Summary) -> Summary:
     """The summary of the excerpts of `a` and of `b`, which must be disjoint.
 
     Commutative and associative: bit for bit in keys, ids, activations, counts and extremes, to
-    rounding in the sums. Exemplars come out in order, best first.
+    rounding in the sums. Exemplars come out in order, best first. Takes host arrays.
     """
-    return _home(a.top_keys).merge(a, b)
+    from fastexplain.kernels import cpu
+
+    return cpu.merge(a, b)
 
 
 def discretize(activations: Any, scale: Any) -> Any:
     """Activations `[N, ...]` to integers 0..10, uint8: min(10, floor(10 * max(x, 0) / m)).
 
     m is the neuron's entry in `scale` `[N]`. Evaluated as (10 * x) / m in float64; 0 where m <= 0.
-    Source: Bills et al. 2023, "Explaining neurons", on the explainer's input.
+    Source: Bills et al. 2023, "Explaining neurons", on the explainer's input. Takes host arrays.
     """
-    return _home(activations).discretize(activations, scale)
+    from fastexplain.kernels import cpu
+
+    return cpu.discretize(activations, scale)
 
 
 def correlate(true: Any, simulated: Any) -> Any:
     """Pearson's correlation of each row of `true` and `simulated`, `[N, M]`; float64 `[N]`.
 
     Tokens at which either side is NaN are left out. NaN where the correlation is undefined: fewer
-    than two tokens, or a side that does not vary. Accumulators are float64.
+    than two tokens, or a side that does not vary. Accumulators are float64. Takes host arrays.
     """
-    return _home(true).correlate(true, simulated)
+    from fastexplain.kernels import cpu
+
+    return cpu.correlate(true, simulated)
 
 
 def lookup(tables: Any, excerpts: Any) -> Any:
-    """Predict activations from the tables, each neuron's own excerpts held out.
+    """Predict activations from the tables, each neuron's own excerpts held out. Takes host arrays.
 
     Args:
         tables: a `LookupTables`; one layer's sums and counts.
@@ -87,4 +87,6 @@ def lookup(tables: Any, excerpts: Any) -> Any:
         the neuron's own E excerpts put into S, C and g has been subtracted; a sum whose
         remaining count is 0, or that is within rounding of 0, is exactly 0.
     """
-    return _home(tables.token_sums).lookup(tables, excerpts)
+    from fastexplain.kernels import cpu
+
+    return cpu.lookup(tables, excerpts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
@@ -348,10 +350,8 @@ def discretize(activations: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """See `fastexplain.kernels.discretize`."""
     bits, half = _host_bits(np.ascontiguousarray(activations))
     result = np.empty(activations.shape, np.uint8)
-    neurons = len(activations)
-    _discretize(
-        bits.reshape(neurons, -1), half, scale.astype(np.float64), result.reshape(neurons, -1)
-    )
+    rows = (len(activations), math.prod(activations.shape[1:]))
+    _discretize(bits.reshape(rows), half, scale.astype(np.float64), result.reshape(rows))
     return result
 
 

@@ -31,7 +31,8 @@ class Summary:
         top_acts: `[F, K, T]`, all activations of the exemplar, in the subject's dtype.
         bottom_keys, bottom_ids, bottom_acts: the same by *negated* smallest activation; K is 0
             where the sweep doesn't keep them.
-        random_ids: int32 `[R]`, those with the smallest hash, in that order; `NO_ID` where empty.
+        random_ids: int32 `[R]`, those of the summary's own excerpts with the smallest hash, in that
+            order; `NO_ID` where there are fewer.
         random_acts: `[R, T, F]`.
         sums: float64 `[5, F]`, over counted tokens: x, x**2, x**3, x**4, max(x, 0).
         positive: int64 `[F]`, counted tokens with x > 0.
@@ -213,7 +214,7 @@ class HeldOut:
 def moved(record: _Record, move: Callable[[Any], Any]) -> _Record:
     """The record with `move` applied to each of its arrays: to a device, to the host, to views."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    arrays = {name: move(value) for name, value in values.items() if not isinstance(value, int)}
+    arrays = {name: move(value) for name, value in values.items() if np.ndim(value) > 0}
     return dataclasses.replace(record, **arrays)
 
 

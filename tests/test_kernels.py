@@ -242,11 +242,11 @@ def test_histogram_edges_are_log_spaced() -> None:
 @given(st.data())
 def test_discretize_equals_the_reference(data) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    shape = data.draw(st.sampled_from([(1, 4), (5, 3, 7)]))
+    shape = data.draw(st.sampled_from([(1, 4), (5, 3, 7), (0, 4), (2, 0)]))
     values = rng.choice([-1.0, 0.0, 0.1, 0.3, 0.7, 1.0, 2.9, 3.0], shape).astype(np.float32)
     acts = as_dtype(values, data.draw(st.sampled_from(DTYPES)))
     scale = np.where(
-        rng.random(len(acts)) < 0.8, widen(acts).reshape(len(acts), -1).max(1), -1
+        rng.random(len(acts)) < 0.8, widen(acts).max(tuple(range(1, acts.ndim)), initial=-1), -1
     ).astype(np.float32)
     np.testing.assert_array_equal(
         kernels.discretize(acts, scale), reference.discretize(acts, scale)

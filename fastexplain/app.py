@@ -1,0 +1,315 @@
+"""The command line: parses, calls the library, prints. Heavy imports wait for the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fastexplain.errors import FastexplainError, UsageError
+from fastexplain.terminal import out
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Explains the MLP neurons of a language model, all of them, fast.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="End standard output with the result as one JSON object.")
+]
+
+
+def main() -> None:
+    """Run the command line; errors are one line, exit code 2 for usage and 1 for failure."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        # Typer turns Ctrl-C into a returned 130; commands themselves return nothing.
+        code = app(arguments, standalone_mode=False, prog_name="fastexplain") or 0
+        sys.stdout.flush()
+        if code == _INTERRUPTED:
+            _complain("interrupted")
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if debug:
+            raise
+        code = 2 if isinstance(error, UsageError) else 1
+        if isinstance(error, FastexplainError):
+            _complain(str(error))
+        elif hasattr(error, "format_message"):  # of click's, which Typer may carry within itself
+            code = 2
+            _complain(error.format_message())
+        else:
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            _complain(f"{told} (unexpected; --debug shows where)")
+    sys.exit(code)
+
+
+def _complain(message: str) -> None:
+    print(f"fastexplain: {message}", file=sys.stderr)
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Taken out of the arguments by `main`, wherever it stands; here for the help text."""
+
+
+@app.command()
+def sweep(
+    subject: Annotated[
+        str,
+        typer.Argument(metavar="SUBJECT", help="smollm2, a hub id, a directory or a GGUF file."),
+    ],
+    corpus: Annotated[
+        list[str],
+        typer.Option(
+            "--corpus",
+            metavar="PATH|NAME",
+            help="Text: files, directories, .jsonl, .parquet, - for standard input, or stdlib. "
+            "Several may follow.",
+        ),
+    ],
+    run: Annotated[Path, typer.Option("--out", metavar="RUN", help="Directory to write.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
+    excerpts: Annotated[
+        int | None, typer.Option(help="Excerpts of 64 tokens; all if left out.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Top exemplars a neuron.")] = 20,
+    random: Annotated[int, typer.Option(help="Random exemplars, shared by all neurons.")] = 25,
+    bottom: Annotated[
+        bool, typer.Option("--bottom", help="Keep the most negative ones too.")
+    ] = False,
+    layers: Annotated[str | None, typer.Option(help="Such as 0-5,8; all if left out.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Excerpts in a forward pass.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    skip_positions: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens at an excerpt's start that count for nothing; "
+            "0 where the subject has a BOS token, else 1."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the shuffle and the random exemplars.")] = 0,
+    no_tables: Annotated[
+        bool, typer.Option("--no-tables", help="Keep no tables: less memory, but no lookup.")
+    ] = False,
+    column: Annotated[str, typer.Option(help="The text column of .jsonl and .parquet.")] = "text",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code of a hub repository.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the text that drives every neuron of a subject, in one pass of a corpus."""
+    from fastexplain import jobs
+    from fastexplain.selection import parse_layers
+
+    chosen = None if layers is None else parse_layers(layers)
+    loaded = jobs.load(subject, device=device, dtype=dtype, revision=revision,
+                   trust_remote_code=trust_remote_code)  # fmt: skip
+    finished = jobs.sweep_corpus(
+        loaded,
+        [*corpus, *(more or [])],
+        run,
+        excerpts=excerpts,
+        seed=seed,
+        column=column,
+        top_k=top_k,
+        random=random,
+        bottom=bottom,
+        layers=chosen,
+        batch_size=batch_size,
+        skip=skip_positions,
+        **({"table_bytes": 0} if no_tables else {}),
+    )
+    jobs.report_sweep(finished)
+    if as_json:
+        _print_json({"run": str(run), **finished.manifest["sweep"]})
+    else:
+        out.print(f"Next: fastexplain explain {run}", markup=False)
+
+
+@app.command()
+def explain(
+    run: RunPath,
+    neurons: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NEURON...", help="Such as 5:131, or 12:* for a layer."),
+    ] = None,
+    explainer: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="lookup, which needs no model, or a language model."),
+    ] = "lookup",
+    simulator: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The explainer if left out.")
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="An OpenAI-compatible server with these models; OpenAI's own if left out. "
+            "Its key is read from OPENAI_API_KEY.",
+        ),
+    ] = None,
+    local: Annotated[
+        bool,
+        typer.Option("--local", help="Load the models here: smollm2, a hub id or a directory."),
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask again for what is stored.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Explain neurons and score the explanations on excerpts held out from them.
+
+    By lookup all neurons are explained at once, whichever are named; those named are shown.
+    """
+    from fastexplain import jobs
+    from fastexplain.run import open_run
+    from fastexplain.selection import select_neurons
+
+    opened = open_run(run)
+    chosen = select_neurons(opened, neurons or [])
+    if explainer == "lookup":
+        if simulator or base_url or local or fresh:
+            raise UsageError(
+                "lookup uses no language model; name one with --explainer, or leave "
+                "--simulator, --base-url, --local and --fresh out"
+            )
+        jobs.explain_by_lookup(opened)
+    else:
+        if not chosen:
+            raise UsageError(f"name the neurons that {explainer} shall explain, such as 5:131")
+        if local and base_url:
+            raise UsageError("--local and --base-url exclude each other")
+        jobs.explain_by_model(
+            opened, chosen, explainer, simulator, base_url=base_url, local=local, fresh=fresh
+        )
+    method = "lookup" if explainer == "lookup" else "llm"
+    with opened.database() as database:
+        if chosen:
+            rows = [
+                row
+                for neuron in chosen
+                for row in database.explanations(neuron)
+                if row.method == method and row.model == explainer
+            ]
+        else:
+            rows = database.best(10, method)
+    if as_json:
+        _print_explanations(rows)
+    else:
+        from fastexplain.display import explanations_table
+
+        out.print(explanations_table(rows, None if chosen else "The best of them"))
+
+
+@app.command()
+def show(
+    run: RunPath,
+    neuron: Annotated[str, typer.Argument(metavar="NEURON", help="Such as 5:131.")],
+    count: Annotated[int, typer.Option(help="Exemplars of each kind.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show a neuron: its explanations, its excerpts, and the true beside the simulated."""
+    from fastexplain.run import open_run
+    from fastexplain.show import neuron_data, print_neuron
+
+    opened = open_run(run)
+    record = opened.neuron(neuron)
+    if as_json:
+        _print_json(neuron_data(opened, record, count))
+    else:
+        print_neuron(out, opened, record, count)
+
+
+@app.command()
+def top(
+    run: RunPath,
+    limit: Annotated[int, typer.Option(help="How many.")] = 20,
+    method: Annotated[
+        str | None, typer.Option(help="lookup or llm, the language models; both if left out.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="top_and_random, random_only or top_only.")] = (
+        "top_and_random"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Show the neurons with the best-scored explanations."""
+    from fastexplain.display import explanations_table
+    from fastexplain.run import open_run
+
+    if method not in (None, "lookup", "llm"):
+        raise UsageError(f"there is no method '{method}'; choose lookup or llm")
+    if limit < 1:
+        raise UsageError(f"limit is {limit}; it must be at least 1")
+    with open_run(run).database() as database:
+        rows = database.best(limit, method, by)
+    if as_json:
+        _print_explanations(rows)
+    elif rows:
+        out.print(explanations_table(rows))
+    else:
+        out.print(f"Nothing is explained yet; run: fastexplain explain {run}", markup=False)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show what this machine has, and which path will be used on it."""
+    from fastexplain.doctor import examine
+
+    facts = examine()
+    if as_json:
+        _print_json(facts)
+        return
+    for name, value in facts.items():
+        if name != "advice":
+            out.print(f"[bold]{name:>15}[/]  {escape(str(value) if value is not None else 'none')}")
+    for line in facts["advice"]:
+        out.print(f"{'advice':>15}  {line}", markup=False)
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option("--out", metavar="RUN", help="Directory to write.")] = Path(
+        "demo-run"
+    ),
+    excerpts: Annotated[int, typer.Option(help="Excerpts of 64 tokens.")] = 1536,
+    neurons: Annotated[
+        int, typer.Option(help="Neurons for the language model to explain, 0 for none.")
+    ] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Do it all once: SmolLM2 swept, every neuron explained by lookup, a few by itself.
+
+    What is in RUN from an earlier demo is kept and gone on from.
+    """
+    from fastexplain.demo import run_demo
+
+    result = run_demo(run, excerpts=excerpts, neurons=neurons, show=not as_json)
+    if as_json:
+        _print_json(result)
+
+
+def _print_explanations(rows: list[Any]) -> None:
+    from fastexplain.display import explanation_data
+
+    _print_json({"explanations": [explanation_data(row) for row in rows]})
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data))

@@ -1,0 +1,304 @@
+"""The run's database: explanations, simulations and scores, in SQLite.
+
+All writing goes through `Database`, each call in one transaction, so that what was stored stays
+stored. Neurons are stored as layer and index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from fastexplain.errors import RunError, UsageError
+from fastexplain.records import NeuronId
+from fastexplain.schema import (
+    MIGRATIONS,
+    ExplanationRow,
+    LayerMeans,
+    StoredExplanation,
+    StoredSimulation,
+)
+from fastexplain.score import Scores
+
+# Seconds to wait for another process that is writing.
+_PATIENCE = 30.0
+
+_MEASURES = ("top_and_random", "random_only", "top_only")
+
+_SELECT = """
+    SELECT e.id, e.layer, e.neuron, e.method, e.model, e.version, e.text, e.failure, e.data,
+        e.parameters, e.created, s.simulator, s.random_only, s.top_and_random, s.top_only,
+        s.excerpts_random, s.excerpts_top
+    FROM explanations e LEFT JOIN scores s ON s.explanation = e.id
+"""
+
+
+class Database:
+    """A run's `run.sqlite`, made or brought to this version when opened.
+
+    Raises:
+        RunError: the file is no such database, is from a newer fastexplain, or can't be written.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        with self._errors():
+            # Transactions are begun by hand: see `_transaction`.
+            self._sqlite = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self._sqlite.close()
+                raise
+
+    def close(self) -> None:
+        self._sqlite.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def add_explanations(self, rows: Sequence[ExplanationRow]) -> list[int]:
+        """Store explanations, and their scores where they have any; returns their ids.
+
+        A row replaces the neuron's former ones by the same explainer and version, or, if it is a
+        lookup, by any lookup; simulations and scores of those go too. One without text replaces
+        only others without.
+        """
+        now = _now()
+        with self._transaction():
+            self._sqlite.executemany(
+                """DELETE FROM explanations WHERE layer = ? AND neuron = ? AND method = ?
+                    AND (method = 'lookup' OR (model = ? AND version = ?))
+                    AND (? OR text IS NULL)""",
+                [
+                    (*_place(r.neuron), r.method, r.model, r.version, r.text is not None)
+                    for r in rows
+                ],
+            )
+            [(last,)] = self._sqlite.execute("SELECT coalesce(max(id), 0) FROM explanations")
+            ids = list(range(last + 1, last + 1 + len(rows)))
+            self._sqlite.executemany(
+                f"INSERT INTO explanations VALUES ({', '.join('?' * 11)})",
+                (
+                    (
+                        i,
+                        *_place(r.neuron),
+                        *(r.method, r.model, r.version, r.text, r.failure),
+                        *(json.dumps(r.data), json.dumps(r.parameters), now),
+                    )
+                    for i, r in zip(ids, rows, strict=True)
+                ),
+            )
+            self._insert_scores(
+                (i, r.model, r.version, r.scores, now)
+                for i, r in zip(ids, rows, strict=True)
+                if r.scores is not None
+            )
+        return ids
+
+    def add_simulation(
+        self,
+        explanation: int,
+        simulator: str,
+        version: str,
+        excerpt: int,
+        split: str,
+        values: np.ndarray | None,
+        failure: str | None = None,
+    ) -> None:
+        """Store a simulated excerpt: values `[tokens]` with NaN as missing, or why it failed."""
+        blob = None if values is None else np.asarray(values, dtype="<f4").tobytes()
+        with self._transaction():
+            self._sqlite.execute(
+                "INSERT OR REPLACE INTO simulations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (explanation, simulator, version, excerpt, split, blob, failure, _now()),
+            )
+
+    def add_scores(self, explanation: int, simulator: str, version: str, scores: Scores) -> None:
+        """Store an explanation's scores by one simulator, in place of its former ones."""
+        with self._transaction():
+            self._insert_scores([(explanation, simulator, version, scores, _now())])
+
+    def explanations(self, neuron: NeuronId) -> list[StoredExplanation]:
+        """All explanations of a neuron, newest first; once for each simulator that scored it."""
+        return self._read(
+            "WHERE e.layer = ? AND e.neuron = ? ORDER BY e.id DESC, s.simulator", _place(neuron)
+        )
+
+    def best(
+        self,
+        limit: int = 20,
+        method: str | None = None,
+        by: str = "top_and_random",
+        layer: int | None = None,
+    ) -> list[StoredExplanation]:
+        """The explanations with the highest scores.
+
+        Args:
+            limit: how many at most.
+            method: "lookup" or "llm"; both if None.
+            by: "top_and_random", "random_only" or "top_only". Undefined scores are left out.
+            layer: only of this one; of all if None.
+
+        Raises:
+            UsageError: there is no such score.
+        """
+        if by not in _MEASURES:
+            raise UsageError(f"there is no score '{by}'; choose one of {', '.join(_MEASURES)}")
+        return self._read(
+            f"WHERE s.{by} IS NOT NULL AND (? IS NULL OR e.method = ?) "
+            f"AND (? IS NULL OR e.layer = ?) ORDER BY s.{by} DESC, e.layer, e.neuron LIMIT ?",
+            (method, method, layer, layer, limit),
+        )
+
+    def layer_means(self, method: str) -> list[LayerMeans]:
+        """Per layer the mean scores of all neurons explained by "lookup" or "llm"."""
+        with self._errors():
+            rows = self._sqlite.execute(
+                """SELECT e.layer, count(DISTINCT e.neuron), avg(s.random_only),
+                    avg(s.top_and_random), avg(s.top_only)
+                FROM explanations e JOIN scores s ON s.explanation = e.id
+                WHERE e.method = ? GROUP BY e.layer ORDER BY e.layer""",
+                (method,),
+            ).fetchall()
+        return [LayerMeans(*row) for row in rows]
+
+    def find_explanation(
+        self, neuron: NeuronId, method: str, model: str, version: str
+    ) -> tuple[int, str] | None:
+        """Id and text of a neuron's explanation by one explainer, unless it failed."""
+        with self._errors():
+            return self._sqlite.execute(
+                """SELECT id, text FROM explanations WHERE layer = ? AND neuron = ?
+                    AND method = ? AND model = ? AND version = ? AND text IS NOT NULL
+                ORDER BY id DESC""",
+                (*_place(neuron), method, model, version),
+            ).fetchone()
+
+    def simulations(self, explanation: int) -> list[StoredSimulation]:
+        """What simulators predicted from an explanation, failures included."""
+        with self._errors():
+            rows = self._sqlite.execute(
+                """SELECT simulator, excerpt, split, activations, failure FROM simulations
+                WHERE explanation = ? ORDER BY simulator, version, excerpt""",
+                (explanation,),
+            ).fetchall()
+        return [
+            StoredSimulation(simulator, excerpt, split, _values(blob), failure)
+            for simulator, excerpt, split, blob, failure in rows
+        ]
+
+    def simulated(self, explanation: int, simulator: str, version: str) -> dict[int, np.ndarray]:
+        """Values by excerpt id, float32 `[tokens]`, without those that failed."""
+        with self._errors():
+            rows = self._sqlite.execute(
+                """SELECT excerpt, activations FROM simulations
+                WHERE explanation = ? AND simulator = ? AND version = ?
+                    AND activations IS NOT NULL""",
+                (explanation, simulator, version),
+            ).fetchall()
+        return {excerpt: np.frombuffer(blob, dtype="<f4") for excerpt, blob in rows}
+
+    def _read(self, rest: str, values: tuple[Any, ...]) -> list[StoredExplanation]:
+        with self._errors():
+            rows = self._sqlite.execute(_SELECT + rest, values).fetchall()
+        return [_explanation(row) for row in rows]
+
+    def _insert_scores(self, rows: Any) -> None:
+        self._sqlite.executemany(
+            "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                (
+                    *(explanation, simulator, version),
+                    *(s.random_only, s.top_and_random, s.top_only),
+                    *(s.excerpts_random, s.excerpts_top, now),
+                )
+                for explanation, simulator, version, s, now in rows
+            ),
+        )
+
+    def _prepare(self) -> None:
+        self._sqlite.execute("PRAGMA journal_mode = WAL")
+        # A commit then survives the process, if not a power cut, at a fraction of the time.
+        self._sqlite.execute("PRAGMA synchronous = NORMAL")
+        self._sqlite.execute("PRAGMA foreign_keys = ON")
+        if self._version() == len(MIGRATIONS):
+            return
+        with self._transaction():
+            # Asked again, now that nobody else can be migrating it.
+            version = self._version()
+            if version > len(MIGRATIONS):
+                raise RunError(f"{self._path} is from a newer fastexplain; update this one")
+            for statement in (s for migration in MIGRATIONS[version:] for s in migration):
+                self._sqlite.execute(statement)
+            self._sqlite.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _version(self) -> int:
+        return self._sqlite.execute("PRAGMA user_version").fetchone()[0]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._errors():
+            self._sqlite.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._sqlite.execute("ROLLBACK")
+                raise
+            self._sqlite.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise RunError(f"the database {self._path} can't be used: {error}") from error
+
+
+def _explanation(row: tuple[Any, ...]) -> StoredExplanation:
+    (key, layer, neuron, method, model, version, text, failure, data, parameters, created) = row[
+        :11
+    ]
+    simulator, *scores = row[11:]
+    return StoredExplanation(
+        NeuronId(layer, neuron),
+        method,
+        model,
+        version,
+        text,
+        json.loads(data),
+        json.loads(parameters),
+        failure,
+        None if simulator is None else Scores(*scores),
+        key,
+        created,
+        simulator,
+    )
+
+
+def _place(neuron: NeuronId) -> tuple[int, int]:
+    return neuron.layer, neuron.index
+
+
+def _values(blob: bytes | None) -> np.ndarray | None:
+    return None if blob is None else np.frombuffer(blob, dtype="<f4")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,99 @@
+"""What the terminal shows: excerpts coloured by activation, and tables of explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from fastexplain.kernels import discretize
+from fastexplain.schema import StoredExplanation
+from fastexplain.score import Scores
+
+# Backgrounds for the values 1 to 10, from pale to full, each with a text colour that stands out.
+_SHADES = [
+    Style(color="black", bgcolor=f"rgb({255 - 6 * value},{245 - 17 * value},{235 - 22 * value})")
+    for value in range(11)
+]
+
+
+def excerpt_text(
+    console: Console, tokens: Sequence[str], activations: np.ndarray, scale: float
+) -> Text:
+    """An excerpt on one line, each token's background by its activation `[tokens]`.
+
+    Where there are no colours, as in a file, a value from 1 to 10 follows its token in brackets.
+
+    Args:
+        scale: the activation that gets the full colour.
+    """
+    values = discretize(
+        np.nan_to_num(activations.astype(np.float32))[None], np.array([scale], np.float32)
+    )[0]
+    text = Text()
+    for token, value in zip(tokens, values.tolist(), strict=True):
+        shown = visible(token)
+        if value == 0:
+            text.append(shown)
+        elif console.color_system is None:
+            text.append(f"{shown}[{value}]")
+        else:
+            text.append(shown, style=_SHADES[value])
+    return text
+
+
+def visible(token: str) -> str:
+    """A token without line breaks and control characters, which would tear the line apart."""
+    signs = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+    return "".join(
+        signs.get(character, character if character.isprintable() else "\ufffd")
+        for character in token
+    )
+
+
+def score_text(value: float | None) -> str:
+    """A score to two digits, or the word for having none."""
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def explanations_table(rows: Sequence[StoredExplanation], title: str | None = None) -> Table:
+    """Neurons, explanations and scores."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("neuron", no_wrap=True)
+    table.add_column("explained by", no_wrap=True)
+    table.add_column("top and random", justify="right")
+    table.add_column("random", justify="right")
+    table.add_column("explanation", ratio=1)
+    for row in rows:
+        scores = row.scores or Scores(None, None, None, 0, 0)
+        table.add_row(
+            str(row.neuron),
+            row.model,
+            score_text(scores.top_and_random),
+            score_text(scores.random_only),
+            Text(visible(row.text or f"failed: {row.failure}")),
+        )
+    return table
+
+
+def explanation_data(row: StoredExplanation) -> dict[str, object]:
+    """One explanation as `--json` gives it."""
+    scores = row.scores
+    return {
+        "neuron": str(row.neuron),
+        "method": row.method,
+        "explainer": row.model,
+        "simulator": row.simulator,
+        "explanation": row.text,
+        "failure": row.failure,
+        "top_and_random": scores and scores.top_and_random,
+        "random_only": scores and scores.random_only,
+        "top_only": scores and scores.top_only,
+        "excerpts_top": scores and scores.excerpts_top,
+        "excerpts_random": scores and scores.excerpts_random,
+        "data": row.data,
+    }

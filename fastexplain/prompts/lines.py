@@ -1,0 +1,46 @@
+"""How tokens stand in a prompt: escaped, one a line, a tab before the value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+START, END = "<start>", "<end>"
+
+# Our own markers, and the openings of control tokens that chat models know: a tokenizer would
+# read `<|im_end|>` or `</s>` in an excerpt as the end of the message.
+_MARKER = re.compile(r"<(?=\||/?(?:start|end|s|bos|eos|pad|unk|start_of_turn|end_of_turn)>)")
+_NAMED = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_LITERAL = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}
+# All at which str.splitlines breaks, and control characters. U+FFFD, which stands in tokens for
+# bytes that are no character on their own, because vLLM leaves it out of the prompts it echoes
+# (seen in 0.32), which moves all character offsets behind it.
+_SPECIAL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
+_ESCAPED = re.compile(r"\\(?:([\\ntr])|x([0-9a-f]{2})|u([0-9a-f]{4}))")
+
+
+def escape(token: str) -> str:
+    r"""A token as it stands in a prompt: without tabs, line breaks, control characters or markers.
+
+    Backslash, newline, tab and carriage return become `\\`, `\n`, `\t` and `\r`; the others, and
+    the `<` of a marker, become `\x3c` or `\u2028`.
+    """
+    escaped = _SPECIAL.sub(lambda match: _NAMED.get(match[0]) or _hex(match[0]), token)
+    return _MARKER.sub(lambda match: _hex(match[0]), escaped)
+
+
+def unescape(text: str) -> str:
+    """The token that `escape` wrote as `text`."""
+    return _ESCAPED.sub(
+        lambda match: _LITERAL.get(match[1]) or chr(int(match[2] or match[3], 16)), text
+    )
+
+
+def block(lines: Iterable[tuple[str, int | str]]) -> str:
+    """Tokens with their values between the markers, as in `<start>`, ` the<tab>3`, ..., `<end>`."""
+    return "\n".join([START, *(f"{escape(token)}\t{value}" for token, value in lines), END])
+
+
+def _hex(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -1,0 +1,119 @@
+"""What the run's database holds: its tables by version, and the rows as data classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastexplain.records import NeuronId
+from fastexplain.score import Scores
+
+# Each brings a database from the version before to its own: the first to 1, and so on. Never
+# change one that was released; add another.
+MIGRATIONS: list[tuple[str, ...]] = [
+    (
+        """CREATE TABLE explanations (
+            id INTEGER PRIMARY KEY,
+            layer INTEGER NOT NULL,
+            neuron INTEGER NOT NULL,
+            method TEXT NOT NULL CHECK (method IN ('lookup', 'llm')),
+            model TEXT NOT NULL,
+            version TEXT NOT NULL,  -- of the prompt, or of the lookup
+            text TEXT,  -- NULL: it failed
+            failure TEXT,
+            data TEXT NOT NULL,  -- JSON
+            parameters TEXT NOT NULL,  -- JSON
+            created TEXT NOT NULL  -- UTC, ISO 8601
+        )""",
+        "CREATE INDEX explanations_by_neuron ON explanations (layer, neuron, method)",
+        """CREATE TABLE simulations (
+            explanation INTEGER NOT NULL REFERENCES explanations ON DELETE CASCADE,
+            simulator TEXT NOT NULL,
+            version TEXT NOT NULL,  -- of the simulator's prompt
+            excerpt INTEGER NOT NULL,
+            split TEXT NOT NULL,
+            activations BLOB,  -- little-endian float32, one a token; NULL: it failed
+            failure TEXT,
+            created TEXT NOT NULL,
+            PRIMARY KEY (explanation, simulator, version, excerpt)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE scores (
+            explanation INTEGER NOT NULL REFERENCES explanations ON DELETE CASCADE,
+            simulator TEXT NOT NULL,
+            version TEXT NOT NULL,
+            random_only REAL,  -- NULL: undefined
+            top_and_random REAL,
+            top_only REAL,
+            excerpts_random INTEGER NOT NULL,
+            excerpts_top INTEGER NOT NULL,
+            created TEXT NOT NULL,
+            PRIMARY KEY (explanation, simulator, version)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX scores_by_headline ON scores (top_and_random)",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ExplanationRow:
+    """An explanation to store.
+
+    Attributes:
+        neuron: which one.
+        method: "lookup" or "llm".
+        model: the explainer.
+        version: of its prompt, or of the lookup.
+        text: the explanation; None if it failed.
+        data: what the method has to say beyond the text; JSON.
+        parameters: what it was asked with; JSON.
+        failure: why there is no text.
+        scores: where the explainer predicts activations by itself, as the lookup does; they are
+            stored with the explainer as simulator.
+    """
+
+    neuron: NeuronId
+    method: str
+    model: str
+    version: str
+    text: str | None
+    data: Any = field(default_factory=dict)
+    parameters: Any = field(default_factory=dict)
+    failure: str | None = None
+    scores: Scores | None = None
+
+
+@dataclass(frozen=True)
+class StoredExplanation(ExplanationRow):
+    """An explanation as read back, with one simulator's scores.
+
+    Attributes:
+        id: what simulations refer to.
+        created: UTC, ISO 8601.
+        simulator: whose scores these are; None if it was not scored.
+    """
+
+    id: int = 0
+    created: str = ""
+    simulator: str | None = None
+
+
+class StoredSimulation(NamedTuple):
+    """A simulated excerpt; `values` is float32 `[tokens]`, NaN where missing, None if it failed."""
+
+    simulator: str
+    excerpt: int
+    split: str
+    values: np.ndarray | None
+    failure: str | None
+
+
+class LayerMeans(NamedTuple):
+    """Mean scores of a layer, over the neurons where each is defined; None where it is nowhere."""
+
+    layer: int
+    scored: int
+    random_only: float | None
+    top_and_random: float | None
+    top_only: float | None

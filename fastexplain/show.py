@@ -1,0 +1,135 @@
+"""One neuron on the screen: explanations, statistics, exemplars, simulations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from fastexplain.baseline import simulate_by_lookup
+from fastexplain.display import excerpt_text, explanation_data, explanations_table
+from fastexplain.records import Exemplar, NeuronRecord
+from fastexplain.run import Run
+from fastexplain.schema import StoredExplanation
+
+
+def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
+    """A neuron as `--json` gives it: activations as numbers, NaN as null."""
+    rows, simulated = _explanations(run, record)
+    statistics = {
+        name: value.tolist() if isinstance(value, np.ndarray) else _number(value)
+        for name, value in vars(record.statistics).items()
+    }
+    return {
+        "neuron": str(record.id),
+        "skip": record.skip,
+        "statistics": statistics,
+        "explanations": [explanation_data(row) for row in rows],
+        **{
+            kind: [_exemplar_data(exemplar) for exemplar in getattr(record, kind)[:count]]
+            for kind in ("top", "bottom", "random")
+        },
+        "simulations": [
+            {
+                "simulator": name,
+                "excerpt": excerpt,
+                "activations": [_number(float(value)) for value in values],
+            }
+            for name, excerpts in simulated.items()
+            for excerpt, values in excerpts.items()
+        ],
+    }
+
+
+def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -> None:
+    """Print a neuron: what is said of it, then exemplars, true above simulated."""
+    rows, simulated = _explanations(run, record)
+    found = record.statistics
+    console.print(
+        f"[bold]neuron {record.id}[/]  mean {found.mean:.3g}  standard deviation "
+        f"{found.variance**0.5:.3g}  above 0 on {found.fraction_positive:.1%}  "
+        f"from {found.minimum:.3g} to {found.maximum:.3g}"
+    )
+    if rows:
+        console.print(explanations_table(rows))
+    else:
+        console.print(f"Not explained yet; run: fastexplain explain {run.path}", markup=False)
+    largest = max(found.maximum, 0)
+    for kind in ("top", "random"):
+        _print_exemplars(console, kind, getattr(record, kind)[:count], largest, record.skip)
+    if record.bottom:
+        negated = [
+            Exemplar(e.excerpt, e.token_ids, e.tokens, -e.activations)
+            for e in record.bottom[:count]
+        ]
+        _print_exemplars(
+            console, "bottom, by -activation", negated, max(-found.minimum, 0), record.skip
+        )
+    by_excerpt = {exemplar.excerpt: exemplar for exemplar in [*record.top, *record.random]}
+    for name, excerpts in simulated.items():
+        console.print(f"\n[bold]test excerpts, true above simulated by {name}[/]")
+        # A simulator's scale is its own: the largest of what it predicted gets the full colour.
+        scale = max(
+            (float(np.nanmax(values, initial=0)) for values in excerpts.values()), default=0
+        )
+        for excerpt, values in list(excerpts.items())[:count]:
+            exemplar = by_excerpt[excerpt]
+            _print_line(console, "true", exemplar.tokens, exemplar.activations, largest)
+            _print_line(console, "sim.", exemplar.tokens, values, scale)
+
+
+def _explanations(
+    run: Run, record: NeuronRecord
+) -> tuple[list[StoredExplanation], dict[str, dict[int, np.ndarray]]]:
+    """What is stored of a neuron, and by simulator its predictions of test excerpts."""
+    simulated: dict[str, dict[int, np.ndarray]] = {}
+    with run.database() as database:
+        rows = database.explanations(record.id)
+        for row in rows:
+            if row.method == "lookup":
+                simulated["lookup"] = simulate_by_lookup(run, record)
+            for found in database.simulations(row.id):
+                if found.values is not None:
+                    simulated.setdefault(found.simulator, {})[found.excerpt] = found.values
+    return rows, simulated
+
+
+def _print_exemplars(
+    console: Console, title: str, exemplars: list[Exemplar], scale: float, skip: int
+) -> None:
+    console.print(f"\n[bold]{title}[/]")
+    for exemplar in exemplars:
+        strongest = float(exemplar.activations[skip:].max())
+        label = f"{strongest:.2f}"
+        _print_line(console, label, exemplar.tokens, exemplar.activations, scale, skip)
+
+
+def _print_line(
+    console: Console,
+    label: str,
+    tokens: list[str],
+    activations: np.ndarray,
+    scale: float,
+    skip: int = 0,
+) -> None:
+    counted = activations.copy()
+    counted[:skip] = 0  # what counts for nothing gets no colour
+    console.print(
+        Text.assemble((f"{label:>6}  ", "dim"), excerpt_text(console, tokens, counted, scale)),
+        soft_wrap=True,
+    )
+
+
+def _exemplar_data(exemplar: Exemplar) -> dict[str, Any]:
+    return {
+        "excerpt": exemplar.excerpt,
+        "token_ids": exemplar.token_ids.tolist(),
+        "tokens": exemplar.tokens,
+        "activations": exemplar.activations.tolist(),
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value

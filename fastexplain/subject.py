@@ -1,0 +1,206 @@
+"""The subject: a Hugging Face causal language model, run with its neurons in view."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fastexplain.errors import SubjectError, UsageError
+from fastexplain.hub import load_pretrained
+from fastexplain.mlps import Mlp, find_mlps, find_trunk
+from fastexplain.smollm2 import smollm2_directory, smollm2_version
+from fastexplain.vocabulary import token_bytes
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model whose neurons are explained; `load_subject` makes one from a name.
+
+    Attributes:
+        name: what it was asked for by, such as `smollm2`, a hub id or a path.
+        revision: the hub's commit or the embedded model's version; None for local paths.
+        model: in evaluation mode, without gradients.
+        tokenizer: the model's own.
+        bos: the token that goes before every excerpt, if the tokenizer puts one there by default.
+        mlps: where each layer's neurons are, from the lowest layer up.
+    """
+
+    name: str
+    revision: str | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    bos: int | None
+    mlps: tuple[Mlp, ...]
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        revision: str | None = None,
+    ) -> Subject:
+        """Make a subject of a loaded model, which is put in evaluation mode, without gradients.
+
+        Raises SubjectError if its MLPs can't be found.
+        """
+        model.eval().requires_grad_(False)
+        return cls(name, revision, model, tokenizer, _default_bos(tokenizer), find_mlps(model))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Neurons per layer."""
+        return tuple(mlp.width for mlp in self.mlps)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def lead(self) -> int:
+        """Positions before the excerpt's first token: 1 with a BOS, else 0."""
+        return 0 if self.bos is None else 1
+
+    def trunk(
+        self,
+        token_ids: Tensor,
+        visit: Callable[[int, Tensor], None] | None,
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        """Run excerpts through the trunk and show each layer's activations as they appear.
+
+        `token_ids` is int `[excerpts, tokens]`, on any device; the BOS is added here. For each of
+        `layers` (all by default), from the lowest up, `visit(layer, acts)` gets the activations
+        `[excerpts, lead + tokens, neurons]`, contiguous, in the model's dtype and on its device.
+        They may be memory that the model goes on to use: don't change them. Nothing is computed
+        above the highest layer's activations.
+
+        Raises UsageError for a layer that does not exist, SubjectError if the model does not run
+        one; what `visit` raises passes through.
+        """
+        wanted = sorted(set(range(len(self.mlps)) if layers is None else layers))
+        if not wanted:
+            return
+        if wanted[0] < 0 or wanted[-1] >= len(self.mlps):
+            raise UsageError(
+                f"layer {wanted[0] if wanted[0] < 0 else wanted[-1]} does not exist; "
+                f"'{self.name}' has layers 0 to {len(self.mlps) - 1}"
+            )
+        ids = token_ids.to(self.device, torch.long)
+        if self.bos is not None:
+            ids = nn.functional.pad(ids, (1, 0), value=self.bos)
+        visited: list[int] = []
+
+        def capture(layer: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            visited.append(layer)
+            if visit is not None:
+                # OPT and others run their MLPs on [excerpts * positions, d].
+                visit(layer, inputs[0].reshape(*ids.shape, -1).contiguous())
+            if layer == wanted[-1]:
+                raise _StopError
+
+        hooks = [
+            self.mlps[layer].down.register_forward_pre_hook(functools.partial(capture, layer))
+            for layer in wanted
+        ]
+        try:
+            with torch.inference_mode():
+                find_trunk(self.model)(input_ids=ids, use_cache=False)
+        except _StopError:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if visited != wanted:
+            raise SubjectError(
+                f"{type(self.model).__name__} ran the MLPs of layers {visited} when asked for "
+                f"{wanted}; its layers can't be captured from text alone"
+            )
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each token id stands for, as long as the tokenizer; for showing tokens."""
+        return token_bytes(self.tokenizer)
+
+
+class _StopError(Exception):
+    """Ends the trunk once the highest layer was captured."""
+
+
+def load_subject(
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Subject:
+    """Load a subject by `smollm2`, a hub id, a local directory or a path ending in `.gguf`.
+
+    `device` is `cpu`, `cuda` (or `cuda:1`) or `mps`; by default the best that is there. `dtype` is
+    `float32`, `bfloat16` or `float16`; by default float32 on the CPU and the checkpoint's own
+    elsewhere. Weights are read from safetensors or GGUF only.
+
+    Raises UsageError for an argument that makes no sense, SubjectError if the model can't be
+    loaded or its MLPs can't be found.
+    """
+    place = _device(device)
+    precision: torch.dtype | str
+    if dtype is None:
+        precision = torch.float32 if place.type == "cpu" else "auto"
+    elif dtype in _DTYPES:
+        precision = _DTYPES[dtype]
+    else:
+        raise UsageError(f"'{dtype}' is not a dtype; choose one of {', '.join(_DTYPES)}")
+
+    embedded = name == "smollm2"
+    if embedded and revision is not None:
+        raise UsageError("'smollm2' has no revisions; its version is that of its package")
+    model, tokenizer, found = load_pretrained(
+        str(smollm2_directory()) if embedded else name,
+        device=place,
+        dtype=precision,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    return Subject.from_model(
+        model, tokenizer, name=name, revision=smollm2_version() if embedded else found
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or not (index.isdecimal() or name == kind):
+        raise UsageError(f"'{name}' is not a device; choose one of cpu, cuda, mps")
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if int(index or 0) >= counts[kind]:
+        there = ", ".join(kind for kind, count in counts.items() if count)
+        raise SubjectError(f"there is no device '{name}' on this machine; it has: {there}")
+    return torch.device(name)
+
+
+def _default_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The tokenizer's BOS, if it puts it before a text unasked."""
+    bos = tokenizer.bos_token_id
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return bos if tokenizer("a")["input_ids"][: len(plain) + 1] == [bos, *plain] else None

