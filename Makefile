@@ -13,7 +13,7 @@ test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m "not server"
 
 test-server: $(VENV)/ready-dev
-	PYTHON="$(PYTHON)" tests/server.sh $(BIN)/python
+	PYTHON=$(BIN)/python tests/server.sh
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -21,10 +21,12 @@ from fastexplain.errors import RunError, UsageError
 from fastexplain.records import NeuronId
 from fastexplain.schema import (
     MIGRATIONS,
+    SELECT_EXPLANATIONS,
     ExplanationRow,
     LayerMeans,
     StoredExplanation,
     StoredSimulation,
+    read_explanation,
 )
 from fastexplain.score import Scores
 
@@ -32,13 +34,6 @@ from fastexplain.score import Scores
 _PATIENCE = 30.0
 
 _MEASURES = ("top_and_random", "random_only", "top_only")
-
-_SELECT = """
-    SELECT e.id, e.layer, e.neuron, e.method, e.model, e.version, e.text, e.failure, e.data,
-        e.parameters, e.created, s.simulator, s.random_only, s.top_and_random, s.top_only,
-        s.excerpts_random, s.excerpts_top
-    FROM explanations e LEFT JOIN scores s ON s.explanation = e.id
-"""
 
 
 class Database:
@@ -217,8 +212,8 @@ class Database:
 
     def _read(self, rest: str, values: tuple[Any, ...]) -> list[StoredExplanation]:
         with self._errors():
-            rows = self._sqlite.execute(_SELECT + rest, values).fetchall()
-        return [_explanation(row) for row in rows]
+            rows = self._sqlite.execute(SELECT_EXPLANATIONS + rest, values).fetchall()
+        return [read_explanation(row) for row in rows]
 
     def _insert_scores(self, rows: Any) -> None:
         self._sqlite.executemany(
@@ -269,27 +264,6 @@ class Database:
             yield
         except sqlite3.DatabaseError as error:
             raise RunError(f"the database {self._path} can't be used: {error}") from error
-
-
-def _explanation(row: tuple[Any, ...]) -> StoredExplanation:
-    (key, layer, neuron, method, model, version, text, failure, data, parameters, created) = row[
-        :11
-    ]
-    simulator, *scores = row[11:]
-    return StoredExplanation(
-        NeuronId(layer, neuron),
-        method,
-        model,
-        version,
-        text,
-        json.loads(data),
-        json.loads(parameters),
-        failure,
-        None if simulator is None else Scores(*scores),
-        key,
-        created,
-        simulator,
-    )
 
 
 def _place(neuron: NeuronId) -> tuple[int, int]:

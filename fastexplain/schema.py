@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -117,3 +118,33 @@ class LayerMeans(NamedTuple):
     random_only: float | None
     top_and_random: float | None
     top_only: float | None
+
+
+SELECT_EXPLANATIONS = """
+    SELECT e.id, e.layer, e.neuron, e.method, e.model, e.version, e.text, e.failure, e.data,
+        e.parameters, e.created, s.simulator, s.random_only, s.top_and_random, s.top_only,
+        s.excerpts_random, s.excerpts_top
+    FROM explanations e LEFT JOIN scores s ON s.explanation = e.id
+"""
+
+
+def read_explanation(row: tuple[Any, ...]) -> StoredExplanation:
+    """A row of SELECT_EXPLANATIONS."""
+    (key, layer, neuron, method, model, version, text, failure, data, parameters, created) = row[
+        :11
+    ]
+    simulator, *scores = row[11:]
+    return StoredExplanation(
+        NeuronId(layer, neuron),
+        method,
+        model,
+        version,
+        text,
+        json.loads(data),
+        json.loads(parameters),
+        failure,
+        None if simulator is None else Scores(*scores),
+        key,
+        created,
+        simulator,
+    )

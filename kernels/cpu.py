@@ -181,7 +181,8 @@ def _capture(
     faults = np.full(blocks, NO_ID, np.int32)
     for block in prange(blocks):
         start = block * _BLOCK
-        width = min(_BLOCK, neurons - start)
+        stop = min(start + _BLOCK, neurons)
+        width = stop - start
         powers, counts = np.zeros((5, width)), np.zeros(width, np.int32)
         largest, smallest = np.empty(width, np.float32), np.empty(width, np.float32)
         largest_bits = largest.view(np.int32)
@@ -189,16 +190,23 @@ def _capture(
             excerpt = excerpts[position]
             largest[:] = -np.inf
             smallest[:] = np.inf
-            rows = acts[position, lead + skip :, start : start + width]
-            t = 0
-            while t + 4 <= len(rows):
+            t = lead + skip
+            # A row is sliced from the whole array: Numba then knows that it is contiguous.
+            while t + 4 <= length:
                 _fold_four(
-                    rows[t], rows[t + 1], rows[t + 2], rows[t + 3],
-                    half, largest, smallest, powers, counts,
-                )  # fmt: skip
+                    acts[position, t, start:stop],
+                    acts[position, t + 1, start:stop],
+                    acts[position, t + 2, start:stop],
+                    acts[position, t + 3, start:stop],
+                    half,
+                    largest,
+                    smallest,
+                    powers,
+                    counts,
+                )
                 t += 4
-            while t < len(rows):
-                _fold_one(rows[t], half, largest, smallest, powers, counts)
+            while t < length:
+                _fold_one(acts[position, t, start:stop], half, largest, smallest, powers, counts)
                 t += 1
             # A NaN or an infinity among the activations, and nothing else, spoils their squares.
             if not np.isfinite(powers[1].sum()):
@@ -227,8 +235,8 @@ def _capture(
                     np.uint64(other), seed
                 ):
                     histogram_ids[neuron, place] = excerpt
-        sums[:, start : start + width] += powers
-        positive[start : start + width] += counts
+        sums[:, start:stop] += powers
+        positive[start:stop] += counts
     fault[0] = min(fault[0], faults.min())
 
 

@@ -46,7 +46,8 @@ stop() {
 trap stop EXIT
 
 for _ in $(seq 300); do
-    if curl --silent --fail --max-time 2 "$url/models" >/dev/null; then
+    if "$python" -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=2)' \
+        "$url/models" 2>/dev/null; then
         FASTEXPLAIN_TEST_SERVER=$url "$python" -m pytest -m server "$@"
         exit
     fi

@@ -3,6 +3,7 @@
 import asyncio
 
 import numpy as np
+import planted
 import pytest
 
 from fastexplain.database import Database
@@ -197,3 +198,32 @@ def test_an_interrupted_call_keeps_what_it_has(database):
     found = run(database, map(record, range(50)), Scripted())
     assert sum(result.stored for result in found.values()) == kept
     assert len(database.best(50)) == 50
+
+
+class TruthTeller(Scripted):
+    """Explains with the planted neurons' words, and simulates 9 on a word that is in them."""
+
+    async def generate(self, messages, *, max_tokens, temperature=0.0, seed=0):
+        shown = messages[-1]["content"].splitlines()
+        lines = [line.split("\t") for line in shown if line.count("\t") == 1]
+        return " ".join(sorted({token for token, value in lines if value == "10"}))
+
+    async def integer_log_probabilities(self, text, places, *, shared=0):
+        words = text[shared:].splitlines()[0].split()
+        tokens = [text[text.rfind("\n", 0, place) + 1 : place - 1] for place in places]
+        said = np.array([9 if token in words else 0 for token in tokens])
+        return np.where(np.arange(10) == said[:, None], 0.0, -np.inf)
+
+
+def test_a_simulator_that_is_told_the_truth_scores_one(planted_run, tmp_path):
+    records = [planted_run.neuron(f"0:{n}") for n in (planted.CAT, planted.RIVER_OR_STONE)]
+    with Database(tmp_path / "run.sqlite") as database:
+        results = run(database, records, TruthTeller())
+    assert {i: result.text for i, result in results.items()} == {
+        planted.CAT: "cat",
+        planted.RIVER_OR_STONE: "river stone",
+    }
+    for result in results.values():
+        assert result.scores.top_and_random == pytest.approx(1, abs=1e-6)
+        assert result.scores.random_only == pytest.approx(1, abs=1e-6)
+        assert (result.scores.excerpts_top, result.scores.excerpts_random) == (5, 5)

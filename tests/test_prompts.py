@@ -52,7 +52,7 @@ def test_uncounted_tokens_are_neither_shown_nor_scale_the_values():
 
 @pytest.mark.parametrize(("active", "repeated"), [(1, True), (6, True), (7, False), (8, False)])
 def test_tokens_are_repeated_strictly_below_a_fifth(active, repeated):
-    # Of 35 tokens, 7 are exactly a fifth; 0.2 * 35 in floats is above 7.
+    # Of 35 tokens, 7 are exactly a fifth.
     values = [1.0] * active + [0.0] * (35 - active)
     request = last_request([exemplar([f"t{i}" for i in range(35)], values)])
     assert ("Without the zeros:\nt0\t10" in request) == repeated
@@ -87,6 +87,8 @@ def test_examples_are_turns_of_the_chat():
         "The neuron seems to activate strongly for: names of rivers",
         "Explanation: **names of rivers**",
         "Explanation:\nnames of rivers",
+        "**Explanation:** names of rivers",
+        "This neuron fires on 'names of rivers'.",
         "Short phrase: “names of rivers”",
         "In short, this neuron reacts mostly to names of rivers",
         "<think>Hm, the Danube,\nthe Rhine ...</think>\nnames of rivers",
@@ -97,10 +99,19 @@ def test_the_phrase_is_found_in_an_answer(answer):
 
 
 @pytest.mark.parametrize(
-    "phrase", ["finding fault", "neurons", "it, as a pronoun", "“it's”, “isn't”"]
+    "phrase",
+    [
+        "finding fault",
+        "neurons",
+        "it, as a pronoun",
+        "“it's”, “isn't”",
+        'the word "then"',
+        "__init__",
+    ],
 )
 def test_phrases_are_left_as_they_are(phrase):
-    assert explainer.parse(phrase).strip("“”") == phrase.strip("“”")
+    assert explainer.parse(phrase) == phrase
+    assert explainer.parse(f"This neuron reacts to {phrase}.") == phrase
 
 
 @pytest.mark.parametrize("answer", ["", " \n ", '""', "This neuron fires on", "<think>never done"])

@@ -20,8 +20,7 @@ from fastexplain.records import Exemplar
 VERSION = "explainer-1"
 
 # The tokens that a neuron reacts to are listed once more where they are fewer than one in this
-# many of those shown, since a reader loses a few values among many zeros. As an integer: 0.2 times
-# a count is off by rounding at some of the counts where it must decide.
+# many of those shown, since a reader loses a few values among many zeros.
 _SPARSE = 5
 
 _INSTRUCTIONS = """\
@@ -39,8 +38,8 @@ _QUESTION = "What does this neuron react to?"
 
 # What a reasoning model thought; left open where the answer was cut off.
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-# Quotation marks of all kinds, and Markdown's marks.
-_WRAPPING = " \t\"'`*_#\u201c\u201d\u2018\u2019"
+# A phrase that is quoted as a whole; quotation marks around its last word are its own.
+_QUOTED = re.compile(r"""(?:(["'`])(?P<a>(?:(?!\1).)*)\1|\u201c(?P<b>[^\u201c\u201d]*)\u201d)""")
 _HOW = r"(?:(?:mainly|mostly|primarily|strongly|most strongly) )?"
 _INTRODUCTION = re.compile(
     r"(?:(?:short )?(?:phrase|answer|explanation)|in (?:one|a) short phrase|in short)\s*[:,]"
@@ -98,7 +97,13 @@ def parse(answer: str) -> str:
 
 
 def _bare(text: str) -> str:
-    return text.strip(_WRAPPING).removesuffix(".").strip(_WRAPPING)
+    while True:
+        bare = text.strip(" \t*#").removesuffix(".")
+        if quoted := _QUOTED.fullmatch(bare):
+            bare = quoted["a"] or quoted["b"] or ""
+        if bare == text:
+            return bare
+        text = bare
 
 
 def _request(texts: _Texts) -> str:
