@@ -288,7 +288,7 @@ def demo(
     run: Annotated[Path, typer.Option("--out", metavar="RUN", help="Directory to write.")] = Path(
         "demo-run"
     ),
-    excerpts: Annotated[int, typer.Option(help="Excerpts of 64 tokens.")] = 1536,
+    excerpts: Annotated[int, typer.Option(help="Excerpts of 64 tokens.")] = 2048,
     neurons: Annotated[
         int, typer.Option(help="Neurons for the language model to explain, 0 for none.")
     ] = 5,

@@ -75,9 +75,14 @@ def explanations_table(rows: Sequence[StoredExplanation], title: str | None = No
             row.model,
             score_text(scores.top_and_random),
             score_text(scores.random_only),
-            Text(visible(row.text or f"failed: {row.failure}")),
+            Text(_unbroken(visible(row.text or f"failed: {row.failure}"))),
         )
     return table
+
+
+def _unbroken(text: str) -> str:
+    """Keep a quoted token, which often begins with a space, on one line of a table's cell."""
+    return text.replace("' ", "'\u00a0")
 
 
 def explanation_data(row: StoredExplanation) -> dict[str, object]:

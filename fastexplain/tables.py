@@ -31,9 +31,11 @@ class Tables:
     def choose(cls, token_ids: np.ndarray, *, skip: int, rows: int) -> Tables:
         """The most useful rows for a corpus.
 
-        What occurs once gets no row: held out, it knows nothing. Tokens come first, in up to half
-        of the rows, since pairs are estimated around them; pairs get the rest, and tokens what
-        the pairs leave.
+        What occurs once gets no row: held out, it knows nothing. Tokens come first, in up to three
+        quarters of the rows, since pairs are estimated around them; pairs get the rest, and tokens
+        what the pairs leave. (SmolLM2, five layers, 1,024 excerpts, 5,825 rows: the lookup's mean
+        score was 0.603 with a third of the rows for tokens, 0.623 with half, 0.631 with two
+        thirds, which were all tokens there were; with no limit on rows, 0.649.)
 
         Args:
             token_ids: int32 `[excerpts, tokens]`.
@@ -43,8 +45,8 @@ class Tables:
         sample = np.asarray(token_ids[:_SAMPLE])
         tokens, counts = _most_frequent(sample[:, skip:])
         keys, _ = _most_frequent(_pair_keys(sample)[:, max(skip - 1, 0) :])
-        half = min(len(tokens), (rows + 1) // 2)
-        keys = keys[: rows - half]
+        first = min(len(tokens), rows - rows // 4)
+        keys = keys[: rows - first]
         tokens = tokens[: rows - len(keys)]
         pairs = np.stack(np.divmod(np.sort(keys), _PAIR_BASE), axis=1).astype(np.int32)
         chosen = cls(tokens.astype(np.int32), pairs.reshape(-1, 2), counts[:0], counts[:0])

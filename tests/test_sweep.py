@@ -295,7 +295,7 @@ def test_tables_keep_to_their_memory(rows: int) -> None:
     token_ids = np.random.default_rng(0).integers(0, 9, (30, 64)).astype(np.int32)
     tables = Tables.choose(token_ids, skip=1, rows=rows)
     assert len(tables.tokens) + len(tables.pairs) == rows
-    assert len(tables.tokens) == (rows + 1) // 2
+    assert len(tables.tokens) == rows - rows // 4
     for token_rows, counts in zip(
         tables.rows(token_ids), (tables.token_counts, tables.pair_counts), strict=True
     ):
