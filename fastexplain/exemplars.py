@@ -42,9 +42,13 @@ class Exemplars:
         fault = int(self._summary.fault[0])
         return None if fault == NO_ID else fault
 
+    def summary(self) -> Summary:
+        """What is kept so far, in host memory; waits for the device."""
+        return on_host(self._summary)
+
     def finalize(self) -> dict[str, np.ndarray]:
         """The layer's file: arrays by name, exemplars in order, best first."""
-        summary = on_host(self._summary)
+        summary = self.summary()
         arrays = {
             "random.ids": summary.random_ids,
             "random.activations": summary.random_acts,

@@ -4,6 +4,7 @@
                                      the directory a run
     excerpts.safetensors             the corpus's tokens, the vocabulary, the tables' rows
     layers/00.safetensors ...        exemplars, statistics and tables of each layer
+    checkpoints/                     only while a sweep is unfinished
     run.sqlite                       explanations, simulations, scores
 
 A file is written under a temporary name, synced and renamed, so that it is whole or absent.
@@ -23,6 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fastexplain.checkpoints import DIRECTORY as CHECKPOINTS
 from fastexplain.errors import RunError, UsageError
 from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
@@ -110,7 +112,7 @@ def check_free(path: str | Path) -> None:
         raise RunError(f"{path} holds a run already; choose another directory or remove it")
     directory = Path(path)
     present = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
-    if present - {"layers", _EXCERPTS}:  # those an interrupted sweep may have left
+    if present - {"layers", _EXCERPTS, CHECKPOINTS}:  # those an interrupted sweep may have left
         raise RunError(f"{path} holds other files; choose a new or an empty directory")
 
 

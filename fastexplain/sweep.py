@@ -3,7 +3,8 @@
 1. Choose the tables' rows and the random excerpts; make an empty summary for each layer.
 2. For every batch of excerpts, in order of their ids, run the subject's trunk; each layer's
    activations are folded into that layer's summary where they are, and are gone.
-3. Write each layer's file, then the manifest, which makes the directory a run.
+3. Now and then save what there is, so that the same sweep can go on from there.
+4. Write each layer's file, then the manifest, which makes the directory a run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastexplain.checkpoints import Checkpoint, Checkpoints
 from fastexplain.corpus import Corpus
 from fastexplain.errors import SweepError, UsageError
 from fastexplain.exemplars import Exemplars, kernel_dtype, on_device
@@ -34,6 +36,8 @@ TABLE_BYTES = 2**30
 
 # Excerpts a batch: on 2 cores 32 to 128 run alike; a GPU wants more work in each launch.
 _BATCH = {"cpu": 64, "mps": 64, "cuda": 512}
+# Seconds between two checkpoints. SmolLM2's take about 2 GB and 3 s to write.
+_CHECKPOINT_SECONDS = 600.0
 # Batches between two looks for activations that are not finite: a look waits for the device.
 _BATCHES_A_CHECK = 32
 
@@ -50,6 +54,7 @@ def sweep(
     batch_size: int | None = None,
     skip: int | None = None,
     table_bytes: int = TABLE_BYTES,
+    checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     progress: Callable[[int], None] | None = None,
 ) -> Run:
     """Sweep a corpus through a subject and write a run.
@@ -57,7 +62,8 @@ def sweep(
     Args:
         subject: from `load_subject`.
         corpus: tokenised with the subject's tokenizer.
-        out: directory of the run; must not exist or be empty.
+        out: directory of the run, new or empty. If it holds an unfinished sweep with the same
+            settings, that one goes on from its last checkpoint.
         top_k: exemplars a neuron by largest activation, and with `bottom` as many by smallest.
         random: exemplars that all neurons share, drawn with the corpus's seed.
         layers: those to explain; all by default.
@@ -67,6 +73,7 @@ def sweep(
             activations on whatever comes first (an attention sink).
         table_bytes: memory for the tables of all layers; 0 leaves them out, and with them the
             lookup explainer.
+        checkpoint_seconds: time between two checkpoints.
         progress: called with the number of excerpts done, after each batch.
 
     Raises:
@@ -97,10 +104,20 @@ def sweep(
         corpus.tokens, skip=skip, rows=table_bytes // (neurons * np.dtype(np.float32).itemsize)
     )
     random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), random, corpus.seed)
-    device = _kernel_device(subject.device)
-    exemplars = {
-        layer: Exemplars(
-            Summary.empty(
+    checkpoints = Checkpoints(
+        out,
+        {
+            "subject": [subject.name, subject.revision, str(subject.dtype)],
+            "corpus": [corpus.fingerprint, corpus.seed],
+            "layers": layers,
+            "settings": [top_k, random, bottom, skip, len(tables.tokens), len(tables.pairs)],
+        },
+    )
+    last = checkpoints.load() or Checkpoint(
+        0,
+        0.0,
+        {
+            layer: Summary.empty(
                 subject.widths[layer],
                 corpus.tokens.shape[1],
                 kernel_dtype(subject.dtype),
@@ -109,14 +126,15 @@ def sweep(
                 random_ids=random_ids,
                 table_rows=(len(tables.tokens), len(tables.pairs)),
                 seed=corpus.seed,
-            ),
-            device,
-        )
-        for layer in layers
-    }
+            )
+            for layer in layers
+        },
+    )
+    device = _kernel_device(subject.device)
+    exemplars = {layer: Exemplars(last.summaries.pop(layer), device) for layer in layers}
 
-    looped = time.perf_counter()
-    for number, start in enumerate(range(0, len(corpus), batch_size)):
+    looped = saved = time.perf_counter()
+    for number, start in enumerate(range(last.done, len(corpus), batch_size)):
         token_ids = corpus.tokens[start : start + batch_size]
         ids = np.arange(start, start + len(token_ids), dtype=np.int32)
         batch = on_device(
@@ -129,15 +147,21 @@ def sweep(
         subject.trunk(torch.from_numpy(np.array(token_ids)), fold, layers)
         if number % _BATCHES_A_CHECK == 0:
             _check(exemplars)
+        done = start + len(token_ids)
+        if done < len(corpus) and time.perf_counter() - saved >= checkpoint_seconds:
+            _check(exemplars)
+            so_far = last.seconds + time.perf_counter() - looped
+            checkpoints.save(done, so_far, ((i, kept.summary()) for i, kept in exemplars.items()))
+            saved = time.perf_counter()
         if progress is not None:
-            progress(start + len(token_ids))
+            progress(done)
     _check(exemplars)
     swept = time.perf_counter()
+    seconds = last.seconds + swept - looped
 
     writer.write_excerpts(corpus, tables, subject.token_bytes())
     for layer in layers:
         writer.write_layer(layer, exemplars.pop(layer).finalize())
-    seconds = swept - looped
     writer.write_manifest(
         {
             "subject": {
@@ -177,6 +201,7 @@ def sweep(
             "versions": _versions(),
         }
     )
+    checkpoints.remove()
     return open_run(out)
 
 

@@ -236,6 +236,57 @@ def test_activations_that_are_not_finite_stop_the_sweep(planted_run, planted_cor
         open_run(tmp_path / "run")
 
 
+def _interrupted_at(excerpts: int):
+    def progress(done: int) -> None:
+        if done >= excerpts:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def _files(run: fastexplain.Run) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.path.rglob("*.safetensors")}
+
+
+def test_an_interrupted_sweep_goes_on_to_the_same_result(
+    planted_subject, planted_corpus, tmp_path
+) -> None:
+    whole = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "whole", batch_size=48)
+    options = {"batch_size": 48, "checkpoint_seconds": 0}
+    for excerpts in (100, 250):
+        with pytest.raises(KeyboardInterrupt):
+            fastexplain.sweep(
+                planted_subject, planted_corpus, tmp_path / "run",
+                progress=_interrupted_at(excerpts), **options,
+            )  # fmt: skip
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [
+            str(-(-excerpts // 48) * 48)
+        ]
+    done: list[int] = []
+    run = fastexplain.sweep(
+        planted_subject, planted_corpus, tmp_path / "run", progress=done.append, **options
+    )
+    assert done[0] == 288 + 48
+    assert _files(run) == _files(whole)
+    assert not (run.path / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_sweep_is_refused(
+    planted_subject, planted_corpus, tmp_path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fastexplain.sweep(
+            planted_subject, planted_corpus, tmp_path / "run",
+            progress=_interrupted_at(1), checkpoint_seconds=0,
+        )  # fmt: skip
+    with pytest.raises(RunError, match="unfinished sweep with other settings"):
+        fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", top_k=3)
+    [state] = tmp_path.rglob("state.json")
+    state.write_text("{")
+    with pytest.raises(RunError, match=r"can't be read .* remove it"):
+        fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run")
+
+
 def test_fewer_excerpts_than_exemplars(planted_subject, planted_corpus, tmp_path) -> None:
     few = Corpus.from_excerpts(np.array(planted_corpus.tokens[:5]))
     run = fastexplain.sweep(planted_subject, few, tmp_path / "run", table_bytes=0)
