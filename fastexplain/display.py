@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,8 +82,8 @@ def explanations_table(rows: Sequence[StoredExplanation], title: str | None = No
 
 
 def _unbroken(text: str) -> str:
-    """Keep a quoted token, which often begins with a space, on one line of a table's cell."""
-    return text.replace("' ", "'\u00a0")
+    """Show the space that a quoted token begins with; a cell's line would be broken there."""
+    return re.sub(r"(^|, |after )(['\"]) ", r"\1\2␣", text)
 
 
 def explanation_data(row: StoredExplanation) -> dict[str, object]:
