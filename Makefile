@@ -39,4 +39,4 @@ $(VENV)/ready-dev: $(VENV)/ready
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) build dist *.egg-info .cache demo-run
+	rm -rf $(VENV) build dist *.egg-info .cache $(RUN)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from fastexplain.errors import FastexplainError, UsageError
+from fastexplain.errors import FastexplainError, LLMError, UsageError
 from fastexplain.terminal import out
 
 _INTERRUPTED = 130
@@ -34,6 +35,7 @@ def main() -> None:
     """Run the command line; errors are one line, exit code 2 for usage and 1 for failure."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    warnings.showwarning = lambda message, *_, **__: _complain(str(message))
     try:
         # Typer turns Ctrl-C into a returned 130; commands themselves return nothing.
         code = app(arguments, standalone_mode=False, prog_name="fastexplain") or 0
@@ -118,8 +120,10 @@ def sweep(
 ) -> None:
     """Find the text that drives every neuron of a subject, in one pass of a corpus."""
     from fastexplain import jobs
+    from fastexplain.run import check_free
     from fastexplain.selection import parse_layers
 
+    check_free(run)
     chosen = None if layers is None else parse_layers(layers)
     loaded = jobs.load(subject, device=device, dtype=dtype, revision=revision,
                    trust_remote_code=trust_remote_code)  # fmt: skip
@@ -196,9 +200,11 @@ def explain(
             raise UsageError(f"name the neurons that {explainer} shall explain, such as 5:131")
         if local and base_url:
             raise UsageError("--local and --base-url exclude each other")
-        jobs.explain_by_model(
+        explained = jobs.explain_by_model(
             opened, chosen, explainer, simulator, base_url=base_url, local=local, fresh=fresh
         )
+        if not explained:
+            raise LLMError(f"{explainer} explained none of the {len(chosen)} neurons; see above")
     method = "lookup" if explainer == "lookup" else "llm"
     with opened.database() as database:
         if chosen:
@@ -257,7 +263,7 @@ def top(
         raise UsageError(f"there is no method '{method}'; choose lookup or llm")
     if limit < 1:
         raise UsageError(f"limit is {limit}; it must be at least 1")
-    with open_run(run).database() as database:
+    with open_run(run).database(read_only=True) as database:
         rows = database.best(limit, method, by)
     if as_json:
         _print_explanations(rows)
@@ -312,4 +318,4 @@ def _print_explanations(rows: list[Any]) -> None:
 
 
 def _print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(data))
+    print(json.dumps(data, allow_nan=False))

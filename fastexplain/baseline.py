@@ -13,6 +13,7 @@ tokens, and the excerpts that score it held out. For every layer:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,10 +28,13 @@ from fastexplain.run import Run
 from fastexplain.schema import ExplanationRow
 from fastexplain.score import TEST_RANKS, Scores, test_excerpts
 
+_NOTHING = "nothing: no token that the tables know drives it more than others"
+
 METHOD = "lookup"
 VERSION = "lookup-1"
 
 _ENTRIES = 8  # of an explanation: as many as a reader takes in at a glance
+_BLOCK = 256  # neurons whose entries are chosen at a time
 _PAIR_GAIN = 1.5  # a pair is named where it is so much stronger than its token alone
 
 
@@ -124,7 +128,7 @@ def text_of(entries: list[Entry]) -> str:
     return ", ".join(
         f"{entry.token!r}"
         + (f" after {entry.previous!r}" if entry.previous is not None else "")
-        + f" {entry.mean:.2g}"
+        + (f" {entry.mean:.2g}" if entry.mean < 100 else f" {entry.mean:.0f}")
         for entry in entries
     )
 
@@ -135,31 +139,36 @@ def strongest_entries(run: Run, tables: LookupTables) -> list[list[Entry]]:
     A token is left out when its estimate is not above the neuron's mean, a pair when it is not
     well above its token's: it is the token that drives the neuron then.
     """
-    known = run.tables
-    mean = tables.positive_sums / max(tables.count, 1)
-    tokens = token_estimate(tables.token_sums, tables.token_counts[:, None], mean)
-    second = known.rows(known.pairs[:, 1:])[0][:, 0]
-    around = np.where(second[:, None] >= 0, tokens[second], mean) if len(tokens) else mean
-    pairs = pair_estimate(tables.pair_sums, tables.pair_counts[:, None], around)
-    estimates = np.concatenate(
+    second = run.tables.rows(run.tables.pairs[:, 1:])[0][:, 0]
+    counts = np.concatenate([tables.token_counts, tables.pair_counts])
+    shown = functools.cache(functools.partial(_shown, run))
+    result = []
+    for start in range(0, len(tables.positive_sums), _BLOCK):  # several copies of the tables
+        estimates = _estimates(tables, second, slice(start, start + _BLOCK))
+        count = min(_ENTRIES, estimates.shape[1])
+        least = -np.partition(-estimates, count - 1, axis=1)[:, count - 1]
+        for own, limit in zip(estimates, np.maximum(least, np.finfo(np.float32).tiny), strict=True):
+            rows = np.flatnonzero(own >= limit)  # more than `count` where some are equal
+            rows = rows[np.argsort(-own[rows], kind="stable")][:count]
+            result.append(
+                [Entry(*shown(row), float(own[row]), int(counts[row])) for row in rows.tolist()]
+            )
+    return result
+
+
+def _estimates(tables: LookupTables, second: np.ndarray, neurons: slice) -> np.ndarray:
+    """Estimates `[neurons, V + P]` of what is worth naming, 0 for the rest.
+
+    Args:
+        second: the row of each pair's second token, -1 where it has none.
+    """
+    mean = tables.positive_sums[neurons] / max(tables.count, 1)
+    tokens = token_estimate(tables.token_sums[:, neurons], tables.token_counts[:, None], mean)
+    around = np.where(second[:, None] >= 0, tokens[second], mean)
+    pairs = pair_estimate(tables.pair_sums[:, neurons], tables.pair_counts[:, None], around)
+    return np.concatenate(
         [np.where(tokens > mean, tokens, 0), np.where(pairs > _PAIR_GAIN * around, pairs, 0)]
     ).T
-    count = min(_ENTRIES, estimates.shape[1])
-    best = np.argpartition(-estimates, count - 1, axis=1)[:, :count]
-    values = np.take_along_axis(estimates, best, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    best, values = np.take_along_axis(best, order, axis=1), np.take_along_axis(values, order, 1)
-
-    shown = {row: _shown(run, int(row)) for row in np.unique(best)}
-    counts = np.concatenate([tables.token_counts, tables.pair_counts])
-    return [
-        [
-            Entry(*shown[row], mean=value, count=int(counts[row]))
-            for row, value in zip(neuron_rows, neuron_values, strict=True)
-            if value > 0
-        ]
-        for neuron_rows, neuron_values in zip(best.tolist(), values.tolist(), strict=True)
-    ]
 
 
 def simulate_by_lookup(run: Run, record: NeuronRecord) -> dict[int, np.ndarray]:
@@ -168,7 +177,10 @@ def simulate_by_lookup(run: Run, record: NeuronRecord) -> dict[int, np.ndarray]:
     one = slice(neuron.index, neuron.index + 1)
     tables = _layer_tables(run, neuron.layer, one)
     ids, activations = _test_split(run, neuron.layer, one)
-    predicted = kernels.lookup(tables, HeldOut(ids, activations, *_rows_of_excerpts(run), run.skip))
+    # The rows of these few excerpts alone, so that places take the part of ids.
+    rows = run.tables.rows(np.stack([run.excerpt(max(int(i), 0)) for i in ids[0]]))
+    places = np.where(ids >= 0, np.arange(ids.shape[1], dtype=np.int32), np.int32(-1))
+    predicted = kernels.lookup(tables, HeldOut(places, activations, *rows, run.skip))
     return {int(i): own for i, own in zip(ids[0], predicted[0], strict=True) if i >= 0}
 
 
@@ -185,7 +197,7 @@ def _rows(layer: LookupLayer) -> list[ExplanationRow]:
             METHOD,
             METHOD,
             VERSION,
-            text_of(entries) or "nothing: never above 0 on any token that the tables know",
+            text_of(entries) or _NOTHING,
             data=[dataclasses.asdict(entry) for entry in entries],
             scores=own,
         )
@@ -209,7 +221,10 @@ def _rows_of_excerpts(run: Run) -> tuple[np.ndarray, np.ndarray]:
 def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTables:
     known = run.tables
     if len(known.tokens) == 0:
-        raise RunError(f"{run.path} was swept without tables; sweep again without --no-tables")
+        raise RunError(
+            f"{run.path} has no tables; sweep again without --no-tables, or, if that was not "
+            "given, on more text: no token occurs twice"
+        )
     return LookupTables(
         np.ascontiguousarray(run.array(layer, "tables.tokens")[:, neurons]),
         np.ascontiguousarray(run.array(layer, "tables.pairs")[:, neurons]),

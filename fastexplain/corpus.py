@@ -97,6 +97,8 @@ class Corpus:
             raise UsageError(f"at least 1 excerpt is needed, not {excerpts}")
         if tokens < 1:
             raise UsageError(f"an excerpt has at least 1 token, not {tokens}")
+        if not 0 <= seed < 2**63:
+            raise UsageError(f"the seed is {seed}; it must be at least 0 and below 2**63")
         self.seed = seed
         self.sources = tuple(str(source) for source in sources)
         texts = Sources(sources, column)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -39,20 +40,37 @@ _MEASURES = ("top_and_random", "random_only", "top_only")
 class Database:
     """A run's `run.sqlite`, made or brought to this version when opened.
 
+    Args:
+        path: of the file.
+        read_only: don't make one; where the directory can't be written, read it all the same.
+
     Raises:
         RunError: the file is no such database, is from a newer fastexplain, or can't be written.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
         self._path = Path(path)
         with self._errors():
             # Transactions are begun by hand: see `_transaction`.
-            self._sqlite = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None)
+            self._sqlite = sqlite3.connect(
+                self._source(read_only), timeout=_PATIENCE, isolation_level=None, uri=read_only
+            )
             try:
-                self._prepare()
+                if not read_only or self._version() != len(MIGRATIONS):
+                    self._prepare()
             except BaseException:
                 self._sqlite.close()
                 raise
+
+    def _source(self, read_only: bool) -> str | Path:
+        """What SQLite is to open; read-only, an empty database where there is none yet."""
+        if not read_only:
+            return self._path
+        if not self._path.exists():
+            return ":memory:"
+        # Where no lock can be taken, nothing can be written either: it is read as it stands.
+        mode = "mode=rw" if os.access(self._path.parent, os.W_OK) else "immutable=1"
+        return f"{self._path.resolve().as_uri()}?{mode}"
 
     def close(self) -> None:
         self._sqlite.close()
@@ -86,7 +104,9 @@ class Database:
                     for r in rows
                 ],
             )
-            [(last,)] = self._sqlite.execute("SELECT coalesce(max(id), 0) FROM explanations")
+            [(last,)] = self._sqlite.execute(
+                "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'explanations'"
+            )
             ids = list(range(last + 1, last + 1 + len(rows)))
             self._sqlite.executemany(
                 f"INSERT INTO explanations VALUES ({', '.join('?' * 11)})",

@@ -7,8 +7,9 @@ from typing import Any
 
 from fastexplain import jobs
 from fastexplain.database import Database
-from fastexplain.display import explanation_data, explanations_table
-from fastexplain.run import is_run, open_run
+from fastexplain.display import explanation_data, explanations_table, score_text
+from fastexplain.errors import RunError
+from fastexplain.run import check_free, is_run, open_run
 from fastexplain.schema import LayerMeans, StoredExplanation
 from fastexplain.terminal import messages, out
 
@@ -24,8 +25,15 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
     """
     if is_run(run):
         opened = open_run(run)
+        found = opened.manifest["subject"]["name"], opened.manifest["sweep"]["excerpts"]
+        if found != ("smollm2", excerpts):
+            raise RunError(
+                f"{run} holds a run of {found[0]} over {found[1]} excerpts, not this demo's; "
+                "choose another directory with --out"
+            )
         messages.print(f"Going on with the run in {run}.", markup=False)
     else:
+        check_free(run)
         subject = jobs.load("smollm2")
         opened = jobs.sweep_corpus(subject, ["stdlib"], run, excerpts=excerpts)
     jobs.report_sweep(opened)
@@ -47,7 +55,7 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
             if row.model in ("lookup", "smollm2")
         ]
     scores = [mean.top_and_random for mean in means if mean.top_and_random is not None]
-    mean_score = sum(scores) / len(scores)
+    mean_score = sum(scores) / len(scores) if scores else None
     if show:
         _show(run, rows, chosen, means, mean_score)
     return {
@@ -64,12 +72,12 @@ def _show(
     rows: list[StoredExplanation],
     chosen: list[StoredExplanation],
     means: list[LayerMeans],
-    mean_score: float,
+    mean_score: float | None,
 ) -> None:
     out.print(explanations_table(rows, "The best neuron by lookup in each of some layers"))
     out.print(
         f"All {sum(mean.scored for mean in means):,} neurons have a lookup explanation; mean "
-        f"held-out correlation {mean_score:.2f} (top and random excerpts).\n"
+        f"held-out correlation {score_text(mean_score)} (top and random excerpts).\n"
         "smollm2, with 135 million parameters, is a weak explainer and a weaker simulator: its "
         "scores show that the path works, not what it can do. A larger model, on any "
         "OpenAI-compatible server:",

@@ -62,23 +62,32 @@ def score_text(value: float | None) -> str:
 
 
 def explanations_table(rows: Sequence[StoredExplanation], title: str | None = None) -> Table:
-    """Neurons, explanations and scores."""
+    """Neurons, explanations, scores, and how many top and random excerpts those rest on."""
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("neuron", no_wrap=True)
     table.add_column("explained by", no_wrap=True)
     table.add_column("top and random", justify="right")
     table.add_column("random", justify="right")
+    table.add_column("excerpts", no_wrap=True)
     table.add_column("explanation", ratio=1)
     for row in rows:
         scores = row.scores or Scores(None, None, None, 0, 0)
         table.add_row(
             str(row.neuron),
-            row.model,
+            Text(explained_by(row)),
             score_text(scores.top_and_random),
             score_text(scores.random_only),
+            f"{scores.excerpts_top} + {scores.excerpts_random}",
             Text(_unbroken(visible(row.text or f"failed: {row.failure}"))),
         )
     return table
+
+
+def explained_by(row: StoredExplanation) -> str:
+    """The explainer, and the simulator where that is another."""
+    if row.simulator in (None, row.model):
+        return row.model
+    return f"{row.model}, simulated by {row.simulator}"
 
 
 def _unbroken(text: str) -> str:
@@ -101,5 +110,6 @@ def explanation_data(row: StoredExplanation) -> dict[str, object]:
         "top_only": scores and scores.top_only,
         "excerpts_top": scores and scores.excerpts_top,
         "excerpts_random": scores and scores.excerpts_random,
+        "id": row.id,
         "data": row.data,
     }

@@ -242,6 +242,8 @@ class _Work:
         async with self._simulating:
             try:
                 counted = await simulate(text, exemplar.tokens[record.skip :], self._simulator)
+                if np.isnan(counted).all():
+                    raise LLMError("the simulator gives no integer a probability at any token")
             except LLMError as error:
                 failure = str(error)
             else:

@@ -14,7 +14,7 @@ from fastexplain.corpus import Corpus
 from fastexplain.explain import explain_neurons
 from fastexplain.llm import connect
 from fastexplain.records import NeuronId
-from fastexplain.run import Run, check_free
+from fastexplain.run import Run
 from fastexplain.subject import Subject, load_subject
 from fastexplain.sweep import sweep
 from fastexplain.terminal import messages, progress
@@ -37,9 +37,10 @@ def sweep_corpus(
     **settings: Any,
 ) -> Run:
     """Read a corpus and sweep it, with progress on standard error."""
-    check_free(run)
     with messages.status(f"Reading {escape(', '.join(sources))}"):
         corpus = Corpus(sources, subject.tokenizer, excerpts=excerpts, seed=seed, column=column)
+    if corpus.passed_over:
+        messages.print(f"{corpus.passed_over} files that are not UTF-8 text were passed over.")
     width = corpus.tokens.shape[1]
     with progress("Sweeping", len(corpus), tokens=width) as advance:
         return sweep(subject, corpus, run, progress=advance, **settings)
@@ -72,25 +73,30 @@ def explain_by_model(
     base_url: str | None = None,
     local: bool = False,
     fresh: bool = False,
-) -> None:
-    """Explain, simulate and score; failures go to standard error, results to the database."""
+) -> int:
+    """Explain, simulate and score; failures go to standard error, results to the database.
 
-    async def work(advance: Callable[[int], None]) -> None:
+    Returns how many neurons have an explanation now.
+    """
+
+    async def work(advance: Callable[[int], None]) -> int:
         explaining = connect(explainer, base_url=base_url, local=local)
         simulating = explaining
         if simulator not in (None, explainer):
             simulating = connect(simulator, base_url=base_url, local=local)
         async with explaining, simulating:
             records = (run.neuron(neuron) for neuron in neurons)
-            done = 0
+            done = explained = 0
             with run.database() as database:
                 async for result in explain_neurons(
                     records, database, explainer=explaining, simulator=simulating, fresh=fresh
                 ):
                     done += 1
+                    explained += result.text is not None
                     advance(done)
                     for failure in result.failures:
                         messages.print(f"{result.neuron}: {failure}", markup=False, soft_wrap=True)
+        return explained
 
     with progress(f"Explaining by {explainer}", len(neurons)) as advance:
-        asyncio.run(work(advance))
+        return asyncio.run(work(advance))

@@ -57,7 +57,7 @@ class Statistics:
         count: counted tokens.
         mean, variance: of the activation; the variance is the population's.
         skewness, kurtosis: third and fourth standardised moments (a normal's kurtosis is 3);
-            NaN where the variance is 0.
+            NaN where the variance is 0, or too small beside the mean to tell.
         fraction_positive: share of counted tokens with activation > 0.
         mean_positive: mean of max(activation, 0), the g of the lookup formulas.
         minimum, maximum: extremes.

@@ -39,6 +39,9 @@ SCHEMA = 1
 _MANIFEST = "manifest.json"
 _EXCERPTS = "excerpts.safetensors"
 
+# Variance over mean square below which skewness and kurtosis have fewer than three digits.
+_SPREAD = 1e-6
+
 
 class RunWriter:
     """Writes a run's files; the manifest, written last, makes them a run.
@@ -112,7 +115,9 @@ def check_free(path: str | Path) -> None:
         raise RunError(f"{path} holds a run already; choose another directory or remove it")
     directory = Path(path)
     present = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
-    if present - {"layers", _EXCERPTS, CHECKPOINTS}:  # those an interrupted sweep may have left
+    # These an interrupted sweep may have left.
+    present -= {"layers", CHECKPOINTS, _EXCERPTS, f"{_EXCERPTS}.tmp", f"{_MANIFEST}.tmp"}
+    if present:
         raise RunError(f"{path} holds other files; choose a new or an empty directory")
 
 
@@ -197,10 +202,12 @@ class Run:
             )
             for end in ("top", "bottom")
         }
-        random = self._exemplars(
-            self._whole(file, "random.ids"),
-            self._slice(file, "random.activations")[:, :, index],
-        )
+        random_ids = self._whole(file, "random.ids")
+        random = []
+        if len(random_ids):
+            random = self._exemplars(
+                random_ids, self._slice(file, "random.activations")[:, :, index]
+            )
         return NeuronRecord(
             neuron, self.skip, kept["top"], kept["bottom"], random, self._statistics(file, index)
         )
@@ -208,6 +215,8 @@ class Run:
     def token_text(self, token: int) -> str:
         """A token as text; bytes that are not UTF-8 on their own show as U+FFFD."""
         blob, ends = self._vocabulary
+        if not 0 <= token < len(ends) - 1:  # a model may have more rows than its tokenizer tokens
+            return ""
         return bytes(blob[ends[token] : ends[token + 1]]).decode("utf-8", errors="replace")
 
     def excerpt(self, excerpt: int) -> np.ndarray:
@@ -231,11 +240,14 @@ class Run:
         sweep = self.manifest["sweep"]
         return sweep["tokens"] - sweep["excerpts"] * self.skip
 
-    def database(self) -> Database:
-        """The run's explanations, simulations and scores; close it, or use it in a `with`."""
+    def database(self, *, read_only: bool = False) -> Database:
+        """The run's explanations, simulations and scores; close it, or use it in a `with`.
+
+        Read-only, it also serves a run in a place that can't be written.
+        """
         from fastexplain.database import Database
 
-        return Database(self.path / "run.sqlite")
+        return Database(self.path / "run.sqlite", read_only=read_only)
 
     def _exemplars(self, ids: np.ndarray, acts: np.ndarray) -> list[Exemplar]:
         found = []
@@ -251,25 +263,27 @@ class Run:
         first, second, third, fourth, positive = (
             float(value) / count for value in self._slice(file, "sums")[:, index]
         )
-        # Central moments from the raw ones, by the binomial theorem.
-        variance = max(second - first**2, 0.0)
-        third_central = third - 3 * first * second + 2 * first**3
-        fourth_central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
-        spread = variance > 0
 
         def one(name: str) -> Any:
             return self._slice(file, name)[index]
 
+        minimum, maximum = float(one("minimum")), float(one("maximum"))
+        # Central moments from the raw ones, by the binomial theorem. Where the spread is small
+        # beside the mean they drown in rounding, the fourth long before the second.
+        variance = max(second - first**2, 0.0) if minimum < maximum else 0.0
+        third_central = third - 3 * first * second + 2 * first**3
+        fourth_central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+        known = variance > _SPREAD * second
         return Statistics(
             count=count,
             mean=first,
             variance=variance,
-            skewness=third_central / variance**1.5 if spread else float("nan"),
-            kurtosis=fourth_central / variance**2 if spread else float("nan"),
+            skewness=third_central / variance**1.5 if known else float("nan"),
+            kurtosis=fourth_central / variance**2 if known else float("nan"),
             fraction_positive=int(one("positive")) / count,
             mean_positive=positive,
-            minimum=float(one("minimum")),
-            maximum=float(one("maximum")),
+            minimum=minimum,
+            maximum=maximum,
             histogram=one("histogram").astype(np.int64),
             histogram_edges=histogram_edges().astype(np.float64),
             histogram_excerpts=one("histogram.excerpts"),

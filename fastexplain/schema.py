@@ -16,7 +16,7 @@ from fastexplain.score import Scores
 MIGRATIONS: list[tuple[str, ...]] = [
     (
         """CREATE TABLE explanations (
-            id INTEGER PRIMARY KEY,
+            id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again
             layer INTEGER NOT NULL,
             neuron INTEGER NOT NULL,
             method TEXT NOT NULL CHECK (method IN ('lookup', 'llm')),

@@ -9,10 +9,18 @@ from rich.console import Console
 from rich.text import Text
 
 from fastexplain.baseline import simulate_by_lookup
-from fastexplain.display import excerpt_text, explanation_data, explanations_table
+from fastexplain.display import (
+    excerpt_text,
+    explained_by,
+    explanation_data,
+    explanations_table,
+)
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.run import Run
 from fastexplain.schema import StoredExplanation
+
+# An explanation, and by excerpt id what was predicted from it, float32 `[tokens]`.
+_Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]
 
 
 def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
@@ -33,11 +41,12 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
         },
         "simulations": [
             {
-                "simulator": name,
+                "explanation": row.id,
+                "simulator": row.simulator,
                 "excerpt": excerpt,
                 "activations": [_number(float(value)) for value in values],
             }
-            for name, excerpts in simulated.items()
+            for row, excerpts in simulated
             for excerpt, values in excerpts.items()
         ],
     }
@@ -68,31 +77,40 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
             console, "bottom, by -activation", negated, max(-found.minimum, 0), record.skip
         )
     by_excerpt = {exemplar.excerpt: exemplar for exemplar in [*record.top, *record.random]}
-    for name, excerpts in simulated.items():
-        console.print(f"\n[bold]test excerpts, true above simulated by {name}[/]")
+    for row, excerpts in simulated:
+        title = f"test excerpts, true above simulated: {explained_by(row)}"
+        console.print(Text(f"\n{title}", style="bold"))
         # A simulator's scale is its own: the largest of what it predicted gets the full colour.
         scale = max(
             (float(np.nanmax(values, initial=0)) for values in excerpts.values()), default=0
         )
         for excerpt, values in list(excerpts.items())[:count]:
             exemplar = by_excerpt[excerpt]
-            _print_line(console, "true", exemplar.tokens, exemplar.activations, largest)
-            _print_line(console, "sim.", exemplar.tokens, values, scale)
+            for label, shown, full in (
+                ("true", exemplar.activations, largest),
+                ("sim.", values, scale),
+            ):
+                _print_line(console, label, exemplar.tokens, shown, full, record.skip)
 
 
 def _explanations(
     run: Run, record: NeuronRecord
-) -> tuple[list[StoredExplanation], dict[str, dict[int, np.ndarray]]]:
-    """What is stored of a neuron, and by simulator its predictions of test excerpts."""
-    simulated: dict[str, dict[int, np.ndarray]] = {}
-    with run.database() as database:
+) -> tuple[list[StoredExplanation], list[_Simulated]]:
+    """What is stored of a neuron, and the predictions of its test excerpts from each of these."""
+    simulated: list[_Simulated] = []
+    with run.database(read_only=True) as database:
         rows = database.explanations(record.id)
         for row in rows:
             if row.method == "lookup":
-                simulated["lookup"] = simulate_by_lookup(run, record)
-            for found in database.simulations(row.id):
-                if found.values is not None:
-                    simulated.setdefault(found.simulator, {})[found.excerpt] = found.values
+                simulated.append((row, simulate_by_lookup(run, record)))
+                continue
+            values = {
+                found.excerpt: found.values
+                for found in database.simulations(row.id)
+                if found.simulator == row.simulator and found.values is not None
+            }
+            if values:
+                simulated.append((row, values))
     return rows, simulated
 
 
@@ -112,7 +130,7 @@ def _print_line(
     tokens: list[str],
     activations: np.ndarray,
     scale: float,
-    skip: int = 0,
+    skip: int,
 ) -> None:
     counted = activations.copy()
     counted[:skip] = 0  # what counts for nothing gets no colour
@@ -127,9 +145,9 @@ def _exemplar_data(exemplar: Exemplar) -> dict[str, Any]:
         "excerpt": exemplar.excerpt,
         "token_ids": exemplar.token_ids.tolist(),
         "tokens": exemplar.tokens,
-        "activations": exemplar.activations.tolist(),
+        "activations": [_number(value) for value in exemplar.activations.tolist()],
     }
 
 
 def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value
+    return value if np.isfinite(value) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from fastexplain.hub import load_pretrained
 from fastexplain.mlps import Mlp, find_mlps, find_trunk
 from fastexplain.smollm2 import smollm2_directory, smollm2_version
 from fastexplain.vocabulary import token_bytes
+
+_SAMPLE = 1024  # values of a parameter that a model is told by
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -129,9 +132,26 @@ class Subject:
                 f"{wanted}; its layers can't be captured from text alone"
             )
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids that the model takes: those below this."""
+        return self.model.config.get_text_config().vocab_size
+
     def token_bytes(self) -> list[bytes]:
-        """The bytes that each token id stands for, as long as the tokenizer; for showing tokens."""
+        """The bytes that each of the tokenizer's ids stands for; for showing tokens."""
         return token_bytes(self.tokenizer)
+
+    def fingerprint(self) -> str:
+        """Tells models apart that have the same name: SHA-256, in hexadecimal, of a sample.
+
+        The sample is up to 1,024 values of every parameter, evenly spaced.
+        """
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            flat = parameter.detach().flatten()
+            sample = flat[:: -(-len(flat) // _SAMPLE) or 1].float().cpu().numpy()
+            digest.update(name.encode() + sample.tobytes())
+        return digest.hexdigest()
 
 
 class _StopError(Exception):

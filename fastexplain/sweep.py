@@ -14,6 +14,7 @@ import importlib.util
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,7 @@ import torch
 
 from fastexplain.checkpoints import Checkpoint, Checkpoints
 from fastexplain.corpus import Corpus
-from fastexplain.errors import SweepError, UsageError
+from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.exemplars import Exemplars, kernel_dtype, on_device
 from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
 from fastexplain.run import Run, RunWriter, open_run
@@ -91,10 +92,11 @@ def sweep(
             raise UsageError(f"{name} is {value}; it must be at least {minimum}")
     if not 0 <= skip < corpus.tokens.shape[1]:
         raise UsageError(f"skip is {skip}; an excerpt has {corpus.tokens.shape[1]} tokens")
-    if (largest := int(corpus.tokens.max())) >= (known := subject.model.config.vocab_size):
+    low, high = int(corpus.tokens.min()), int(corpus.tokens.max())
+    if low < 0 or high >= subject.vocabulary_size:
         raise UsageError(
-            f"the corpus has token {largest}, the subject only {known} tokens; "
-            "make the corpus with the subject's own tokenizer"
+            f"the corpus has tokens {low} to {high}, the subject 0 to "
+            f"{subject.vocabulary_size - 1}; make the corpus with the subject's own tokenizer"
         )
 
     writer = RunWriter(out)
@@ -107,10 +109,12 @@ def sweep(
     checkpoints = Checkpoints(
         out,
         {
-            "subject": [subject.name, subject.revision, str(subject.dtype)],
+            "subject": [subject.fingerprint(), subject.bos, str(subject.dtype)],
             "corpus": [corpus.fingerprint, corpus.seed],
             "layers": layers,
             "settings": [top_k, random, bottom, skip, len(tables.tokens), len(tables.pairs)],
+            # Sums and matrix products round differently with these.
+            "arithmetic": [batch_size, str(subject.device), _versions()],
         },
     )
     last = checkpoints.load() or Checkpoint(
@@ -151,7 +155,12 @@ def sweep(
         if done < len(corpus) and time.perf_counter() - saved >= checkpoint_seconds:
             _check(exemplars)
             so_far = last.seconds + time.perf_counter() - looped
-            checkpoints.save(done, so_far, ((i, kept.summary()) for i, kept in exemplars.items()))
+            try:
+                checkpoints.save(
+                    done, so_far, ((i, kept.summary()) for i, kept in exemplars.items())
+                )
+            except RunError as error:  # a full disk, say: no reason to lose what is in memory
+                warnings.warn(f"{error}; the sweep goes on without it", stacklevel=2)
             saved = time.perf_counter()
         if progress is not None:
             progress(done)
@@ -210,7 +219,8 @@ def _check(exemplars: dict[int, Exemplars]) -> None:
         if (excerpt := kept.faulty_excerpt()) is not None:
             raise SweepError(
                 f"layer {layer} has activations that are not finite (NaN or infinity) on excerpt "
-                f"{excerpt}; try --dtype float32"
+                f"{excerpt}; half precision may have overflowed (try float32), or the model is "
+                "damaged"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -33,10 +34,15 @@ def progress(title: str, total: int, tokens: int = 0) -> Iterator[Callable[[int]
         TimeRemainingColumn(), console=messages,
     )  # fmt: skip
     task = bar.add_task(escape(title), total=total, speed="")
+    first: tuple[int, float] | None = None
 
     def advance(done: int) -> None:
-        elapsed = bar.tasks[0].elapsed or 0
-        speed = f"{done * tokens / elapsed:,.0f} tokens/s" if tokens and elapsed else ""
+        nonlocal first
+        now = time.perf_counter()
+        first = first or (done, now)  # what was done before is not our speed
+        speed = ""
+        if tokens and done > first[0]:
+            speed = f"{(done - first[0]) * tokens / (now - first[1]):,.0f} tokens/s"
         bar.update(task, completed=done, speed=speed)
 
     with bar:

@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """The bytes of every id in `range(len(tokenizer))`.
+    """The bytes of every id, from 0 to the tokenizer's largest.
 
     Special and added tokens stand for their literal text, ids without a token for nothing. A
     single token need not be whole UTF-8.
     """
-    size = len(tokenizer)
+    size = max(tokenizer.get_vocab().values()) + 1  # more than there are tokens, if ids have gaps
     added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
     tokens = tokenizer.convert_ids_to_tokens(list(range(size)))
     read = _reader(_decoders(tokenizer))

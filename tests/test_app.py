@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import planted
 import pytest
+from rich.console import Console
 
 import fastexplain
-from fastexplain import app
-from fastexplain.errors import UsageError
+from fastexplain import app, demo
+from fastexplain.baseline import store_lookup
+from fastexplain.errors import RunError, UsageError
+from fastexplain.schema import ExplanationRow
+from fastexplain.score import Scores
 from fastexplain.selection import parse_layers, select_neurons
+from fastexplain.show import print_neuron
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -97,7 +105,7 @@ def test_top_shows_the_best(cli, swept) -> None:
 def test_show_puts_the_true_beside_the_simulated(cli, swept) -> None:
     code, out, _ = cli("show", swept, f"0:{planted.CAT}")
     assert code == 0
-    assert "cat[10]" in out and "true above simulated by lookup" in out
+    assert "cat[10]" in out and "true above simulated: lookup" in out
     true = [line for line in out.splitlines() if line.lstrip().startswith("true")]
     simulated = [line for line in out.splitlines() if line.lstrip().startswith("sim.")]
     assert len(true) == len(simulated) == 5
@@ -115,9 +123,95 @@ def test_show_as_json_has_the_whole_neuron(cli, swept) -> None:
     assert data["simulations"][0]["activations"][0] is None  # not counted
 
 
+def test_show_keeps_explanations_apart(cli, swept, tmp_path) -> None:
+    """Two explanations that one simulator simulated: each with its own predictions."""
+    run = shutil.copytree(swept, tmp_path / "run")
+    record = fastexplain.open_run(run).neuron("0:3")
+    with fastexplain.open_run(run).database() as database:
+        for value, version in ((1, "a"), (2, "b")):
+            row = ExplanationRow(record.id, "llm", "m", version, f"says {version}")
+            [explanation] = database.add_explanations([row])
+            values = np.full(64, value, np.float32)
+            values[0] = np.inf
+            database.add_simulation(explanation, "s", "1", record.top[3].excerpt, "test", values)
+            database.add_scores(explanation, "s", "1", Scores(None, 0.5, None, 0, 1))
+    code, out, _ = cli("show", run, "0:3", "--json")
+    data = json.loads(out.splitlines()[-1])
+    said = {row["id"]: row["explanation"] for row in data["explanations"]}
+    shown = {
+        said[one["explanation"]]: one["activations"][:2]
+        for one in data["simulations"] if one["simulator"] == "s"
+    }  # fmt: skip
+    assert code == 0 and shown == {"says a": [None, 1.0], "says b": [None, 2.0]}
+    code, out, _ = cli("show", run, "0:3")
+    assert "m, simulated by s" in out and "1 + 0" in out
+
+
+def test_what_counts_for_nothing_is_not_coloured(planted_subject, tmp_path) -> None:
+    """An attention sink at the first token would drown all else."""
+    corpus = fastexplain.Corpus.from_excerpts(
+        np.random.default_rng(0).integers(0, planted.TOKENS, (50, 64)).astype(np.int32)
+    )
+    run = fastexplain.sweep(planted_subject, corpus, tmp_path / "run")
+    store_lookup(run)
+    record = run.neuron(f"0:{planted.CAT}")
+    for exemplar in [*record.top, *record.random]:
+        exemplar.activations[0] = 500
+    shown = io.StringIO()
+    print_neuron(Console(file=shown, width=400), run, record, 5)
+    for line in shown.getvalue().splitlines():
+        if line.lstrip().startswith(("true", "sim.")):
+            # The words stand without spaces: the first bracket must follow "cat".
+            assert line.split("[")[0].endswith("cat"), line
+
+
 def test_show_before_any_explanation_says_what_to_do(cli, planted_run) -> None:
     code, out, _ = cli("show", planted_run.path, "0:6")
     assert code == 0 and "fastexplain explain" in out
+
+
+def test_looking_at_a_run_writes_nothing(cli, planted_run, tmp_path) -> None:
+    run = shutil.copytree(
+        planted_run.path, tmp_path / "run", ignore=shutil.ignore_patterns("run.sqlite*")
+    )
+    assert cli("top", run)[0] == 0 and cli("show", run, "0:1")[0] == 0
+    assert not (run / "run.sqlite").exists()
+
+
+def test_a_run_that_cannot_be_written_can_be_looked_at(cli, swept, monkeypatch) -> None:
+    access = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    code, out, _ = cli("top", swept, "--limit", 1)
+    assert code == 0 and "lookup" in out
+
+
+def test_explain_fails_when_nothing_was_explained(cli, planted_run, make_model, make_tokenizer,
+                                                   tmp_path) -> None:  # fmt: skip
+    """A real model without a chat template can't explain; that is said, and the exit code tells."""
+    model = tmp_path / "model"
+    make_model().save_pretrained(model)
+    make_tokenizer().save_pretrained(model)
+    run = shutil.copytree(planted_run.path, tmp_path / "run")
+    code, _, err = cli("explain", run, f"0:{planted.CAT}", "--explainer", model, "--local")
+    assert code == 1 and "chat template" in err
+
+
+def test_the_demo_goes_from_a_sweep_to_a_table(stdlib_run, monkeypatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(demo, "out", Console(file=shown, width=120))
+    result = demo.run_demo(stdlib_run.path, excerpts=200, neurons=1, show=True)
+    assert result["lookup_mean_top_and_random"] > 0.3 and len(result["layers"]) == 30
+    by = [row["explainer"] for row in result["explanations"]]
+    assert by == ["lookup", "smollm2"]
+    table = shown.getvalue()
+    assert "weak explainer" in table and "--base-url" in table and "46,080" in table
+    assert "5 + 5" in table
+
+
+def test_the_demo_does_not_take_another_run_for_its_own(planted_run, stdlib_run) -> None:
+    for run, excerpts in ((planted_run, 400), (stdlib_run, 300)):
+        with pytest.raises(RunError, match="not this demo's"):
+            demo.run_demo(run.path, excerpts=excerpts, neurons=0, show=False)
 
 
 def test_doctor_says_which_path_is_taken(cli, monkeypatch) -> None:
@@ -150,6 +244,7 @@ def test_doctor_says_which_path_is_taken(cli, monkeypatch) -> None:
         (["top", "RUN", "--method", "magic"], 2, "lookup or llm"),
         (["top", "RUN", "--by", "luck"], 2, "top_and_random"),
         (["top", "RUN", "--limit", "0"], 2, "at least 1"),
+        (["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "z", "--seed", "-1"], 2, "the seed is"),
         (["fly"], 2, "fly"),
         ([], 2, "command"),
     ],

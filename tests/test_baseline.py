@@ -69,7 +69,7 @@ def test_all_neurons_of_a_real_model_get_a_score(stdlib_run) -> None:
 
 def test_a_run_without_tables_has_no_lookup(planted_subject, planted_corpus, tmp_path) -> None:
     run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", table_bytes=0)
-    with pytest.raises(RunError, match="without tables"):
+    with pytest.raises(RunError, match="has no tables"):
         list(explain_by_lookup(run))
 
 
@@ -78,5 +78,6 @@ def test_a_run_without_random_exemplars_scores_top_alone(
 ) -> None:
     run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", random=0)
     (layer,) = explain_by_lookup(run)
+    assert run.neuron("0:0").random == []
     assert np.isnan(layer.random_only).all()
     assert (layer.top_and_random[TOKEN_NEURONS] > 0.9).all()

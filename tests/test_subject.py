@@ -22,6 +22,7 @@ from fastexplain import subject as subject_module
 from fastexplain.errors import SubjectError, UsageError
 from fastexplain.mlps import find_mlps
 from fastexplain.subject import Subject, load_subject
+from fastexplain.vocabulary import token_bytes
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
@@ -735,3 +736,37 @@ from transformers.utils.import_utils import is_kernels_available
 assert not is_kernels_available()
 """
     subprocess.run([sys.executable, "-c", script], cwd=root, check=True)
+
+
+def test_a_composite_models_text_part_is_the_subject(make_tokenizer) -> None:
+    """A model for text and images has its vocabulary's size in the config of its text part."""
+    text = {
+        "vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    subject = Subject.from_model(model, make_tokenizer(), name="composite")
+    assert (subject.vocabulary_size, subject.widths) == (257, (48, 48))
+    seen: list[tuple[int, ...]] = []
+    subject.trunk(torch.zeros(3, 5, dtype=torch.long), lambda _, acts: seen.append(acts.shape))
+    assert seen == [(3, 5, 48)] * 2
+
+
+def test_fingerprints_tell_models_of_one_name_apart(make_model, make_tokenizer) -> None:
+    one, same, other = (
+        Subject.from_model(make_model(seed), make_tokenizer(), name="tiny") for seed in (0, 0, 1)
+    )
+    assert one.fingerprint() == same.fingerprint() != other.fingerprint()
+
+
+def test_token_bytes_reach_the_largest_id_when_ids_have_gaps() -> None:
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert token_bytes(tokenizer) == [b"a", *[b""] * 6, b"b"]

@@ -14,11 +14,13 @@ import pytest
 import torch
 
 import fastexplain
-from fastexplain import Corpus, load_subject, open_run
+from fastexplain import Corpus, Subject, load_subject, open_run
+from fastexplain.baseline import explain_by_lookup
 from fastexplain.errors import RunError, SweepError, UsageError
-from fastexplain.exemplars import kernel_dtype
-from fastexplain.kernels import reference
+from fastexplain.exemplars import Exemplars, kernel_dtype
+from fastexplain.kernels import capture, reference
 from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
+from fastexplain.run import RunWriter
 from fastexplain.tables import Tables
 
 
@@ -195,7 +197,16 @@ def test_manifest_tells_what_was_swept(stdlib_run) -> None:
     assert {"fastexplain", "torch", "transformers", "numba"} <= set(manifest["versions"])
 
 
-def test_a_layer_subset_leaves_the_others_out(planted_subject, planted_corpus, tmp_path) -> None:
+def test_a_layer_subset_leaves_the_others_out(tiny_subject, planted_corpus, tmp_path) -> None:
+    run = fastexplain.sweep(tiny_subject, planted_corpus, tmp_path / "run", layers=[3, 1])
+    assert run.layers == [1, 3] and run.manifest["sweep"]["neurons"] == 96
+    assert [layer.layer for layer in explain_by_lookup(run)] == [1, 3]
+    assert len(run.neuron("3:7").top) == 20
+    with pytest.raises(UsageError, match="has layers 1, 3"):
+        run.neuron("2:7")
+
+
+def test_a_layer_that_is_not_there_is_refused(planted_subject, planted_corpus, tmp_path) -> None:
     with pytest.raises(UsageError, match="has layers 0 to 0"):
         fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "a", layers=[1])
     assert not (tmp_path / "a").exists()
@@ -210,6 +221,55 @@ def test_neurons_that_are_not_there_are_named(planted_run) -> None:
         planted_run.neuron("cat")
 
 
+def test_a_bos_token_goes_before_every_excerpt_and_counts_for_nothing(
+    make_model, make_tokenizer, planted_corpus, tmp_path
+) -> None:
+    subject = Subject.from_model(make_model(), make_tokenizer(bos=True, prepend=True), name="bos")
+    run = fastexplain.sweep(subject, planted_corpus, tmp_path / "run", batch_size=400)
+    assert run.skip == 0 and run.counted_tokens == 400 * 64
+    with_bos = np.pad(
+        np.array(planted_corpus.tokens), ((0, 0), (1, 0)), constant_values=subject.bos
+    )
+    seen: dict[int, np.ndarray] = {}
+    plain = Subject.from_model(subject.model, make_tokenizer(), name="plain")
+    plain.trunk(torch.from_numpy(with_bos), lambda layer, acts: seen.update({layer: acts.numpy()}))
+    acts = seen[2][:, 1:, 5]
+    top = run.neuron("2:5").top
+    assert [e.excerpt for e in top] == np.argsort(-acts.max(axis=1), kind="stable")[:20].tolist()
+    assert all((e.activations == acts[e.excerpt]).all() for e in top)
+
+
+def test_nearly_constant_neurons_have_no_higher_moments(tmp_path) -> None:
+    """Raw power sums can't tell them; a kurtosis below 1 would be no kurtosis."""
+    rng = np.random.default_rng(0)
+    counted = np.stack([np.full(6300, 0.1), 10 + 0.001 * rng.standard_normal(6300),
+                        10 + rng.standard_normal(6300)], axis=1).astype(np.float32)  # fmt: skip
+    acts = np.concatenate([np.zeros((100, 1, 3), np.float32), counted.reshape(100, 63, 3)], axis=1)
+    summary = Summary.empty(
+        3, 64, np.dtype(np.float32), top=1, bottom=0, random_ids=np.zeros(0, np.int32),
+        table_rows=(0, 0), seed=0,
+    )  # fmt: skip
+    rows = np.full((100, 64), -1, np.int32)
+    ids = np.arange(100, dtype=np.int32)
+    capture(acts, Batch.make(ids, rows, rows, skip=1, random_ids=summary.random_ids), summary)
+    corpus = Corpus.from_excerpts(rows + 1)
+    writer = RunWriter(tmp_path / "run")
+    writer.write_excerpts(corpus, Tables.choose(corpus.tokens, skip=1, rows=0), [b"a"])
+    writer.write_layer(0, Exemplars(summary, torch.device("cpu")).finalize())
+    writer.write_manifest(
+        {
+            "settings": {"layers": [0], "widths": [3], "skip": 1},
+            "sweep": {"tokens": 6400, "excerpts": 100},
+        }
+    )
+    constant, near, wide = (
+        open_run(tmp_path / "run").neuron(f"0:{n}").statistics for n in range(3)
+    )
+    assert constant.variance == 0 and np.isnan(constant.kurtosis)
+    assert near.variance == pytest.approx(1e-6, rel=0.1) and np.isnan(near.kurtosis)
+    assert wide.kurtosis == pytest.approx(3, abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("top_k", 0), ("random", -1), ("batch_size", 0), ("table_bytes", -1), ("skip", 64)],
@@ -222,9 +282,15 @@ def test_settings_that_make_no_sense_are_refused(
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(planted_subject, tmp_path) -> None:
-    corpus = Corpus.from_excerpts(np.full((2, 64), 1000, np.int32))
-    with pytest.raises(UsageError, match="own tokenizer"):
-        fastexplain.sweep(planted_subject, corpus, tmp_path / "run")
+    for token in (1000, -1):
+        corpus = Corpus.from_excerpts(np.full((2, 64), token, np.int32))
+        with pytest.raises(UsageError, match="own tokenizer"):
+            fastexplain.sweep(planted_subject, corpus, tmp_path / "run")
+
+
+def test_a_token_that_the_tokenizer_lacks_is_shown_as_nothing(planted_run) -> None:
+    assert planted_run.token_text(planted.TOKENS - 1) == "bird"
+    assert planted_run.token_text(planted.TOKENS) == ""
 
 
 def test_activations_that_are_not_finite_stop_the_sweep(planted_run, planted_corpus, tmp_path):
@@ -281,10 +347,34 @@ def test_a_checkpoint_of_another_sweep_is_refused(
         )  # fmt: skip
     with pytest.raises(RunError, match="unfinished sweep with other settings"):
         fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", top_k=3)
+    subject = load_subject(planted_subject.name)
+    subject.model.transformer.h[0].mlp.c_fc.weight.data *= 3
+    with pytest.raises(RunError, match="other settings"):
+        fastexplain.sweep(subject, planted_corpus, tmp_path / "run")
     [state] = tmp_path.rglob("state.json")
     state.write_text("{")
     with pytest.raises(RunError, match=r"can't be read .* remove it"):
         fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run")
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_sweep(
+    planted_subject, planted_corpus, tmp_path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    with pytest.warns(UserWarning, match=r"can't write a checkpoint .* the sweep goes on"):
+        run = fastexplain.sweep(
+            planted_subject, planted_corpus, tmp_path / "run", checkpoint_seconds=0
+        )
+    assert len(run.neuron("0:0").top) == 20
+
+
+def test_what_a_killed_write_leaves_is_no_obstacle(
+    planted_subject, planted_corpus, tmp_path
+) -> None:
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "excerpts.safetensors.tmp").write_bytes(b"half")
+    fastexplain.sweep(planted_subject, planted_corpus, tmp_path)
 
 
 def test_fewer_excerpts_than_exemplars(planted_subject, planted_corpus, tmp_path) -> None:

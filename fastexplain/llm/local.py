@@ -162,6 +162,6 @@ class LocalConnection(Connection):
         return token if self._tokenizer.convert_ids_to_tokens(token) == digits else None
 
     def _check_length(self, tokens: int) -> None:
-        limit = getattr(self._network.config, "max_position_embeddings", None)
+        limit = getattr(self._network.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and tokens > limit:
             raise LLMError(f"a prompt of {tokens} tokens is too long for '{self.model}' ({limit})")
