@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,65 +83,35 @@ def sweep(
         RunError: `out` can't be written, or holds something already.
         SweepError: activations are not finite; says at which layer and excerpt.
     """
-    layers = _checked_layers(layers, subject)
-    skip = (0 if subject.bos is not None else 1) if skip is None else skip
-    batch_size = _BATCH[subject.device.type] if batch_size is None else batch_size
-    least = {"top_k": (top_k, 1), "random": (random, 0), "batch_size": (batch_size, 1),
-             "table_bytes": (table_bytes, 0)}  # fmt: skip
-    for name, (value, minimum) in least.items():
-        if value < minimum:
-            raise UsageError(f"{name} is {value}; it must be at least {minimum}")
-    if not 0 <= skip < corpus.tokens.shape[1]:
-        raise UsageError(f"skip is {skip}; an excerpt has {corpus.tokens.shape[1]} tokens")
-    low, high = int(corpus.tokens.min()), int(corpus.tokens.max())
-    if low < 0 or high >= subject.vocabulary_size:
-        raise UsageError(
-            f"the corpus has tokens {low} to {high}, the subject 0 to "
-            f"{subject.vocabulary_size - 1}; make the corpus with the subject's own tokenizer"
-        )
-
+    settings = _settings(
+        subject,
+        corpus,
+        top_k=top_k,
+        random=random,
+        bottom=bottom,
+        layers=layers,
+        batch_size=batch_size,
+        skip=skip,
+        table_bytes=table_bytes,
+    )
+    skip, layers, batch_size = settings.skip, settings.layers, settings.batch_size
     writer = RunWriter(out)
-    started = time.perf_counter()
-    neurons = sum(subject.widths[layer] for layer in layers)
-    tables = Tables.choose(
-        corpus.tokens, skip=skip, rows=table_bytes // (neurons * np.dtype(np.float32).itemsize)
-    )
+    tables = Tables.choose(corpus.tokens, skip=skip, rows=settings.table_rows)
     random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), random, corpus.seed)
-    checkpoints = Checkpoints(
-        out,
-        {
-            "subject": [subject.fingerprint(), subject.bos, str(subject.dtype)],
-            "corpus": [corpus.fingerprint, corpus.seed],
-            "layers": layers,
-            "settings": [top_k, random, bottom, skip, len(tables.tokens), len(tables.pairs)],
-            # Sums and matrix products round differently with these.
-            "arithmetic": [batch_size, str(subject.device), _versions()],
-        },
-    )
+    checkpoints = Checkpoints(out, _identity(subject, corpus, settings))
     last = checkpoints.load() or Checkpoint(
         0,
         0.0,
-        {
-            layer: Summary.empty(
-                subject.widths[layer],
-                corpus.tokens.shape[1],
-                kernel_dtype(subject.dtype),
-                top=top_k,
-                bottom=top_k if bottom else 0,
-                random_ids=random_ids,
-                table_rows=(len(tables.tokens), len(tables.pairs)),
-                seed=corpus.seed,
-            )
-            for layer in layers
-        },
+        {layer: _empty(subject, corpus, settings, layer, tables, random_ids) for layer in layers},
     )
     device = _kernel_device(subject.device)
     exemplars = {layer: Exemplars(last.summaries.pop(layer), device) for layer in layers}
 
-    looped = saved = time.perf_counter()
+    started = saved = time.perf_counter()
     for number, start in enumerate(range(last.done, len(corpus), batch_size)):
-        token_ids = corpus.tokens[start : start + batch_size]
-        ids = np.arange(start, start + len(token_ids), dtype=np.int32)
+        token_ids = np.array(corpus.tokens[start : start + batch_size])
+        done = start + len(token_ids)
+        ids = np.arange(start, done, dtype=np.int32)
         batch = on_device(
             Batch.make(ids, *tables.rows(token_ids), skip=skip, random_ids=random_ids), device
         )
@@ -148,70 +119,146 @@ def sweep(
         def fold(layer: int, acts: torch.Tensor, batch: Batch = batch) -> None:
             exemplars[layer].update(acts.to(device), batch)
 
-        subject.trunk(torch.from_numpy(np.array(token_ids)), fold, layers)
-        if number % _BATCHES_A_CHECK == 0:
+        subject.trunk(torch.from_numpy(token_ids), fold, layers)
+        due = done < len(corpus) and time.perf_counter() - saved >= checkpoint_seconds
+        if due or number % _BATCHES_A_CHECK == 0:
             _check(exemplars)
-        done = start + len(token_ids)
-        if done < len(corpus) and time.perf_counter() - saved >= checkpoint_seconds:
-            _check(exemplars)
-            so_far = last.seconds + time.perf_counter() - looped
-            try:
-                checkpoints.save(
-                    done, so_far, ((i, kept.summary()) for i, kept in exemplars.items())
-                )
-            except RunError as error:  # a full disk, say: no reason to lose what is in memory
-                warnings.warn(f"{error}; the sweep goes on without it", stacklevel=2)
+        if due:
+            _save(checkpoints, done, last.seconds + time.perf_counter() - started, exemplars)
             saved = time.perf_counter()
         if progress is not None:
             progress(done)
     _check(exemplars)
-    swept = time.perf_counter()
-    seconds = last.seconds + swept - looped
+    seconds = last.seconds + time.perf_counter() - started
 
     writer.write_excerpts(corpus, tables, subject.token_bytes())
     for layer in layers:
         writer.write_layer(layer, exemplars.pop(layer).finalize())
-    writer.write_manifest(
-        {
-            "subject": {
-                "name": subject.name,
-                "revision": subject.revision,
-                "architecture": type(subject.model).__name__,
-                "dtype": str(subject.dtype).removeprefix("torch."),
-                "bos": subject.bos,
-                "layers": len(subject.widths),
-            },
-            "corpus": {
-                "sources": list(corpus.sources),
-                "fingerprint": corpus.fingerprint,
-                "excerpts": len(corpus),
-                "available": corpus.available,
-                "seed": corpus.seed,
-            },
-            "settings": {
-                "layers": list(layers),
-                "widths": [subject.widths[layer] for layer in layers],
-                "top_k": top_k,
-                "random": random,
-                "bottom": bottom,
-                "batch_size": batch_size,
-                "skip": skip,
-                "device": str(subject.device),
-            },
-            "sweep": {
-                "neurons": neurons,
-                "excerpts": len(corpus),
-                "tokens": corpus.tokens.size,
-                "seconds": seconds,
-                "tokens_per_second": corpus.tokens.size / seconds,
-                "seconds_before": looped - started,
-                "seconds_after": time.perf_counter() - swept,
-            },
-            "versions": _versions(),
-        }
-    )
+    writer.write_manifest(_manifest(subject, corpus, settings, seconds))
     checkpoints.remove()
     return open_run(out)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """A sweep's settings, checked, and with the defaults filled in."""
+
+    layers: list[int]
+    widths: list[int]
+    top_k: int
+    random: int
+    bottom: bool
+    batch_size: int
+    skip: int
+    table_rows: int
+
+
+def _settings(
+    subject: Subject,
+    corpus: Corpus,
+    *,
+    layers: Sequence[int] | None,
+    batch_size: int | None,
+    skip: int | None,
+    table_bytes: int,
+    top_k: int,
+    random: int,
+    bottom: bool,
+) -> _Settings:
+    count, length = len(subject.widths), corpus.tokens.shape[1]
+    chosen = list(range(count)) if layers is None else sorted(set(layers))
+    if not chosen or not all(0 <= layer < count for layer in chosen):
+        raise UsageError(f"layers {chosen}: {subject.name} has layers 0 to {count - 1}")
+    skip = (0 if subject.bos is not None else 1) if skip is None else skip
+    batch_size = _BATCH[subject.device.type] if batch_size is None else batch_size
+    least = {"top_k": (top_k, 1), "random": (random, 0), "batch_size": (batch_size, 1),
+             "table_bytes": (table_bytes, 0)}  # fmt: skip
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise UsageError(f"{name} is {value}; it must be at least {minimum}")
+    if not 0 <= skip < length:
+        raise UsageError(f"skip is {skip}; an excerpt has {length} tokens")
+    low, high = int(corpus.tokens.min()), int(corpus.tokens.max())
+    if low < 0 or high >= subject.vocabulary_size:
+        raise UsageError(
+            f"the corpus has tokens {low} to {high}, the subject 0 to "
+            f"{subject.vocabulary_size - 1}; make the corpus with the subject's own tokenizer"
+        )
+    widths = [subject.widths[layer] for layer in chosen]
+    rows = table_bytes // (sum(widths) * np.dtype(np.float32).itemsize)
+    return _Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows)
+
+
+def _identity(subject: Subject, corpus: Corpus, settings: _Settings) -> dict[str, Any]:
+    """All that a sweep's results depend on, to the last bit."""
+    return {
+        "subject": [subject.fingerprint(), subject.bos, str(subject.dtype), str(subject.device)],
+        "corpus": [corpus.fingerprint, corpus.seed],
+        "settings": asdict(settings),
+        "versions": _versions(),
+    }
+
+
+def _empty(
+    subject: Subject,
+    corpus: Corpus,
+    settings: _Settings,
+    layer: int,
+    tables: Tables,
+    random_ids: np.ndarray,
+) -> Summary:
+    return Summary.empty(
+        subject.widths[layer],
+        corpus.tokens.shape[1],
+        kernel_dtype(subject.dtype),
+        top=settings.top_k,
+        bottom=settings.top_k if settings.bottom else 0,
+        random_ids=random_ids,
+        table_rows=(len(tables.tokens), len(tables.pairs)),
+        seed=corpus.seed,
+    )
+
+
+def _save(
+    checkpoints: Checkpoints, done: int, seconds: float, exemplars: dict[int, Exemplars]
+) -> None:
+    try:
+        checkpoints.save(done, seconds, ((i, kept.summary()) for i, kept in exemplars.items()))
+    except RunError as error:  # a full disk, say: no reason to lose what is in memory
+        warnings.warn(f"{error}; the sweep goes on without it", stacklevel=3)
+
+
+def _manifest(
+    subject: Subject, corpus: Corpus, settings: _Settings, seconds: float
+) -> dict[str, Any]:
+    return {
+        "subject": {
+            "name": subject.name,
+            "revision": subject.revision,
+            "fingerprint": subject.fingerprint(),
+            "architecture": type(subject.model).__name__,
+            "dtype": str(subject.dtype).removeprefix("torch."),
+            "device": str(subject.device),
+            "bos": subject.bos,
+            "layers": len(subject.widths),
+        },
+        "corpus": {
+            "sources": list(corpus.sources),
+            "fingerprint": corpus.fingerprint,
+            "excerpts": len(corpus),
+            "available": corpus.available,
+            "seed": corpus.seed,
+        },
+        "settings": asdict(settings),
+        "sweep": {
+            "neurons": sum(settings.widths),
+            "excerpts": len(corpus),
+            "tokens": corpus.tokens.size,
+            "seconds": seconds,
+            "tokens_per_second": corpus.tokens.size / seconds,
+        },
+        "versions": _versions(),
+    }
 
 
 def _check(exemplars: dict[int, Exemplars]) -> None:
@@ -222,15 +269,6 @@ def _check(exemplars: dict[int, Exemplars]) -> None:
                 f"{excerpt}; half precision may have overflowed (try float32), or the model is "
                 "damaged"
             )
-
-
-def _checked_layers(layers: Sequence[int] | None, subject: Subject) -> list[int]:
-    count = len(subject.widths)
-    if layers is None:
-        return list(range(count))
-    if not layers or not all(0 <= layer < count for layer in layers):
-        raise UsageError(f"layers {list(layers)}: {subject.name} has layers 0 to {count - 1}")
-    return sorted(set(layers))
 
 
 def _kernel_device(device: torch.device) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -39,18 +40,38 @@ def run(command: list[str], workplace: Path) -> str:
     return shown.stdout
 
 
+def run_command(command: str, workplace: Path) -> str:
+    """Run one of fastexplain's, on fewer excerpts than the README's so that it takes seconds."""
+    short = re.sub(r"--excerpts \d+", "--excerpts 64", command)
+    return run([sys.executable, str(ROOT / "cli.py"), *shlex.split(short)[1:]], workplace)
+
+
 def test_fastexplain_commands(workplace) -> None:
-    """In order, on fewer excerpts than the README's so that it takes seconds."""
+    """In order; those that need a server have a test of their own."""
     ran = []
     for command in commands():
-        if not command.startswith("fastexplain") or "--base-url" in command:
-            continue  # a server's commands are run where there is one, by test_llm_server.py
-        short = re.sub(r"--excerpts \d+", "--excerpts 64", command)
-        program = [sys.executable, str(ROOT / "cli.py"), *shlex.split(short)[1:]]
-        shown = run(program, workplace)
-        assert shown, command
-        ran.append(shlex.split(command)[1])
+        if command.startswith("fastexplain") and "--base-url" not in command:
+            assert run_command(command, workplace), command
+            ran.append(shlex.split(command)[1])
     assert set(ran) == {"sweep", "explain", "top", "show"}
+
+
+@pytest.mark.server
+def test_server_commands(workplace) -> None:
+    url = os.environ.get("FASTEXPLAIN_TEST_SERVER")
+    if url is None:
+        pytest.skip("needs a server: make test-server")
+    [sweep] = [command for command in commands() if command.startswith("fastexplain sweep")]
+    if not (workplace / "my-run").exists():
+        run_command(sweep, workplace)
+    found = [command for command in commands() if "--base-url" in command]
+    assert found
+    for command in found:
+        here = re.sub(r"--base-url \S+", f"--base-url {url}", command).replace("MODEL", "smollm2")
+        shown = run_command(f"{here} --json", workplace)
+        rows = json.loads(shown.splitlines()[-1])["explanations"]
+        assert {row["neuron"] for row in rows} == {"5:131", "12:7"}
+        assert all(row["excerpts_top"] == row["excerpts_random"] == 5 for row in rows), rows
 
 
 def test_python_example(workplace) -> None:
