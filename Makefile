@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
 
-.PHONY: demo test test-server lint bench
+.PHONY: demo test test-scale test-server lint bench
 
 demo: $(VENV)/ready
 	$(BIN)/fastexplain demo --out $(RUN)
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m "not server"
+	$(BIN)/python -m pytest -m "not server and not scale"
+
+test-scale: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -m scale
 
 test-server: $(VENV)/ready-dev
 	PYTHON=$(BIN)/python tests/server.sh

@@ -196,6 +196,7 @@ def test_explain_fails_when_nothing_was_explained(cli, planted_run, make_model, 
     assert code == 1 and "chat template" in err
 
 
+@pytest.mark.scale
 def test_the_demo_goes_from_a_sweep_to_a_table(stdlib_run, monkeypatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(demo, "out", Console(file=shown, width=120))

@@ -46,6 +46,7 @@ def run_command(command: str, workplace: Path) -> str:
     return run([sys.executable, str(ROOT / "cli.py"), *shlex.split(short)[1:]], workplace)
 
 
+@pytest.mark.scale
 def test_fastexplain_commands(workplace) -> None:
     """In order; those that need a server have a test of their own."""
     ran = []
@@ -74,6 +75,7 @@ def test_server_commands(workplace) -> None:
         assert all(row["excerpts_top"] == row["excerpts_random"] == 5 for row in rows), rows
 
 
+@pytest.mark.scale
 def test_python_example(workplace) -> None:
     [example] = blocks("python")
     assert "'" in run([sys.executable, "-c", example], workplace)
