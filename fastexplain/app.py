@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from fastexplain import __version__
 from fastexplain.errors import FastexplainError, LLMError, UsageError
 from fastexplain.terminal import out
 
@@ -35,6 +36,7 @@ def main() -> None:
     """Run the command line; errors are one line, exit code 2 for usage and 1 for failure."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    arguments = arguments or ["--help"]
     warnings.showwarning = lambda message, *_, **__: _complain(str(message))
     try:
         # Typer turns Ctrl-C into a returned 130; commands themselves return nothing.
@@ -64,9 +66,19 @@ def _complain(message: str) -> None:
     print(f"fastexplain: {message}", file=sys.stderr)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"fastexplain {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
 ) -> None:
     """Taken out of the arguments by `main`, wherever it stands; here for the help text."""
 
@@ -189,12 +201,10 @@ def explain(
     opened = open_run(run)
     chosen = select_neurons(opened, neurons or [])
     if explainer == "lookup":
-        if simulator or base_url or local or fresh:
-            raise UsageError(
-                "lookup uses no language model; name one with --explainer, or leave "
-                "--simulator, --base-url, --local and --fresh out"
-            )
-        jobs.explain_by_lookup(opened)
+        if simulator or base_url or local:
+            given = "--simulator" if simulator else "--base-url" if base_url else "--local"
+            raise UsageError(f"{given} is for language models; name one with --explainer MODEL")
+        jobs.explain_by_lookup(opened, fresh=fresh)
     else:
         if not chosen:
             raise UsageError(f"name the neurons that {explainer} shall explain, such as 5:131")
@@ -228,7 +238,7 @@ def explain(
 def show(
     run: RunPath,
     neuron: Annotated[str, typer.Argument(metavar="NEURON", help="Such as 5:131.")],
-    count: Annotated[int, typer.Option(help="Exemplars of each kind.")] = 5,
+    count: Annotated[int, typer.Option(min=1, help="Exemplars of each kind.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Show a neuron: its explanations, its excerpts, and the true beside the simulated."""
@@ -246,7 +256,8 @@ def show(
 @app.command()
 def top(
     run: RunPath,
-    limit: Annotated[int, typer.Option(help="How many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    layer: Annotated[int | None, typer.Option(help="Of this layer alone.")] = None,
     method: Annotated[
         str | None, typer.Option(help="lookup or llm, the language models; both if left out.")
     ] = None,
@@ -261,10 +272,11 @@ def top(
 
     if method not in (None, "lookup", "llm"):
         raise UsageError(f"there is no method '{method}'; choose lookup or llm")
-    if limit < 1:
-        raise UsageError(f"limit is {limit}; it must be at least 1")
-    with open_run(run).database(read_only=True) as database:
-        rows = database.best(limit, method, by)
+    opened = open_run(run)
+    if layer is not None:
+        opened.width(layer)  # says which there are
+    with opened.database(read_only=True) as database:
+        rows = database.best(limit, method, by, layer)
     if as_json:
         _print_explanations(rows)
     elif rows:
@@ -294,9 +306,10 @@ def demo(
     run: Annotated[Path, typer.Option("--out", metavar="RUN", help="Directory to write.")] = Path(
         "demo-run"
     ),
-    excerpts: Annotated[int, typer.Option(help="Excerpts of 64 tokens.")] = 2048,
+    excerpts: Annotated[int, typer.Option(min=1, help="Excerpts of 64 tokens.")] = 2048,
     neurons: Annotated[
-        int, typer.Option(help="Neurons for the language model to explain, 0 for none.")
+        int,
+        typer.Option(min=0, help="Neurons for the language model to explain, 0 for none."),
     ] = 5,
     as_json: AsJson = False,
 ) -> None:

@@ -221,9 +221,12 @@ def _rows_of_excerpts(run: Run) -> tuple[np.ndarray, np.ndarray]:
 def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTables:
     known = run.tables
     if len(known.tokens) == 0:
+        why = "on more text: no token occurs twice in it"
+        if run.manifest["settings"]["table_rows"] == 0:
+            why = "without --no-tables"
         raise RunError(
-            f"{run.path} has no tables; sweep again without --no-tables, or, if that was not "
-            "given, on more text: no token occurs twice"
+            f"{run.path} has no tables to look up in; sweep again {why}, or name a language model "
+            "with --explainer"
         )
     return LookupTables(
         np.ascontiguousarray(run.array(layer, "tables.tokens")[:, neurons]),

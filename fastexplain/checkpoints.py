@@ -84,6 +84,8 @@ class Checkpoints:
 
     def save(self, done: int, seconds: float, summaries: Iterable[tuple[int, Summary]]) -> None:
         """Save a checkpoint in place of the one before; summaries are taken one by one."""
+        if (self._directory / str(done)).exists():  # this sweep's own, of a moment ago
+            return
         temporary = self._directory / f"{done}.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)

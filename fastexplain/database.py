@@ -151,10 +151,25 @@ class Database:
             self._insert_scores([(explanation, simulator, version, scores, _now())])
 
     def explanations(self, neuron: NeuronId) -> list[StoredExplanation]:
-        """All explanations of a neuron, newest first; once for each simulator that scored it."""
+        """All explanations of a neuron, lookup first, then newest first.
+
+        One that several simulators scored comes once for each.
+        """
         return self._read(
-            "WHERE e.layer = ? AND e.neuron = ? ORDER BY e.id DESC, s.simulator", _place(neuron)
+            "WHERE e.layer = ? AND e.neuron = ? "
+            "ORDER BY e.method = 'lookup' DESC, e.id DESC, s.simulator",
+            _place(neuron),
         )
+
+    def explained(self, method: str, version: str) -> int:
+        """How many neurons are explained by "lookup" or "llm", in this version of it."""
+        with self._errors():
+            [(count,)] = self._sqlite.execute(
+                """SELECT count(DISTINCT layer * 1000000000 + neuron) FROM explanations
+                WHERE method = ? AND version = ? AND text IS NOT NULL""",
+                (method, version),
+            )
+        return count
 
     def best(
         self,

@@ -51,17 +51,18 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
         rows = [
             row
             for best in chosen
-            for row in reversed(database.explanations(best.neuron))
+            for row in database.explanations(best.neuron)
             if row.model in ("lookup", "smollm2")
         ]
-    scores = [mean.top_and_random for mean in means if mean.top_and_random is not None]
-    mean_score = sum(scores) / len(scores) if scores else None
+    mean_score = _mean([mean.top_and_random for mean in means])
+    mean_random = _mean([mean.random_only for mean in means])
     if show:
-        _show(run, rows, chosen, means, mean_score)
+        _show(run, rows, chosen, means, mean_score, mean_random)
     return {
         "run": str(run),
         "sweep": opened.manifest["sweep"],
         "lookup_mean_top_and_random": mean_score,
+        "lookup_mean_random_only": mean_random,
         "layers": [mean._asdict() for mean in means],
         "explanations": [explanation_data(row) for row in rows],
     }
@@ -73,15 +74,16 @@ def _show(
     chosen: list[StoredExplanation],
     means: list[LayerMeans],
     mean_score: float | None,
+    mean_random: float | None,
 ) -> None:
     out.print(explanations_table(rows, "The best neuron by lookup in each of some layers"))
     out.print(
         f"All {sum(mean.scored for mean in means):,} neurons have a lookup explanation; mean "
-        f"held-out correlation {score_text(mean_score)} (top and random excerpts).\n"
+        f"held-out correlation {score_text(mean_score)} on top and random excerpts, "
+        f"{score_text(mean_random)} on random ones.\n"
         "smollm2, with 135 million parameters, is a weak explainer and a weaker simulator: its "
         "scores show that the path works, not what it can do. A larger model, on any "
         "OpenAI-compatible server:",
-        soft_wrap=True,
     )
     example = chosen[-1].neuron if chosen else "5:131"
     for line in (
@@ -90,6 +92,11 @@ def _show(
         f"  fastexplain top {run}",
     ):
         out.print(line, markup=False, soft_wrap=True)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
 def _best_of_some_layers(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from fastexplain.baseline import store_lookup
+from fastexplain.baseline import METHOD, VERSION, store_lookup
 from fastexplain.corpus import Corpus
 from fastexplain.explain import explain_neurons
 from fastexplain.llm import connect
@@ -40,10 +43,42 @@ def sweep_corpus(
     with messages.status(f"Reading {escape(', '.join(sources))}"):
         corpus = Corpus(sources, subject.tokenizer, excerpts=excerpts, seed=seed, column=column)
     if corpus.passed_over:
-        messages.print(f"{corpus.passed_over} files that are not UTF-8 text were passed over.")
+        messages.print(f"Files passed over, as they are not UTF-8 text: {corpus.passed_over}.")
     width = corpus.tokens.shape[1]
-    with progress("Sweeping", len(corpus), tokens=width) as advance:
-        return sweep(subject, corpus, run, progress=advance, **settings)
+    with progress("Sweeping", len(corpus), tokens=width) as advance, _interrupts() as interrupted:
+
+        def after_a_batch(done: int) -> None:
+            advance(done)
+            if interrupted.is_set():
+                messages.print(
+                    f"Stopped after {done} of {len(corpus)} excerpts; the same command goes on "
+                    "from there.",
+                    soft_wrap=True,
+                )
+                raise KeyboardInterrupt
+
+        return sweep(subject, corpus, run, progress=after_a_batch, **settings)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Note the first Ctrl-C, for the end of the batch that is under way; the second one stops.
+
+    Raised in the middle of a batch it would leave some layers ahead of others, and Numba may
+    swallow it while it compiles.
+    """
+    event = threading.Event()
+    former = signal.getsignal(signal.SIGINT)
+
+    def note(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, former)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def report_sweep(run: Run) -> None:
@@ -58,8 +93,12 @@ def report_sweep(run: Run) -> None:
     )
 
 
-def explain_by_lookup(run: Run) -> None:
-    """Explain every neuron by lookup."""
+def explain_by_lookup(run: Run, *, fresh: bool = False) -> None:
+    """Explain every neuron by lookup, unless that was done and is not wanted `fresh`."""
+    with run.database() as database:
+        neurons = run.manifest["sweep"]["neurons"]
+        if not fresh and database.explained(METHOD, VERSION) == neurons:
+            return
     with progress("Explaining by lookup", len(run.layers)) as advance:
         store_lookup(run, advance)
 

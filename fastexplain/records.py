@@ -44,9 +44,9 @@ class Exemplar:
     """
 
     excerpt: int
-    token_ids: np.ndarray
-    tokens: list[str]
-    activations: np.ndarray
+    token_ids: np.ndarray = field(repr=False)
+    tokens: list[str] = field(repr=False)
+    activations: np.ndarray = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class NeuronRecord:
 
     id: NeuronId
     skip: int
-    top: list[Exemplar]
-    bottom: list[Exemplar]
-    random: list[Exemplar]
+    top: list[Exemplar] = field(repr=False)
+    bottom: list[Exemplar] = field(repr=False)
+    random: list[Exemplar] = field(repr=False)
     statistics: Statistics = field(repr=False)

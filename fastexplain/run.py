@@ -92,6 +92,7 @@ class RunWriter:
         temporary = final.with_name(final.name + ".tmp")
         try:
             write(temporary)
+            temporary.chmod(0o644)  # safetensors gives its files to the owner alone
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(final)
@@ -112,7 +113,10 @@ def check_free(path: str | Path) -> None:
         RunError: it holds a run or other files already.
     """
     if is_run(path):
-        raise RunError(f"{path} holds a run already; choose another directory or remove it")
+        raise RunError(
+            f"{path} holds a run already, which is finished; look at it with: fastexplain top "
+            f"{path}; or choose another directory"
+        )
     directory = Path(path)
     present = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
     # These an interrupted sweep may have left.
@@ -146,6 +150,11 @@ class Run:
             self.manifest = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
             schema = self.manifest["schema"]
         except (FileNotFoundError, NotADirectoryError):
+            if (self.path / "layers").is_dir():
+                raise RunError(
+                    f"{path} is not a finished run; its sweep is under way, or goes on when its "
+                    "command is repeated"
+                ) from None
             raise RunError(
                 f"{path} is not a finished run; make one with: fastexplain sweep SUBJECT "
                 f"--corpus CORPUS --out {path}"

@@ -76,21 +76,37 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
         _print_exemplars(
             console, "bottom, by -activation", negated, max(-found.minimum, 0), record.skip
         )
-    by_excerpt = {exemplar.excerpt: exemplar for exemplar in [*record.top, *record.random]}
-    for row, excerpts in simulated:
-        title = f"test excerpts, true above simulated: {explained_by(row)}"
-        console.print(Text(f"\n{title}", style="bold"))
-        # A simulator's scale is its own: the largest of what it predicted gets the full colour.
-        scale = max(
-            (float(np.nanmax(values, initial=0)) for values in excerpts.values()), default=0
-        )
-        for excerpt, values in list(excerpts.items())[:count]:
-            exemplar = by_excerpt[excerpt]
-            for label, shown, full in (
-                ("true", exemplar.activations, largest),
-                ("sim.", values, scale),
-            ):
-                _print_line(console, label, exemplar.tokens, shown, full, record.skip)
+    if simulated:
+        _print_simulations(console, record, simulated, largest, count)
+    console.print(
+        "\nColours, or numbers in brackets where there are none, are tenths: of the neuron's "
+        "largest activation, and of 10 where a language model simulates.",
+        style="dim",
+    )
+
+
+def _print_simulations(
+    console: Console,
+    record: NeuronRecord,
+    simulated: list[_Simulated],
+    largest: float,
+    count: int,
+) -> None:
+    """Print test excerpts, half of them top ones: the true activations above each simulation."""
+    tested = set().union(*(excerpts for _, excerpts in simulated))
+    tops = [("top", e) for e in record.top if e.excerpt in tested]
+    seen = {exemplar.excerpt for _, exemplar in tops}
+    others = [("random", e) for e in record.random if e.excerpt in tested - seen]
+    chosen = tops[: max(-(-count // 2), count - len(others))]
+    for kind, exemplar in chosen + others[: count - len(chosen)]:
+        console.print(f"\n[bold]{kind} excerpt of the test split[/]")
+        _print_line(console, "true", exemplar.tokens, exemplar.activations, largest, record.skip)
+        for row, excerpts in simulated:
+            if exemplar.excerpt in excerpts:
+                # A table predicts activations, a language model integers up to 10.
+                scale = largest if row.method == "lookup" else 10
+                values = excerpts[exemplar.excerpt]
+                _print_line(console, explained_by(row), exemplar.tokens, values, scale, record.skip)
 
 
 def _explanations(
@@ -135,8 +151,8 @@ def _print_line(
     counted = activations.copy()
     counted[:skip] = 0  # what counts for nothing gets no colour
     console.print(
-        Text.assemble((f"{label:>6}  ", "dim"), excerpt_text(console, tokens, counted, scale)),
-        soft_wrap=True,
+        Text.assemble((f"{label:>8}  ", "dim"), excerpt_text(console, tokens, counted, scale)),
+        soft_wrap=not console.is_terminal,  # a line each in a file, whole words on a screen
     )
 
 

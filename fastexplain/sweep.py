@@ -76,7 +76,8 @@ def sweep(
         table_bytes: memory for the tables of all layers; 0 leaves them out, and with them the
             lookup explainer.
         checkpoint_seconds: time between two checkpoints.
-        progress: called with the number of excerpts done, after each batch.
+        progress: called with the number of excerpts done, after each batch. If it raises
+            KeyboardInterrupt, a checkpoint is saved first.
 
     Raises:
         UsageError: an argument makes no sense, such as a layer that the subject doesn't have.
@@ -127,7 +128,12 @@ def sweep(
             _save(checkpoints, done, last.seconds + time.perf_counter() - started, exemplars)
             saved = time.perf_counter()
         if progress is not None:
-            progress(done)
+            try:
+                progress(done)
+            except KeyboardInterrupt:  # between batches, so that no layer is ahead of another
+                _check(exemplars)
+                _save(checkpoints, done, last.seconds + time.perf_counter() - started, exemplars)
+                raise
     _check(exemplars)
     seconds = last.seconds + time.perf_counter() - started
 
@@ -167,8 +173,10 @@ def _settings(
 ) -> _Settings:
     count, length = len(subject.widths), corpus.tokens.shape[1]
     chosen = list(range(count)) if layers is None else sorted(set(layers))
-    if not chosen or not all(0 <= layer < count for layer in chosen):
-        raise UsageError(f"layers {chosen}: {subject.name} has layers 0 to {count - 1}")
+    unknown = [layer for layer in chosen if not 0 <= layer < count]
+    if unknown or not chosen:
+        which = f"layer {unknown[0]} is not there" if unknown else "no layer is chosen"
+        raise UsageError(f"{which}; {subject.name} has layers 0 to {count - 1}")
     skip = (0 if subject.bos is not None else 1) if skip is None else skip
     batch_size = _BATCH[subject.device.type] if batch_size is None else batch_size
     least = {"top_k": (top_k, 1), "random": (random, 0), "batch_size": (batch_size, 1),
@@ -177,7 +185,7 @@ def _settings(
         if value < minimum:
             raise UsageError(f"{name} is {value}; it must be at least {minimum}")
     if not 0 <= skip < length:
-        raise UsageError(f"skip is {skip}; an excerpt has {length} tokens")
+        raise UsageError(f"skip is {skip}; it must be from 0 to {length - 1}")
     low, high = int(corpus.tokens.min()), int(corpus.tokens.max())
     if low < 0 or high >= subject.vocabulary_size:
         raise UsageError(

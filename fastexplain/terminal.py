@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -17,7 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-out = Console(highlight=False)
+# In a file or a pipe there is no width to keep to, unless COLUMNS gives one.
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+
+out = Console(highlight=False, width=_WIDTH)
 messages = Console(stderr=True, highlight=False)
 
 
@@ -31,7 +36,7 @@ def progress(title: str, total: int, tokens: int = 0) -> Iterator[Callable[[int]
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=messages,
+        TimeRemainingColumn(), console=messages, transient=True,
     )  # fmt: skip
     task = bar.add_task(escape(title), total=total, speed="")
     first: tuple[int, float] | None = None

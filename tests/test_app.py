@@ -105,10 +105,12 @@ def test_top_shows_the_best(cli, swept) -> None:
 def test_show_puts_the_true_beside_the_simulated(cli, swept) -> None:
     code, out, _ = cli("show", swept, f"0:{planted.CAT}")
     assert code == 0
-    assert "cat[10]" in out and "true above simulated: lookup" in out
-    true = [line for line in out.splitlines() if line.lstrip().startswith("true")]
-    simulated = [line for line in out.splitlines() if line.lstrip().startswith("sim.")]
+    assert "cat[10]" in out
+    true = [line for line in out.splitlines() if line.lstrip().startswith("true ")]
+    simulated = [line for line in out.splitlines() if line.startswith("lookup ")]
     assert len(true) == len(simulated) == 5
+    assert out.count("top excerpt of the test split") == 3
+    assert out.count("random excerpt of the test split") == 2
     assert all("cat[" in line for line in [*true, *simulated])
 
 
@@ -160,7 +162,7 @@ def test_what_counts_for_nothing_is_not_coloured(planted_subject, tmp_path) -> N
     shown = io.StringIO()
     print_neuron(Console(file=shown, width=400), run, record, 5)
     for line in shown.getvalue().splitlines():
-        if line.lstrip().startswith(("true", "sim.")):
+        if line.lstrip().startswith(("true ", "lookup ")):
             # The words stand without spaces: the first bracket must follow "cat".
             assert line.split("[")[0].endswith("cat"), line
 
@@ -238,16 +240,23 @@ def test_doctor_says_which_path_is_taken(cli, monkeypatch) -> None:
         (["explain", "/no/such/run"], 1, "not a finished run"),
         (["explain", "RUN", "cat"], 2, "layer:index"),
         (["explain", "RUN", "9:*"], 2, "was not swept"),
-        (["explain", "RUN", "--local"], 2, "lookup uses no language model"),
+        (["explain", "RUN", "--local"], 2, "--local is for language models"),
         (["explain", "RUN", "--explainer", "m"], 2, "name the neurons"),
         (["explain", "RUN", "0:1", "--explainer", "m", "--local", "--base-url", "u"], 2, "exclude"),
         (["show", "RUN", "0:9999"], 2, "there is no neuron"),
         (["top", "RUN", "--method", "magic"], 2, "lookup or llm"),
         (["top", "RUN", "--by", "luck"], 2, "top_and_random"),
-        (["top", "RUN", "--limit", "0"], 2, "at least 1"),
+        (["top", "RUN", "--limit", "0"], 2, "limit"),
+        (["top", "RUN", "--layer", "3"], 2, "was not swept"),
+        (["show", "RUN", "0:1", "--count", "-1"], 2, "count"),
+        (["demo", "--neurons", "-1"], 2, "neurons"),
+        (
+            ["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "z", "--layers", "0-9"],
+            2,
+            "layer 1 is",
+        ),
         (["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "z", "--seed", "-1"], 2, "the seed is"),
         (["fly"], 2, "fly"),
-        ([], 2, "command"),
     ],
 )
 def test_errors_are_one_line(cli, swept, planted_subject, text, tmp_path, monkeypatch,
@@ -276,6 +285,46 @@ def test_an_unexpected_error_is_one_line_too(cli, swept, monkeypatch) -> None:
     code, _, err = cli("top", swept)
     assert code == 1 and err.count("\n") == 1
     assert "ZeroDivisionError: a bug" in err and "--debug" in err
+
+
+def test_bare_and_version(cli) -> None:
+    assert "Commands:" in cli()[1]
+    assert cli("--version") == (0, f"fastexplain {fastexplain.__version__}\n", "")
+
+
+def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:
+    done: list[int] = []
+    monkeypatch.setattr("fastexplain.jobs.store_lookup", lambda run, advance: done.append(1))
+    assert cli("explain", swept)[0] == 0 and done == []
+    assert cli("explain", swept, "--fresh")[0] == 0 and done == [1]
+
+
+def test_ctrl_c_in_a_sweep_loses_nothing(planted_subject, text, tmp_path) -> None:
+    """A real signal to a real process, at the moment when its first batch is done."""
+    script = (
+        "import os, signal, sys\n"
+        "from fastexplain import app, exemplars\n"
+        "update = exemplars.Exemplars.update\n"
+        "def once(*arguments):\n"
+        "    exemplars.Exemplars.update = update\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    update(*arguments)\n"
+        "if '--interrupt' in sys.argv:\n"
+        "    sys.argv.remove('--interrupt')\n"
+        "    exemplars.Exemplars.update = once\n"
+        "app.main()\n"
+    )
+    command = [
+        sys.executable, "-c", script, "sweep", planted_subject.name, "--corpus", str(text),
+        "--out", str(tmp_path / "run"), "--batch-size", "100", "--json",
+    ]  # fmt: skip
+    first = subprocess.run([*command, "--interrupt"], capture_output=True, text=True)
+    assert first.returncode == 130 and "Stopped after 100 of" in first.stderr
+    assert "Traceback" not in first.stderr
+    assert (tmp_path / "run" / "checkpoints" / "100").is_dir()
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert json.loads(second.stdout.splitlines()[-1])["excerpts"] == 312
 
 
 def test_ctrl_c_is_one_line_with_its_own_code(cli, swept, monkeypatch) -> None:

@@ -30,7 +30,7 @@ def test_explanations_come_back_as_they_were_stored(database):
     neuron = NeuronId(5, 131)
     [first] = database.add_explanations([lookup(neuron)])
     [second] = database.add_explanations([said(neuron, "rivers")])
-    newest, oldest = database.explanations(neuron)
+    oldest, newest = database.explanations(neuron)  # a lookup comes first
     assert (newest.id, newest.text, newest.method, newest.scores) == (second, "rivers", "llm", None)
     assert newest.parameters == {"seed": 0} and newest.created.endswith("+00:00")
     assert (oldest.id, oldest.data, oldest.simulator) == (first, {"t": [1]}, "lookup")
