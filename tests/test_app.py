@@ -107,7 +107,7 @@ def test_show_puts_the_true_beside_the_simulated(cli, swept) -> None:
     assert code == 0
     assert "cat[10]" in out
     true = [line for line in out.splitlines() if line.lstrip().startswith("true ")]
-    simulated = [line for line in out.splitlines() if line.startswith("lookup ")]
+    simulated = [line for line in out.splitlines() if line.lstrip().startswith("lookup ")]
     assert len(true) == len(simulated) == 5
     assert out.count("top excerpt of the test split") == 3
     assert out.count("random excerpt of the test split") == 2
