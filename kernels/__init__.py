@@ -17,27 +17,42 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastexplain.kernels.summary import Batch, Summary
+    from fastexplain.kernels.summary import Batch, Preactivations, Summary
 
 __all__ = ["capture", "correlate", "discretize", "lookup", "merge"]
 
 
-def capture(acts: Any, batch: Batch, summary: Summary) -> None:
+def capture(
+    acts: Any,
+    batch: Batch,
+    summary: Summary,
+    pre: Preactivations | None = None,
+    *,
+    stream: int = 0,
+) -> None:
     """Fold one layer's activations `[B, L, F]` of one batch into that layer's summary, in place.
+
+    With `pre` the activations are computed in the same pass, in float32 and rounded once, and
+    written to `acts`, at the positions that are not counted too. `acts` may be the memory of the
+    gate, where that is as wide; else the two must not overlap.
 
     Excerpts are ranked by their largest (bottom: smallest) activation over counted tokens, those
     from `batch.skip` on; equal values by lower excerpt id. Sums are over counted tokens. Excerpts
     that the batch names as random are kept whole, and the tables take max(activation, 0) by the
     batch's segments. An excerpt with NaN or infinity leaves its id in `summary.fault` (of
-    several, one); the summary is then of no further use. Nothing here waits for a device.
+    several, one); the summary is then of no further use. Nothing here waits for a device: all is
+    queued on `stream`, the handle of a CUDA stream (0 is the default one; the CPU ignores it).
 
     `acts` must be contiguous, and its dtype the one that `summary` was made for.
     """
     if hasattr(acts, "__cuda_array_interface__"):
-        from fastexplain.kernels import cuda as home
+        from fastexplain.kernels import cuda
+
+        cuda.capture(acts, batch, summary, pre, stream=stream)
     else:
-        from fastexplain.kernels import cpu as home
-    home.capture(acts, batch, summary)
+        from fastexplain.kernels import cpu
+
+        cpu.capture(acts, batch, summary, pre)
 
 
 def merge(a: Summary, b: Summary) -> Summary:
@@ -46,9 +61,9 @@ def merge(a: Summary, b: Summary) -> Summary:
     Commutative and associative: bit for bit in keys, ids, activations, counts and extremes, to
     rounding in the sums. Exemplars come out in order, best first. Takes host arrays.
     """
-    from fastexplain.kernels import cpu
+    from fastexplain.kernels import cpu_neurons
 
-    return cpu.merge(a, b)
+    return cpu_neurons.merge(a, b)
 
 
 def discretize(activations: Any, scale: Any) -> Any:
@@ -57,9 +72,9 @@ def discretize(activations: Any, scale: Any) -> Any:
     m is the neuron's entry in `scale` `[N]`. Evaluated as (10 * x) / m in float64; 0 where m <= 0.
     Source: Bills et al. 2023, "Explaining neurons", on the explainer's input. Takes host arrays.
     """
-    from fastexplain.kernels import cpu
+    from fastexplain.kernels import cpu_neurons
 
-    return cpu.discretize(activations, scale)
+    return cpu_neurons.discretize(activations, scale)
 
 
 def correlate(true: Any, simulated: Any) -> Any:
@@ -68,9 +83,9 @@ def correlate(true: Any, simulated: Any) -> Any:
     Tokens at which either side is NaN are left out. NaN where the correlation is undefined: fewer
     than two tokens, or a side that does not vary. Accumulators are float64. Takes host arrays.
     """
-    from fastexplain.kernels import cpu
+    from fastexplain.kernels import cpu_neurons
 
-    return cpu.correlate(true, simulated)
+    return cpu_neurons.correlate(true, simulated)
 
 
 def lookup(tables: Any, excerpts: Any) -> Any:
@@ -87,6 +102,6 @@ def lookup(tables: Any, excerpts: Any) -> Any:
         the neuron's own E excerpts put into S, C and g has been subtracted; a sum whose
         remaining count is 0, or that is within rounding of 0, is exactly 0.
     """
-    from fastexplain.kernels import cpu
+    from fastexplain.kernels import cpu_neurons
 
-    return cpu.lookup(tables, excerpts)
+    return cpu_neurons.lookup(tables, excerpts)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from fastexplain.kernels.scalars import (
+    GELU_CUBE,
     NO_ID,
     discretize_one,
     excerpt_hash,
@@ -20,14 +21,20 @@ from fastexplain.kernels.summary import (
     Batch,
     HeldOut,
     LookupTables,
+    Preactivations,
     Summary,
+    narrow,
     smallest_hashes,
     widen,
 )
 
 
-def capture(acts: np.ndarray, batch: Batch, summary: Summary) -> None:
+def capture(
+    acts: np.ndarray, batch: Batch, summary: Summary, pre: Preactivations | None = None
+) -> None:
     """See `fastexplain.kernels.capture`."""
+    if pre is not None:
+        acts[...] = activations(pre, acts.shape[2])
     tokens = summary.top_acts.shape[2]
     acts = acts[:, acts.shape[1] - tokens :]
     values = widen(acts)
@@ -66,6 +73,31 @@ def capture(acts: np.ndarray, batch: Batch, summary: Summary) -> None:
             summary.token_sums[token] += total
         if pair >= 0:
             summary.pair_sums[pair] += total
+
+
+def activations(pre: Preactivations, neurons: int) -> np.ndarray:
+    """f(gate) * up in float64, rounded once to the dtype of the gate, `[B, L, F]`."""
+
+    def columns(array: np.ndarray, start: int) -> np.ndarray:
+        return widen(array[..., start : start + neurons]).astype(np.float64)
+
+    x = columns(pre.gate, pre.gate_start)
+    with np.errstate(all="ignore"):
+        values = {
+            "gelu": lambda: 0.5 * x * _erfc(-x / math.sqrt(2)),
+            "gelu_tanh": lambda: (
+                x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + GELU_CUBE * x**3)))
+            ),
+            "silu": lambda: x / (1 + np.exp(-x)),
+            "relu": lambda: np.maximum(x, 0),
+            "relu2": lambda: np.maximum(x, 0) ** 2,
+        }[pre.nonlinearity]()
+        if pre.up is not None:
+            values = values * columns(pre.up, pre.up_start)
+        return narrow(values, pre.gate.dtype)
+
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
 def _keep(keys, ids, acts, neuron: int, key: float, excerpt: int, own: np.ndarray) -> None:

@@ -19,6 +19,12 @@ _QUARTER_1, _QUARTER_2, _QUARTER_3 = _QUARTERS
 NO_ID = np.int32(2**31 - 1)
 """Excerpt id of an empty slot; it loses every comparison."""
 
+NONLINEARITIES = ("gelu", "gelu_tanh", "silu", "relu", "relu2")
+"""What `capture` can compute: gelu by the error function or tanh, silu, relu and its square."""
+
+GELU_CUBE = 0.044715
+"""Of the tanh approximation of gelu (Hendrycks and Gimpel 2016)."""
+
 # Tables are float32 sums of many batches; their rounding stays far below this share of the sum.
 _RESIDUE = 2.0**-20
 

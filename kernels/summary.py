@@ -175,6 +175,26 @@ class Batch:
 
 
 @dataclass
+class Preactivations:
+    """What an MLP's elementwise part makes activations of: f(gate), times up where there is one.
+
+    Attributes:
+        nonlinearity: f; one of `scalars.NONLINEARITIES`.
+        gate: `[B, L, W]`, contiguous, in the dtype of the activations; W >= F. Neuron j's is in
+            column `gate_start + j`.
+        up: `[B, L, W]`, the same for the factor, or None; may be the gate's own array where both
+            come out of one projection.
+        gate_start, up_start: the first column of each.
+    """
+
+    nonlinearity: str
+    gate: Any
+    up: Any | None = None
+    gate_start: int = 0
+    up_start: int = 0
+
+
+@dataclass
 class LookupTables:
     """One layer's tables, as `lookup` needs them.
 
@@ -234,3 +254,12 @@ def widen(acts: np.ndarray) -> np.ndarray:
     if acts.dtype == np.uint16:
         return (acts.astype(np.uint32) << 16).view(np.float32)
     return acts.astype(np.float32, copy=False)
+
+
+def narrow(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Host values rounded to a supported dtype, ties to even; undoes `widen`."""
+    if dtype != np.uint16:
+        return values.astype(dtype)
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastexplain import kernels
-from fastexplain.kernels import cpu, reference
+from fastexplain.kernels import cpu, cpu_neurons, reference
 from fastexplain.kernels.scalars import BINS, NO_ID, histogram_bin, histogram_edges
 from fastexplain.kernels.summary import (
     Batch,
@@ -167,7 +167,7 @@ def test_merge_equals_the_reference_and_one_sweep_of_everything(case: Case) -> N
     parts = [case.run(cpu, part, []) for part in np.split(np.arange(len(case.ids)), case.cuts)]
     merged, slow = parts[0], parts[0]
     for part in parts[1:]:
-        merged, slow = cpu.merge(merged, part), reference.merge(slow, part)
+        merged, slow = cpu_neurons.merge(merged, part), reference.merge(slow, part)
     assert_same(ordered(merged), ordered(slow))
     assert_same(ordered(merged), ordered(case.run(reference, np.arange(len(case.ids)), [])))
 
