@@ -12,7 +12,6 @@ tokens, and the excerpts that score it held out. For every layer:
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 
 from fastexplain import kernels
 from fastexplain.errors import RunError
-from fastexplain.kernels.scalars import pair_estimate, token_estimate
+from fastexplain.kernels.strongest import strongest
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
 from fastexplain.records import NeuronId, NeuronRecord
 from fastexplain.run import Run
@@ -34,7 +33,6 @@ METHOD = "lookup"
 VERSION = "lookup-1"
 
 _ENTRIES = 8  # of an explanation: as many as a reader takes in at a glance
-_BLOCK = 256  # neurons whose entries are chosen at a time
 _PAIR_GAIN = 1.5  # a pair is named where it is so much stronger than its token alone
 
 
@@ -79,7 +77,8 @@ def explain_by_lookup(run: Run) -> Iterator[LookupLayer]:
     Raises:
         RunError: the sweep kept no tables.
     """
-    rows = _rows_of_excerpts(run)
+    rows = run.tables.rows(run.excerpts)
+    entries_of = _entry_finder(run)
     for layer in run.layers:
         tables = _layer_tables(run, layer)
         ids, activations = _test_split(run, layer)
@@ -88,12 +87,12 @@ def explain_by_lookup(run: Run) -> Iterator[LookupLayer]:
         tops = len(TEST_RANKS)
 
         def score(places: slice, true: np.ndarray = true, predicted: np.ndarray = predicted):
-            pooled = (x[:, places, run.skip :].reshape(len(x), -1) for x in (true, predicted))
-            return kernels.correlate(*pooled)
+            counted = (x[:, places, run.skip :] for x in (true, predicted))
+            return kernels.correlate(*counted).correlation
 
         yield LookupLayer(
             layer,
-            strongest_entries(run, tables),
+            entries_of(tables),
             random_only=score(slice(tops, None)),
             top_and_random=score(slice(None)),
             top_only=score(slice(tops)),
@@ -133,42 +132,21 @@ def text_of(entries: list[Entry]) -> str:
     )
 
 
-def strongest_entries(run: Run, tables: LookupTables) -> list[list[Entry]]:
-    """For each neuron the entries with the largest estimates that say something of their own.
-
-    A token is left out when its estimate is not above the neuron's mean, a pair when it is not
-    well above its token's: it is the token that drives the neuron then.
-    """
+def _entry_finder(run: Run) -> Callable[[LookupTables], list[list[Entry]]]:
+    """What finds each neuron's entries in a layer's tables; texts are made once for all layers."""
     second = run.tables.rows(run.tables.pairs[:, 1:])[0][:, 0]
-    counts = np.concatenate([tables.token_counts, tables.pair_counts])
+    table_counts = np.concatenate([run.tables.token_counts, run.tables.pair_counts])
     shown = functools.cache(functools.partial(_shown, run))
-    result = []
-    for start in range(0, len(tables.positive_sums), _BLOCK):  # several copies of the tables
-        estimates = _estimates(tables, second, slice(start, start + _BLOCK))
-        count = min(_ENTRIES, estimates.shape[1])
-        least = -np.partition(-estimates, count - 1, axis=1)[:, count - 1]
-        for own, limit in zip(estimates, np.maximum(least, np.finfo(np.float32).tiny), strict=True):
-            rows = np.flatnonzero(own >= limit)  # more than `count` where some are equal
-            rows = rows[np.argsort(-own[rows], kind="stable")][:count]
-            result.append(
-                [Entry(*shown(row), float(own[row]), int(counts[row])) for row in rows.tolist()]
-            )
-    return result
 
+    def entries_of(tables: LookupTables) -> list[list[Entry]]:
+        rows, means = strongest(tables, second, count=_ENTRIES, gain=_PAIR_GAIN)
+        found = (x.tolist() for x in (rows, means, table_counts[rows]))
+        return [
+            [Entry(*shown(row), *rest) for row, *rest in zip(*own, strict=True) if row >= 0]
+            for own in zip(*found, strict=True)
+        ]
 
-def _estimates(tables: LookupTables, second: np.ndarray, neurons: slice) -> np.ndarray:
-    """Estimates `[neurons, V + P]` of what is worth naming, 0 for the rest.
-
-    Args:
-        second: the row of each pair's second token, -1 where it has none.
-    """
-    mean = tables.positive_sums[neurons] / max(tables.count, 1)
-    tokens = token_estimate(tables.token_sums[:, neurons], tables.token_counts[:, None], mean)
-    around = np.where(second[:, None] >= 0, tokens[second], mean)
-    pairs = pair_estimate(tables.pair_sums[:, neurons], tables.pair_counts[:, None], around)
-    return np.concatenate(
-        [np.where(tokens > mean, tokens, 0), np.where(pairs > _PAIR_GAIN * around, pairs, 0)]
-    ).T
+    return entries_of
 
 
 def simulate_by_lookup(run: Run, record: NeuronRecord) -> dict[int, np.ndarray]:
@@ -198,7 +176,7 @@ def _rows(layer: LookupLayer) -> list[ExplanationRow]:
             METHOD,
             VERSION,
             text_of(entries) or _NOTHING,
-            data=[dataclasses.asdict(entry) for entry in entries],
+            data=[vars(entry) for entry in entries],
             scores=own,
         )
         for index, (entries, own) in enumerate(zip(layer.entries, scores, strict=True))
@@ -212,10 +190,6 @@ def _shown(run: Run, row: int) -> tuple[str, str | None]:
         return run.token_text(int(known.tokens[row])), None
     previous, token = known.pairs[row - len(known.tokens)]
     return run.token_text(int(token)), run.token_text(int(previous))
-
-
-def _rows_of_excerpts(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    return run.tables.rows(run.excerpts)
 
 
 def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTables:

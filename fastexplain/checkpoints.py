@@ -1,7 +1,8 @@
 """Unfinished sweeps: what was kept of the excerpts done so far, so that a sweep can go on.
 
     RUN/checkpoints/1024/          named by the excerpts done
-        state.json                 the settings, by which a sweep knows its own, and the time taken
+        state.json                 the settings, by which a sweep knows its own, the batch size and
+                                   the time taken
         00.safetensors ...         each layer's summary
 
 A checkpoint is written under a temporary name, synced and renamed, and only then the one before is
@@ -35,11 +36,13 @@ class Checkpoint:
     Attributes:
         done: excerpts folded in, those with ids below this.
         seconds: spent on them.
+        batch_size: excerpts in each of its forward passes, and in those to come.
         summaries: by layer.
     """
 
     done: int
     seconds: float
+    batch_size: int
     summaries: dict[int, Summary]
 
 
@@ -48,15 +51,15 @@ class Checkpoints:
 
     Args:
         run: the directory.
-        settings: all that the summaries depend on; plain data.
+        settings: all that the summaries depend on but the batch size; plain data.
     """
 
     def __init__(self, run: str | Path, settings: dict[str, Any]) -> None:
         self._directory = Path(run) / DIRECTORY
         self._settings = json.loads(json.dumps(settings))
 
-    def load(self) -> Checkpoint | None:
-        """The furthest checkpoint, None if there is none.
+    def load(self, batch_size: int | None = None) -> Checkpoint | None:
+        """The furthest checkpoint, None if there is none; its batch size must be the one given.
 
         Raises:
             RunError: it is from a sweep with other settings, or can't be read.
@@ -67,7 +70,8 @@ class Checkpoints:
         directory = self._directory / str(max(whole))
         try:
             state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-            if state["settings"] != self._settings:
+            same_size = batch_size in (None, state["batch_size"])
+            if state["settings"] != self._settings or not same_size:
                 raise RunError(
                     f"{self._directory.parent} holds an unfinished sweep with other settings; "
                     "repeat its command to finish it, or remove the directory"
@@ -80,9 +84,15 @@ class Checkpoints:
             }
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise RunError(f"{directory} can't be read ({error}); remove it") from error
-        return Checkpoint(max(whole), state["seconds"], summaries)
+        return Checkpoint(max(whole), state["seconds"], state["batch_size"], summaries)
 
-    def save(self, done: int, seconds: float, summaries: Iterable[tuple[int, Summary]]) -> None:
+    def save(
+        self,
+        done: int,
+        seconds: float,
+        batch_size: int,
+        summaries: Iterable[tuple[int, Summary]],
+    ) -> None:
         """Save a checkpoint in place of the one before; summaries are taken one by one."""
         if (self._directory / str(done)).exists():  # this sweep's own, of a moment ago
             return
@@ -96,7 +106,13 @@ class Checkpoints:
                 seed = arrays.pop("seed")
                 save_file(arrays, temporary / f"{layer:02}.safetensors")
                 layers.append(layer)
-            state = {"settings": self._settings, "seconds": seconds, "layers": layers, "seed": seed}
+            state = {
+                "settings": self._settings,
+                "seconds": seconds,
+                "batch_size": batch_size,
+                "layers": layers,
+                "seed": seed,
+            }
             (temporary / _STATE).write_text(json.dumps(state), encoding="utf-8")
             for path in temporary.iterdir():
                 with path.open("rb+") as file:

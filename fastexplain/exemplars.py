@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from fastexplain.kernels import capture
 from fastexplain.kernels.scalars import NO_ID
-from fastexplain.kernels.summary import Batch, Summary, moved
+from fastexplain.kernels.summary import Batch, Preactivations, Summary, moved
 
 
 def kernel_dtype(dtype: torch.dtype) -> np.dtype:
@@ -28,14 +29,25 @@ class Exemplars:
     """
 
     def __init__(self, summary: Summary, device: torch.device) -> None:
-        self._summary = on_device(summary, device)
+        if device.type == "cuda":
+            # Not by way of pinned memory: PyTorch keeps that, and this is gigabytes in all.
+            summary = moved(summary, lambda array: torch.from_numpy(array).to(device))
+        self._summary = summary
+        self._arrays = for_kernels(self._summary)
 
-    def update(self, acts: torch.Tensor, batch: Batch) -> None:
+    def update(self, acts: torch.Tensor, batch: Batch, pre: Preactivations | None = None) -> None:
         """Fold in a batch's activations `[B, L, F]`; returns before a device is done with it.
 
-        `batch` must be on the same device: see `on_device`.
+        With `pre`, tensors as the activations are, they are computed first, into `acts`, which must
+        be contiguous. `batch` must be on the same device: see `on_device`, and `for_kernels` where
+        it serves many layers. On a GPU all is queued on PyTorch's current stream.
         """
-        capture(_as_kernels_take(acts), batch, self._summary)
+        if pre is not None:
+            pre = dataclasses.replace(pre, gate=_array(pre.gate), up=_array(pre.up))
+        stream = 0
+        if acts.device.type == "cuda":
+            stream = torch.cuda.current_stream(acts.device).cuda_stream
+        capture(_array(acts), batch, self._arrays, pre, stream=stream)
 
     def faulty_excerpt(self) -> int | None:
         """The id of an excerpt whose activations were not finite; waits for the device."""
@@ -89,8 +101,23 @@ def on_host(record: Any) -> Any:
     )
 
 
-def _as_kernels_take(acts: torch.Tensor) -> Any:
-    acts = acts.detach().contiguous()
-    if acts.dtype == torch.bfloat16:
-        acts = acts.view(torch.uint16)
-    return acts.numpy() if acts.device.type == "cpu" else acts
+def for_kernels(record: Any) -> Any:
+    """The same memory as arrays that the kernels take as they are.
+
+    On a GPU they would wrap each of a record's tensors at every call, layer by layer.
+    """
+    return moved(record, _array)
+
+
+def _array(values: Any) -> Any:
+    """A tensor's memory as an array of NumPy's or, on a GPU, of Numba's; arrays as they are."""
+    if not isinstance(values, torch.Tensor):
+        return values
+    values = values.detach().contiguous()
+    if values.dtype == torch.bfloat16:
+        values = values.view(torch.uint16)
+    if values.device.type == "cpu":
+        return values.numpy()
+    from numba import cuda
+
+    return cuda.as_cuda_array(values, sync=False)  # queued on the stream that wrote it

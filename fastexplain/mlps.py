@@ -25,6 +25,9 @@ from fastexplain.errors import SubjectError
 
 Kind = Literal["plain", "gated", "fused"]
 
+LINEAR = (nn.Linear, Conv1D)
+"""What counts as a linear layer."""
+
 # Distinct, of both signs, and on both sides of the kinks of ReLU-like functions.
 _PROBE = (-3.0, -1.5, -0.5, 0.0, 0.5, 1.5, 3.0)
 
@@ -38,12 +41,14 @@ class Mlp:
 
     Attributes:
         path: its module's name in the model, such as `model.layers.0.mlp`.
+        layer: the decoder layer's, such as `model.layers.0`.
         kind: how its input becomes neurons.
         down: the down projection; its input is the layer's neurons.
         width: F, the number of neurons.
     """
 
     path: str
+    layer: str
     kind: Kind
     down: nn.Module
     width: int
@@ -75,7 +80,7 @@ def find_mlps(model: PreTrainedModel) -> tuple[Mlp, ...]:
         if not isinstance(hidden_size, int) or not isinstance(layers, int):
             raise _NotFoundError("its config names no hidden_size or num_hidden_layers")
         found = _in_stacks(list(_stacks(find_trunk(model), layers)), layers, hidden_size)
-        if len({id(down) for _, _, down in found}) < layers:
+        if len({id(down) for *_, down in found}) < layers:
             raise _NotFoundError("its layers share MLPs")
     except _NotFoundError as error:
         raise SubjectError(
@@ -84,10 +89,14 @@ def find_mlps(model: PreTrainedModel) -> tuple[Mlp, ...]:
             "d -> F (or two d -> F, or one d -> 2F), with d the hidden size and F > d"
         ) from error
     names = {module: name for name, module in model.named_modules()}
-    return tuple(Mlp(names[module], kind, down, _shape(down)[0]) for module, kind, down in found)
+    return tuple(
+        Mlp(names[module], names[layer], kind, down, _shape(down)[0])
+        for module, layer, kind, down in found
+    )
 
 
-_Found = tuple[nn.Module, Kind, nn.Module]  # the MLP, its kind, its down projection
+# The MLP, its decoder layer, its kind, its down projection.
+_Found = tuple[nn.Module, nn.Module, Kind, nn.Module]
 
 
 def _stacks(module: nn.Module, layers: int) -> Iterator[nn.ModuleList]:
@@ -128,7 +137,7 @@ def _in_layer(layer: nn.Module, hidden_size: int) -> _Found:
     if not found:
         raise _NotFoundError(f"{name} has none")
     if len(found) > 1:
-        kinds = ", ".join(sorted({type(module).__name__ for module, _, _ in found}))
+        kinds = ", ".join(sorted({type(module).__name__ for module, *_ in found}))
         raise _NotFoundError(f"{name} has {len(found)} ({kinds})")
     return found[0]
 
@@ -143,7 +152,7 @@ def _holds_experts(module: nn.Module, hidden_size: int) -> bool:
 
 def _classify(module: nn.Module, layer: nn.Module, hidden_size: int) -> _Found | None:
     """The module as an MLP, or None."""
-    linears = [child for child in module.children() if isinstance(child, (nn.Linear, Conv1D))]
+    linears = [child for child in module.children() if isinstance(child, LINEAR)]
     for down in linears:
         width, out = _shape(down)
         others = [_shape(linear) for linear in linears if linear is not down]
@@ -163,13 +172,13 @@ def _classify(module: nn.Module, layer: nn.Module, hidden_size: int) -> _Found |
         # itself, so there the other weights say nothing.
         activated = kind == "gated" or any(_is_activation(child) for child in module.children())
         if activated and (module is layer or not _does_more(module)):
-            return module, kind, down
+            return module, layer, kind, down
     return None
 
 
 def _does_more(module: nn.Module) -> bool:
     """Whether a module has other weights than its linear layers' and norms', as recurrences do."""
-    others = [child for child in module.children() if not isinstance(child, (nn.Linear, Conv1D))]
+    others = [child for child in module.children() if not isinstance(child, LINEAR)]
     own = list(module.parameters(recurse=False))
     return bool(own) or any(p.dim() > 1 for child in others for p in child.parameters())
 

@@ -128,7 +128,7 @@ def score(
     each = correlate(
         np.tile(pooled_true, (3, 1)),
         np.stack([np.where(is_top, np.nan, pooled), pooled, np.where(is_top, pooled, np.nan)]),
-    )
+    ).correlation
     random_only, both, top_only = (None if np.isnan(r) else float(r) for r in each)
     count_top = sum(h and t for h, t in zip(there, top, strict=True))
     return Scores(random_only, both, top_only, sum(there) - count_top, count_top)

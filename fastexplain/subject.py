@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fastexplain import compilation
+from fastexplain.compilation import CompiledLayer
 from fastexplain.errors import SubjectError, UsageError
+from fastexplain.fusion import FusedMlp, fuse, replaced
 from fastexplain.hub import load_pretrained
+from fastexplain.kernels.summary import Preactivations
 from fastexplain.mlps import Mlp, find_mlps, find_trunk
+from fastexplain.onednn import OneDnnLinear
 from fastexplain.smollm2 import smollm2_directory, smollm2_version
 from fastexplain.vocabulary import token_bytes
 
@@ -79,20 +85,35 @@ class Subject:
     def trunk(
         self,
         token_ids: Tensor,
-        visit: Callable[[int, Tensor], None] | None,
+        visit: Callable[[int, Tensor], None] | None = None,
         layers: Sequence[int] | None = None,
+        *,
+        fold: Callable[[int, Tensor, Preactivations | None], None] | None = None,
+        compiled: bool = False,
     ) -> None:
         """Run excerpts through the trunk and show each layer's activations as they appear.
 
         `token_ids` is int `[excerpts, tokens]`, on any device; the BOS is added here. For each of
         `layers` (all by default), from the lowest up, `visit(layer, acts)` gets the activations
-        `[excerpts, lead + tokens, neurons]`, contiguous, in the model's dtype and on its device.
-        They may be memory that the model goes on to use: don't change them. Nothing is computed
-        above the highest layer's activations.
+        `[excerpts, lead + tokens, neurons]`, contiguous, in the model's dtype and on its device, as
+        the model's own modules compute them. They may be memory that the model goes on to use:
+        don't change them. Nothing is computed above the highest layer's activations.
 
-        Raises UsageError for a layer that does not exist, SubjectError if the model does not run
-        one; what `visit` raises passes through.
+        With `fold` in place of `visit` an MLP's elementwise part is left to it, where that is one
+        of the kernels': `fold(layer, acts, pre)` must fill `acts` with the activations of `pre`,
+        whose tensors are `[excerpts, lead + tokens, W]`; the gate may lie in the same memory, as
+        `kernels.capture` takes it. Where `pre` is None, `acts` are the activations, as above. The
+        linear layers go to oneDNN on the CPU, so results agree with those of `visit` to rounding.
+
+        With `compiled` the layers below the highest wanted one run compiled, which `fold` alone can
+        follow: once for all that are alike, and again for every size of batch.
+
+        Raises UsageError for a layer that does not exist or arguments that exclude each other,
+        SubjectError if the model does not run a layer or can't be compiled; what `visit` or `fold`
+        raises passes through.
         """
+        if (fold is None and compiled) or (fold is not None and visit is not None):
+            raise UsageError("trunk takes visit or fold, and compiled with fold alone")
         wanted = sorted(set(range(len(self.mlps)) if layers is None else layers))
         if not wanted:
             return
@@ -104,33 +125,72 @@ class Subject:
         ids = token_ids.to(self.device, torch.long)
         if self.bos is not None:
             ids = nn.functional.pad(ids, (1, 0), value=self.bos)
-        visited: list[int] = []
+        seen: list[int] = []
 
-        def capture(layer: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            visited.append(layer)
-            if visit is not None:
-                # OPT and others run their MLPs on [excerpts * positions, d].
-                visit(layer, inputs[0].reshape(*ids.shape, -1).contiguous())
-            if layer == wanted[-1]:
-                raise _StopError
+        def receive(layer: int, acts: Tensor, pre: Preactivations | None) -> None:
+            seen.append(layer)
+            if fold is not None:
+                fold(layer, acts, pre)
+            elif visit is not None:
+                visit(layer, acts)
 
-        hooks = [
-            self.mlps[layer].down.register_forward_pre_hook(functools.partial(capture, layer))
-            for layer in wanted
-        ]
-        try:
-            with torch.inference_mode():
+        fused = {layer: self._fused[layer] if fold else None for layer in wanted}
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(self._watched(fused, tuple(ids.shape), receive))
+            if compiled:  # the highest layer ends by an exception, and a hook would split others
+                whole = [i for i in range(wanted[-1]) if i not in fused or fused[i] is not None]
+                undo.enter_context(compilation.compiled([self._compiled[i] for i in whole]))
+            if fold is not None and self.device.type == "cpu":
+                undo.enter_context(OneDnnLinear())
+            undo.enter_context(torch.inference_mode())
+            with contextlib.suppress(_StopError):
                 find_trunk(self.model)(input_ids=ids, use_cache=False)
-        except _StopError:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if visited != wanted:
+        if seen != wanted:
             raise SubjectError(
-                f"{type(self.model).__name__} ran the MLPs of layers {visited} when asked for "
+                f"{type(self.model).__name__} ran the MLPs of layers {seen} when asked for "
                 f"{wanted}; its layers can't be captured from text alone"
             )
+
+    @contextlib.contextmanager
+    def _watched(
+        self,
+        fused: dict[int, FusedMlp | None],
+        shape: tuple[int, ...],
+        receive: Callable[[int, Tensor, Preactivations | None], None],
+    ) -> Iterator[None]:
+        """Have `receive` called with activations `[*shape, neurons]`, and the highest layer end it.
+
+        Args:
+            fused: by layer, its MLP's fused form, or None to see what its down projection gets.
+        """
+
+        def capture(layer: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # OPT and others run their MLPs on [excerpts * positions, d].
+            receive(layer, inputs[0].reshape(*shape, -1).contiguous(), None)
+
+        def stop(*_: object) -> None:
+            raise _StopError
+
+        with contextlib.ExitStack() as undo:
+            for layer, form in fused.items():
+                mlp = self.mlps[layer]
+                if form is None:
+                    hook = mlp.down.register_forward_pre_hook(functools.partial(capture, layer))
+                    undo.callback(hook.remove)
+                else:
+                    fill = functools.partial(receive, layer)
+                    undo.enter_context(replaced(self.model, mlp.path, form, shape, fill))
+            undo.callback(self.mlps[max(fused)].down.register_forward_pre_hook(stop).remove)
+            yield
+
+    @functools.cached_property
+    def _fused(self) -> tuple[FusedMlp | None, ...]:
+        """The MLPs' fused forms; None where the elementwise part is not one of the kernels'."""
+        return tuple(fuse(self.model, mlp) for mlp in self.mlps)
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[CompiledLayer, ...]:
+        return tuple(CompiledLayer(self.model.get_submodule(mlp.layer)) for mlp in self.mlps)
 
     @property
     def vocabulary_size(self) -> int:

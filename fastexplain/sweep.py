@@ -2,21 +2,22 @@
 
 1. Choose the tables' rows and the random excerpts; make an empty summary for each layer.
 2. For every batch of excerpts, in order of their ids, run the subject's trunk; each layer's
-   activations are folded into that layer's summary where they are, and are gone.
+   activations are computed and folded into that layer's summary in one pass, and are gone.
 3. Now and then save what there is, so that the same sweep can go on from there.
 4. Write each layer's file, then the manifest, which makes the directory a run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,11 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastexplain import __version__
 from fastexplain.checkpoints import Checkpoint, Checkpoints
 from fastexplain.corpus import Corpus
 from fastexplain.errors import RunError, SweepError, UsageError
-from fastexplain.exemplars import Exemplars, kernel_dtype, on_device
+from fastexplain.exemplars import Exemplars, kernel_dtype
 from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
+from fastexplain.memory import choose_batch_size, freed_memory_kept
+from fastexplain.prefetch import prefetched
 from fastexplain.run import Run, RunWriter, open_run
 from fastexplain.subject import Subject
 from fastexplain.tables import Tables
@@ -36,8 +40,6 @@ from fastexplain.tables import Tables
 TABLE_BYTES = 2**30
 """Memory for all layers' tables together."""
 
-# Excerpts a batch: on 2 cores 32 to 128 run alike; a GPU wants more work in each launch.
-_BATCH = {"cpu": 64, "mps": 64, "cuda": 512}
 # Seconds between two checkpoints. SmolLM2's take about 2 GB and 3 s to write.
 _CHECKPOINT_SECONDS = 600.0
 # Batches between two looks for activations that are not finite: a look waits for the device.
@@ -56,6 +58,7 @@ def sweep(
     batch_size: int | None = None,
     skip: int | None = None,
     table_bytes: int = TABLE_BYTES,
+    compile: bool = False,
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     progress: Callable[[int], None] | None = None,
 ) -> Run:
@@ -69,12 +72,14 @@ def sweep(
         top_k: exemplars a neuron by largest activation, and with `bottom` as many by smallest.
         random: exemplars that all neurons share, drawn with the corpus's seed.
         layers: those to explain; all by default.
-        batch_size: excerpts in a forward pass.
+        batch_size: excerpts in a forward pass. By default what an unfinished sweep had, else a
+            power of two by the memory that is free: up to 1,024 on a GPU and 64 elsewhere.
         skip: tokens at the start of each excerpt that count for nothing. By default 0 where the
             subject prepends a BOS token, else 1: models of the Llama kind put enormous
             activations on whatever comes first (an attention sink).
         table_bytes: memory for the tables of all layers; 0 leaves them out, and with them the
             lookup explainer.
+        compile: compile the model's layers first: a minute at the start, faster on a GPU.
         checkpoint_seconds: time between two checkpoints.
         progress: called with the number of excerpts done, after each batch. If it raises
             KeyboardInterrupt, a checkpoint is saved first.
@@ -82,6 +87,7 @@ def sweep(
     Raises:
         UsageError: an argument makes no sense, such as a layer that the subject doesn't have.
         RunError: `out` can't be written, or holds something already.
+        SubjectError: the model's layers can't be compiled.
         SweepError: activations are not finite; says at which layer and excerpt.
     """
     settings = _settings(
@@ -94,48 +100,41 @@ def sweep(
         batch_size=batch_size,
         skip=skip,
         table_bytes=table_bytes,
+        compile=compile,
     )
-    skip, layers, batch_size = settings.skip, settings.layers, settings.batch_size
+    layers = settings.layers
     writer = RunWriter(out)
-    tables = Tables.choose(corpus.tokens, skip=skip, rows=settings.table_rows)
+    tables = Tables.choose(corpus.tokens, skip=settings.skip, rows=settings.table_rows)
     random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), random, corpus.seed)
     checkpoints = Checkpoints(out, _identity(subject, corpus, settings))
-    last = checkpoints.load() or Checkpoint(
-        0,
-        0.0,
-        {layer: _empty(subject, corpus, settings, layer, tables, random_ids) for layer in layers},
-    )
+    last = checkpoints.load(batch_size) or _start(subject, corpus, settings, tables, random_ids)
+    settings = replace(settings, batch_size=last.batch_size)
     device = _kernel_device(subject.device)
-    exemplars = {layer: Exemplars(last.summaries.pop(layer), device) for layer in layers}
 
-    started = saved = time.perf_counter()
-    for number, start in enumerate(range(last.done, len(corpus), batch_size)):
-        token_ids = np.array(corpus.tokens[start : start + batch_size])
-        done = start + len(token_ids)
-        ids = np.arange(start, done, dtype=np.int32)
-        batch = on_device(
-            Batch.make(ids, *tables.rows(token_ids), skip=skip, random_ids=random_ids), device
-        )
-
-        def fold(layer: int, acts: torch.Tensor, batch: Batch = batch) -> None:
-            exemplars[layer].update(acts.to(device), batch)
-
-        subject.trunk(torch.from_numpy(token_ids), fold, layers)
-        due = done < len(corpus) and time.perf_counter() - saved >= checkpoint_seconds
-        if due or number % _BATCHES_A_CHECK == 0:
-            _check(exemplars)
-        if due:
-            _save(checkpoints, done, last.seconds + time.perf_counter() - started, exemplars)
-            saved = time.perf_counter()
-        if progress is not None:
-            try:
-                progress(done)
-            except KeyboardInterrupt:  # between batches, so that no layer is ahead of another
+    with _prepared(subject.device):
+        exemplars = {layer: Exemplars(last.summaries.pop(layer), device) for layer in layers}
+        batches = _batches(corpus, tables, settings, random_ids, last.done)
+        done, started = last.done, time.perf_counter()
+        saved = started
+        for number, (token_ids, batch) in enumerate(prefetched(batches, device)):
+            _fold(subject, token_ids, batch, exemplars, settings)
+            done += len(token_ids)
+            seconds = last.seconds + time.perf_counter() - started
+            due = done < len(corpus) and time.perf_counter() - saved >= checkpoint_seconds
+            if due or number % _BATCHES_A_CHECK == 0:
                 _check(exemplars)
-                _save(checkpoints, done, last.seconds + time.perf_counter() - started, exemplars)
-                raise
-    _check(exemplars)
-    seconds = last.seconds + time.perf_counter() - started
+            if due:
+                _save(checkpoints, done, seconds, last.batch_size, exemplars)
+                saved = time.perf_counter()
+            if progress is not None:
+                try:
+                    progress(done)
+                except KeyboardInterrupt:  # between batches, so that no layer is ahead of another
+                    _check(exemplars)
+                    _save(checkpoints, done, seconds, last.batch_size, exemplars)
+                    raise
+        _check(exemplars)
+        seconds = last.seconds + time.perf_counter() - started
 
     writer.write_excerpts(corpus, tables, subject.token_bytes())
     for layer in layers:
@@ -154,9 +153,10 @@ class _Settings:
     top_k: int
     random: int
     bottom: bool
-    batch_size: int
+    batch_size: int | None
     skip: int
     table_rows: int
+    compile: bool
 
 
 def _settings(
@@ -170,6 +170,7 @@ def _settings(
     top_k: int,
     random: int,
     bottom: bool,
+    compile: bool,
 ) -> _Settings:
     count, length = len(subject.widths), corpus.tokens.shape[1]
     chosen = list(range(count)) if layers is None else sorted(set(layers))
@@ -178,11 +179,10 @@ def _settings(
         which = f"layer {unknown[0]} is not there" if unknown else "no layer is chosen"
         raise UsageError(f"{which}; {subject.name} has layers 0 to {count - 1}")
     skip = (0 if subject.bos is not None else 1) if skip is None else skip
-    batch_size = _BATCH[subject.device.type] if batch_size is None else batch_size
     least = {"top_k": (top_k, 1), "random": (random, 0), "batch_size": (batch_size, 1),
              "table_bytes": (table_bytes, 0)}  # fmt: skip
     for name, (value, minimum) in least.items():
-        if value < minimum:
+        if value is not None and value < minimum:
             raise UsageError(f"{name} is {value}; it must be at least {minimum}")
     if not 0 <= skip < length:
         raise UsageError(f"skip is {skip}; it must be from 0 to {length - 1}")
@@ -192,46 +192,116 @@ def _settings(
             f"the corpus has tokens {low} to {high}, the subject 0 to "
             f"{subject.vocabulary_size - 1}; make the corpus with the subject's own tokenizer"
         )
+    if compile and not _fuses(subject):
+        raise UsageError(
+            "compile is for a subject on the CPU, or on a GPU that numba-cuda is installed for: "
+            "pip install 'fastexplain[cuda13]'"
+        )
     widths = [subject.widths[layer] for layer in chosen]
     rows = table_bytes // (sum(widths) * np.dtype(np.float32).itemsize)
-    return _Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows)
+    return _Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows, compile)
 
 
 def _identity(subject: Subject, corpus: Corpus, settings: _Settings) -> dict[str, Any]:
-    """All that a sweep's results depend on, to the last bit."""
+    """All that a sweep's results depend on, to the last bit, but the batch size."""
+    own = asdict(settings)
+    del own["batch_size"]
     return {
         "subject": [subject.fingerprint(), subject.bos, str(subject.dtype), str(subject.device)],
         "corpus": [corpus.fingerprint, corpus.seed],
-        "settings": asdict(settings),
+        "settings": own,
         "versions": _versions(),
     }
 
 
-def _empty(
+def _start(
     subject: Subject,
     corpus: Corpus,
     settings: _Settings,
-    layer: int,
     tables: Tables,
     random_ids: np.ndarray,
-) -> Summary:
-    return Summary.empty(
-        subject.widths[layer],
-        corpus.tokens.shape[1],
-        kernel_dtype(subject.dtype),
-        top=settings.top_k,
-        bottom=settings.top_k if settings.bottom else 0,
-        random_ids=random_ids,
-        table_rows=(len(tables.tokens), len(tables.pairs)),
-        seed=corpus.seed,
+) -> Checkpoint:
+    """Where a sweep begins: empty summaries, and a batch size by the memory that they leave."""
+    tokens = corpus.tokens.shape[1]
+    summaries = {
+        layer: Summary.empty(
+            subject.widths[layer],
+            tokens,
+            kernel_dtype(subject.dtype),
+            top=settings.top_k,
+            bottom=settings.top_k if settings.bottom else 0,
+            random_ids=random_ids,
+            table_rows=tables.size,
+            seed=corpus.seed,
+        )
+        for layer in settings.layers
+    }
+    batch_size = settings.batch_size
+    if batch_size is None:
+        kept = sum(
+            array.nbytes
+            for summary in summaries.values()
+            for array in vars(summary).values()
+            if isinstance(array, np.ndarray)
+        )
+        batch_size = choose_batch_size(subject, settings.layers, tokens, kept)
+    return Checkpoint(0, 0.0, batch_size, summaries)
+
+
+def _batches(
+    corpus: Corpus, tables: Tables, settings: _Settings, random_ids: np.ndarray, done: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Token ids `[B, T]` and the rest of each batch, in order of excerpts, from `done` on."""
+    assert settings.batch_size is not None
+    for start in range(done, len(corpus), settings.batch_size):
+        token_ids = np.array(corpus.tokens[start : start + settings.batch_size])
+        ids = np.arange(start, start + len(token_ids), dtype=np.int32)
+        yield (
+            token_ids,
+            Batch.make(
+                ids,
+                *tables.rows(token_ids),
+                skip=settings.skip,
+                random_ids=random_ids,
+                table_rows=tables.size,
+            ),
+        )
+
+
+def _fold(
+    subject: Subject,
+    token_ids: torch.Tensor,
+    batch: Batch,
+    exemplars: dict[int, Exemplars],
+    settings: _Settings,
+) -> None:
+    """Run a batch and fold each layer's activations into what is kept of it."""
+    if not _fuses(subject):
+        subject.trunk(
+            token_ids,
+            lambda layer, acts: exemplars[layer].update(acts.cpu(), batch),
+            settings.layers,
+        )
+        return
+    subject.trunk(
+        token_ids,
+        layers=settings.layers,
+        fold=lambda layer, acts, pre: exemplars[layer].update(acts, batch, pre),
+        # The last batch may be smaller, and compiling for it takes longer than running it.
+        compiled=settings.compile and len(token_ids) == settings.batch_size,
     )
 
 
 def _save(
-    checkpoints: Checkpoints, done: int, seconds: float, exemplars: dict[int, Exemplars]
+    checkpoints: Checkpoints,
+    done: int,
+    seconds: float,
+    batch_size: int,
+    exemplars: dict[int, Exemplars],
 ) -> None:
+    summaries = ((layer, kept.summary()) for layer, kept in exemplars.items())
     try:
-        checkpoints.save(done, seconds, ((i, kept.summary()) for i, kept in exemplars.items()))
+        checkpoints.save(done, seconds, batch_size, summaries)
     except RunError as error:  # a full disk, say: no reason to lose what is in memory
         warnings.warn(f"{error}; the sweep goes on without it", stacklevel=3)
 
@@ -286,10 +356,26 @@ def _kernel_device(device: torch.device) -> torch.device:
     return torch.device("cpu")
 
 
+def _fuses(subject: Subject) -> bool:
+    """Whether the kernels run where the activations are."""
+    return _kernel_device(subject.device).type == subject.device.type
+
+
+def _prepared(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """What a sweep wants of the process while it runs on a device."""
+    if device.type == "cuda":
+        return torch.cuda.device(device)  # Numba launches kernels on the current one
+    return freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext()
+
+
 def _versions() -> dict[str, str]:
-    names = ("fastexplain", "torch", "transformers", "numba", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found}
+    """Of Python and of what the results depend on; our own also where it was never installed."""
+    names = ("torch", "transformers", "numba", "numpy")
+    return {
+        "python": platform.python_version(),
+        "fastexplain": __version__,
+        **{name: importlib.metadata.version(name) for name in names},
+    }
 
 
 class _CallableModule(ModuleType):

@@ -63,6 +63,11 @@ class Tables:
                 count += np.bincount(known[known >= 0], minlength=len(count))
         return Tables(self.tokens, self.pairs, *counts)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """V and P."""
+        return len(self.tokens), len(self.pairs)
+
     def rows(self, token_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of tokens and of pairs, two int32 `[excerpts, tokens]`; -1 where there is none.
 

@@ -1,23 +1,34 @@
 """The hot loops: five names, one contract each, three implementations.
 
-`reference.py` (NumPy, obvious) is the truth; `cpu.py` (Numba) holds the same functions in the same
-order, and `cuda.py` (Numba CUDA) what a sweep runs while its arrays are on a device: `capture`.
-That goes where the activations live: device arrays (anything with `__cuda_array_interface__`) to
-`cuda`, NumPy arrays to `cpu`. The other four take host arrays, for a finished summary is copied
-there once.
+`reference.py` (NumPy, obvious) is the truth. `cpu.py` (Numba) and `cuda.py` (Numba CUDA) hold
+`capture`; `cpu_neurons.py` and `cuda_neurons.py` the other four, which work on all neurons at once.
+A call goes where its arrays live: device arrays (anything with `__cuda_array_interface__`) to the
+device, NumPy arrays to the CPU. What is returned lives there too, as NumPy's or Numba's arrays.
 
 Letters in shapes: B excerpts in a batch, T tokens in an excerpt (64), L = T plus the positions
 before them that are not counted (a BOS token), F neurons of one layer, K top exemplars, R random
-exemplars, H histogram bins, V tokens and P pairs in the tables, N neurons, M pooled tokens.
-Activations are float32, float16, or bfloat16 as uint16 views, for which NumPy has no type.
+exemplars, H histogram bins, V tokens and P pairs in the tables, N neurons, E excerpts that a neuron
+is scored on. Activations are float32, float16, or bfloat16 as uint16 views, for which NumPy has no
+type.
+
+On a device nothing waits for it: all is queued on `stream`, the handle of a CUDA stream (0 is the
+default one; the CPU ignores it).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastexplain.kernels.summary import Batch, Preactivations, Summary
+    from fastexplain.kernels.summary import (
+        Agreement,
+        Batch,
+        HeldOut,
+        LookupTables,
+        Preactivations,
+        Summary,
+    )
 
 __all__ = ["capture", "correlate", "discretize", "lookup", "merge"]
 
@@ -37,7 +48,8 @@ def capture(
     gate, where that is as wide; else the two must not overlap.
 
     Excerpts are ranked by their largest (bottom: smallest) activation over counted tokens, those
-    from `batch.skip` on; equal values by lower excerpt id. Sums are over counted tokens. Excerpts
+    from `batch.skip` on; equal values by lower excerpt id. Sums are over counted tokens; on a
+    device they are float32 within an excerpt, so that fourth powers overflow above 4e9. Excerpts
     that the batch names as random are kept whole, and the tables take max(activation, 0) by the
     batch's segments. An excerpt with NaN or infinity leaves its id in `summary.fault` (of
     several, one); the summary is then of no further use. Nothing here waits for a device: all is
@@ -55,45 +67,90 @@ def capture(
         cpu.capture(acts, batch, summary, pre)
 
 
-def merge(a: Summary, b: Summary) -> Summary:
-    """The summary of the excerpts of `a` and of `b`, which must be disjoint.
+def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
+    """The summary of the excerpts of `a` and of `b`, which must be disjoint; both are left as is.
 
     Commutative and associative: bit for bit in keys, ids, activations, counts and extremes, to
-    rounding in the sums. Exemplars come out in order, best first. Takes host arrays.
+    rounding in the sums. Exemplars come out in order, best first.
+
+    Raises:
+        ValueError: the summaries were made for different neurons, settings or seeds.
     """
+    for field in dataclasses.fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        differ = x != y if field.name == "seed" else (x.shape, x.dtype) != (y.shape, y.dtype)
+        if differ:
+            raise ValueError(f"summaries of different {field.name} can't be merged")
+    if _on_device(a.top_keys):
+        from fastexplain.kernels import cuda_neurons
+
+        return cuda_neurons.merge(a, b, stream=stream)
     from fastexplain.kernels import cpu_neurons
 
     return cpu_neurons.merge(a, b)
 
 
-def discretize(activations: Any, scale: Any) -> Any:
+def discretize(activations: Any, scale: Any, *, stream: int = 0) -> Any:
     """Activations `[N, ...]` to integers 0..10, uint8: min(10, floor(10 * max(x, 0) / m)).
 
-    m is the neuron's entry in `scale` `[N]`. Evaluated as (10 * x) / m in float64; 0 where m <= 0.
-    Source: Bills et al. 2023, "Explaining neurons", on the explainer's input. Takes host arrays.
+    m is the neuron's entry in `scale`, float `[N]`. Evaluated as (10 * x) / m in float64; 0 where
+    m <= 0. Source: Bills et al. 2023, "Explaining neurons", on the explainer's input.
+
+    Raises:
+        ValueError: `scale` has another shape than `[N]`.
     """
+    if tuple(scale.shape) != tuple(activations.shape[:1]):
+        raise ValueError(
+            f"expected a scale for each row, got {tuple(scale.shape)} for activations "
+            f"{tuple(activations.shape)}"
+        )
+    if _on_device(activations):
+        from fastexplain.kernels import cuda_neurons
+
+        return cuda_neurons.discretize(activations, scale, stream=stream)
     from fastexplain.kernels import cpu_neurons
 
     return cpu_neurons.discretize(activations, scale)
 
 
-def correlate(true: Any, simulated: Any) -> Any:
-    """Pearson's correlation of each row of `true` and `simulated`, `[N, M]`; float64 `[N]`.
+def correlate(true: Any, simulated: Any, *, stream: int = 0) -> Agreement:
+    """How well simulated activations follow the true ones, for every neuron.
 
-    Tokens at which either side is NaN are left out. NaN where the correlation is undefined: fewer
-    than two tokens, or a side that does not vary. Accumulators are float64. Takes host arrays.
+    A linear calibration on other excerpts is two calls: with the first one's `intercept` and
+    `slope` the second compares `true` to intercept + slope * simulated.
+
+    Args:
+        true, simulated: floating, `[N, E, T]`, or `[N, T]` for one excerpt; 16-bit integers are
+            bfloat16. Tokens at which either is NaN are left out. On a device, contiguous.
+
+    Returns:
+        An `Agreement`. Its sums are float64, in two passes: first the means, then what deviates
+        from them.
+
+    Raises:
+        ValueError: the arrays have different shapes, or others than these.
     """
+    if tuple(true.shape) != tuple(simulated.shape) or len(true.shape) not in (2, 3):
+        raise ValueError(
+            f"expected two arrays [N, E, T] or [N, T], got {tuple(true.shape)} and "
+            f"{tuple(simulated.shape)}"
+        )
+    if _on_device(true):
+        from fastexplain.kernels import cuda_neurons
+
+        return cuda_neurons.correlate(true, simulated, stream=stream)
     from fastexplain.kernels import cpu_neurons
 
     return cpu_neurons.correlate(true, simulated)
 
 
-def lookup(tables: Any, excerpts: Any) -> Any:
-    """Predict activations from the tables, each neuron's own excerpts held out. Takes host arrays.
+def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
+    """Predict activations from the tables, each neuron's own excerpts held out.
 
     Args:
-        tables: a `LookupTables`; one layer's sums and counts.
-        excerpts: a `HeldOut`; per neuron E excerpts to predict, with their true activations.
+        tables: one layer's sums and counts.
+        excerpts: per neuron E excerpts to predict, with their true activations. On a device,
+            E * T is 4,096 at most: a neuron's tokens have to fit into a block's shared memory.
 
     Returns:
         float32 `[F, E, T]`: the pair's estimate, backing off to the token's and to the neuron's
@@ -101,7 +158,35 @@ def lookup(tables: Any, excerpts: Any) -> Any:
         max(activation, 0), e = (S_t + 0.5 g) / (C_t + 0.5) and (S_p + 2 e) / (C_p + 2), where what
         the neuron's own E excerpts put into S, C and g has been subtracted; a sum whose
         remaining count is 0, or that is within rounding of 0, is exactly 0.
+
+    Raises:
+        ValueError: shapes do not fit together, or E * T is too large for a device.
     """
+    neurons, places, tokens = excerpts.activations.shape
+    if (
+        tuple(excerpts.ids.shape) != (neurons, places)
+        or any(rows.shape[1] != tokens for rows in (excerpts.token_rows, excerpts.pair_rows))
+        or any(
+            tuple(sums.shape) != (counts.shape[0], neurons)
+            for sums, counts in (
+                (tables.token_sums, tables.token_counts),
+                (tables.pair_sums, tables.pair_counts),
+            )
+        )
+    ):
+        raise ValueError(
+            f"tables {tuple(tables.token_sums.shape)} and {tuple(tables.pair_sums.shape)}, ids "
+            f"{tuple(excerpts.ids.shape)}, rows {tuple(excerpts.token_rows.shape)} and activations "
+            f"{tuple(excerpts.activations.shape)} do not fit together"
+        )
+    if _on_device(excerpts.activations):
+        from fastexplain.kernels import cuda_neurons
+
+        return cuda_neurons.lookup(tables, excerpts, stream=stream)
     from fastexplain.kernels import cpu_neurons
 
     return cpu_neurons.lookup(tables, excerpts)
+
+
+def _on_device(array: Any) -> bool:
+    return hasattr(array, "__cuda_array_interface__")

@@ -1,4 +1,12 @@
-"""`capture` on the CPU: Numba, parallel over neurons, vectorised along them."""
+"""`capture` on the CPU: Numba, parallel over neurons, vectorised along them.
+
+1. A thread has a block of neurons and goes through the batch's excerpts, four tokens at a time.
+2. Where there are pre-activations, the four rows' activations are computed into a tile, which stays
+   in the first-level cache, and written out.
+3. They are folded into the block's extremes and sums. At an excerpt's end its largest activations
+   meet the gate, and what passes is inserted.
+4. The tables are added up by a second pass, over the batch's positions sorted by table row.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +15,8 @@ from numba import get_num_threads, njit, prange, types
 from numba.extending import overload
 
 from fastexplain.kernels import scalars
-from fastexplain.kernels.scalars import NO_ID
-from fastexplain.kernels.summary import Batch, Summary
+from fastexplain.kernels.scalars import NO_ID, NONLINEARITIES
+from fastexplain.kernels.summary import Batch, Preactivations, Summary
 
 # Neurons that one thread folds at a time, at most. The wider, the longer the runs of memory that
 # are read: at [64, 64, 1536] on 2 cores, capture with tables took 7.6 ms with 128, 5.1 with 384 and
@@ -60,19 +68,138 @@ def _float_of_overload(x, half):
     return widen
 
 
-def capture(acts: np.ndarray, batch: Batch, summary: Summary) -> None:
+@njit(error_model="numpy")  # a test for zero would keep loops from being vectorised
+def _divide(a, b):
+    return a / b
+
+
+@njit(fastmath={"contract"})
+def exp_of(x):
+    """exp of a float32 to 2 ulp, in operations that vectorise, which libm's does not here.
+
+    exp(x) = 2**n exp(r) with n the integer nearest to x / ln 2: a polynomial in r, fitted at
+    Chebyshev nodes, and 2**n as bits. Held between the least normal float32 and the largest.
+    """
+    x = min(max(x, np.float32(-87.3)), np.float32(88.7))
+    n = np.floor(x * np.float32(1.442695041) + np.float32(0.5))
+    # ln 2 in two parts, the first with so few bits that n times it is exact.
+    r = (x - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)
+    p = np.float32(0.00836317521) + r * np.float32(0.00139336439)
+    p = np.float32(0.166665763) + r * (np.float32(0.0416664667) + r * p)
+    p = r + r * r * (np.float32(0.5) + r * p)
+    # n is 128 at most, whose power no float32 has: half of it goes into each of two factors.
+    half = np.int32(n) >> np.int32(1)
+    low = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
+    high = np.int32((np.int32(n) - half + np.int32(127)) << np.int32(23)).view(np.float32)
+    return (np.float32(1) + p) * low * high
+
+
+@njit
+def _exp_of_product(scale, x):
+    return exp_of(scale * x)
+
+
+def _bits_of(x, like, half):
+    """A float32 as one activation of the type of `like`, rounded to nearest, ties to even."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_bits_of)
+def _bits_of_overload(x, like, half):
+    if isinstance(like, types.Float):
+        return lambda x, like, half: x
+
+    def narrow(x, like, half):
+        bits = np.uint32(np.float32(x).view(np.uint32))
+        if not half:
+            odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
+            rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd)
+            return np.uint16(rounded >> np.uint32(16)) if x == x else np.uint16(0x7FC0)
+        sign = np.uint32((bits >> np.uint32(16)) & np.uint32(0x8000))
+        magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
+        odd = np.uint32((magnitude >> np.uint32(13)) & np.uint32(1))
+        # The difference in bias off the exponent, and half a unit on: a carry rounds up.
+        normal = np.uint32(np.uint32(magnitude - np.uint32(0x38000000)) + np.uint32(0xFFF))
+        result = np.uint32(np.uint32(normal + odd) >> np.uint32(13))
+        if magnitude < np.uint32(0x38800000):
+            # Below 2**-14 adding 0.5 leaves the float16's bits, rounded, at the mantissa's end.
+            shifted = np.float32(magnitude.view(np.float32) + np.float32(0.5))
+            result = np.uint32(shifted.view(np.uint32) - np.uint32(0x3F000000))
+        if magnitude >= np.uint32(0x477FF000):  # rounds to 2**16 or is above, infinity and NaN
+            result = np.uint32(0x7C00)
+        if magnitude > np.uint32(0x7F800000):
+            result = np.uint32(0x7E00)
+        return np.uint16(sign | result)
+
+    return narrow
+
+
+def _activate_by(name):
+    """The loop that computes one row's activations, by the nonlinearity of that name."""
+    function = scalars.nonlinearity(name, njit(fastmath={"contract"}), _exp_of_product, _divide)
+
+    @njit(fastmath={"contract"})
+    def activate(gate, up, gated, half, values, acts):
+        if gated:
+            for j in range(len(values)):
+                values[j] = function(float_of(gate[j], half)) * float_of(up[j], half)
+        else:
+            for j in range(len(values)):
+                values[j] = function(float_of(gate[j], half))
+        # Apart, since `acts` may be the gate: the compiler need not prove that it is not.
+        for j in range(len(values)):
+            bits = _bits_of(values[j], gate[j], half)
+            acts[j] = bits
+            values[j] = float_of(bits, half)
+
+    return activate
+
+
+_gelu, _gelu_tanh, _silu, _relu, _relu2 = (_activate_by(name) for name in NONLINEARITIES)
+_GELU, _GELU_TANH, _SILU, _RELU, _RELU2 = range(len(NONLINEARITIES))
+
+
+@njit
+def _activate(kind, gate, up, gated, half, values, acts):
+    """One row's activations: float32 into `values`, and written to `acts`."""
+    if kind == _GELU:
+        _gelu(gate, up, gated, half, values, acts)
+    elif kind == _GELU_TANH:
+        _gelu_tanh(gate, up, gated, half, values, acts)
+    elif kind == _SILU:
+        _silu(gate, up, gated, half, values, acts)
+    elif kind == _RELU:
+        _relu(gate, up, gated, half, values, acts)
+    else:
+        _relu2(gate, up, gated, half, values, acts)
+
+
+def capture(
+    acts: np.ndarray, batch: Batch, summary: Summary, pre: Preactivations | None = None
+) -> None:
     """See `fastexplain.kernels.capture`."""
     tokens = summary.top_acts.shape[2]
     if acts.dtype != summary.top_acts.dtype:
         raise TypeError(f"activations are {acts.dtype}, the summary {summary.top_acts.dtype}")
-    for position in np.flatnonzero(batch.random_slots >= 0):
-        summary.random_acts[batch.random_slots[position]] = acts[position, -tokens:]
     bits, half = host_bits(acts)
+    gate = up = bits
+    kind, gate_start, up_start = -1, 0, 0
+    if pre is not None:
+        kind = NONLINEARITIES.index(pre.nonlinearity)
+        gate, gate_start = host_bits(pre.gate)[0], pre.gate_start
+        if pre.up is not None:
+            up, up_start = host_bits(pre.up)[0], pre.up_start
     block_width = block_width_of(acts.shape[2])
     _capture(
         block_width,
         bits,
         half,
+        kind,
+        gate,
+        gate_start,
+        pre is not None and pre.up is not None,
+        up,
+        up_start,
         batch.ids,
         batch.skip,
         np.uint64(summary.seed),
@@ -90,16 +217,17 @@ def capture(acts: np.ndarray, batch: Batch, summary: Summary) -> None:
         summary.histogram_ids,
         summary.fault,
     )
-    if len(batch.positions):
+    for position in np.flatnonzero(batch.random_slots >= 0):
+        summary.random_acts[batch.random_slots[position]] = acts[position, -tokens:]
+    if len(batch.segment_rows):
         _add_to_tables(
             block_width,
             bits,
             half,
             tokens,
             batch.positions,
-            batch.run_starts,
-            batch.run_tokens,
-            batch.run_pairs,
+            batch.segment_starts,
+            batch.segment_rows,
             summary.token_sums,
             summary.pair_sums,
         )
@@ -165,6 +293,12 @@ def _capture(
     block_width,
     acts,
     half,
+    kind,
+    gate,
+    gate_start,
+    gated,
+    up,
+    up_start,
     excerpts,
     skip,
     seed,
@@ -193,30 +327,54 @@ def _capture(
         powers, counts = np.zeros((5, width)), np.zeros(width, np.int32)
         largest, smallest = np.empty(width, np.float32), np.empty(width, np.float32)
         largest_bits = largest.view(np.int32)
+        tile = np.empty((4, width), np.float32)
         for position in range(len(excerpts)):
             excerpt = excerpts[position]
             largest[:] = -np.inf
             smallest[:] = np.inf
-            t = lead + skip
-            # A row is sliced from the whole array: Numba then knows that it is contiguous.
-            while t + 4 <= length:
-                _fold_four(
-                    acts[position, t, start:stop],
-                    acts[position, t + 1, start:stop],
-                    acts[position, t + 2, start:stop],
-                    acts[position, t + 3, start:stop],
-                    half,
-                    largest,
-                    smallest,
-                    powers,
-                    counts,
-                )
-                t += 4
+            first = lead + skip
+            t = 0 if kind >= 0 else first
             while t < length:
-                _fold_one(acts[position, t, start:stop], half, largest, smallest, powers, counts)
-                t += 1
+                # Four counted tokens at a time; before and after them one.
+                count = 4 if t >= first and t + 4 <= length else 1
+                if kind >= 0:
+                    for ahead in range(count):
+                        # A row is sliced from the whole array: Numba then knows that it is
+                        # contiguous.
+                        _activate(
+                            kind,
+                            gate[position, t + ahead, gate_start + start : gate_start + stop],
+                            up[position, t + ahead, up_start + start : up_start + stop],
+                            gated,
+                            half,
+                            tile[ahead, :],
+                            acts[position, t + ahead, start:stop],
+                        )
+                if kind >= 0 and count == 4:
+                    _fold_four(
+                        tile[0, :], tile[1, :], tile[2, :], tile[3, :],
+                        False, largest, smallest, powers, counts,
+                    )  # fmt: skip
+                elif count == 4:
+                    _fold_four(
+                        acts[position, t, start:stop],
+                        acts[position, t + 1, start:stop],
+                        acts[position, t + 2, start:stop],
+                        acts[position, t + 3, start:stop],
+                        half,
+                        largest,
+                        smallest,
+                        powers,
+                        counts,
+                    )
+                elif t >= first:
+                    _fold_one(
+                        acts[position, t, start:stop], half, largest, smallest, powers, counts
+                    )
+                t += count
             # A NaN or an infinity among the activations, and nothing else, spoils their squares.
             if not np.isfinite(powers[1].sum()):
+                # Of the excerpts to come no activation is computed, and none is needed.
                 faults[block] = excerpt
                 break
             for j in range(width):
@@ -254,9 +412,8 @@ def _add_to_tables(
     half,
     tokens,
     positions,
-    run_starts,
-    run_tokens,
-    run_pairs,
+    segment_starts,
+    segment_rows,
     token_sums,
     pair_sums,
 ):
@@ -265,24 +422,22 @@ def _add_to_tables(
     blocks = (neurons + block_width - 1) // block_width
     for block in prange(blocks):
         start = block * block_width
-        width = min(block_width, neurons - start)
-        run_sum = np.empty(width, np.float32)
-        token_sum = np.zeros(width, np.float32)
-        for run in range(len(run_tokens)):
-            run_sum[:] = 0
-            for place in range(run_starts[run], run_starts[run + 1]):
+        stop = min(start + block_width, neurons)
+        total = np.empty(stop - start, np.float32)
+        for segment in range(len(segment_rows)):
+            begin, end = segment_starts[segment], segment_starts[segment + 1]
+            if begin == end:
+                break
+            total[:] = 0
+            for place in range(begin, end):
                 position = positions[place]
-                row = acts[position // tokens, lead + position % tokens, start : start + width]
-                for j in range(width):
-                    run_sum[j] += max(float_of(row[j], half), np.float32(0))
-            pair, token = run_pairs[run], run_tokens[run]
-            if pair >= 0:
-                for j in range(width):
-                    pair_sums[pair, start + j] += run_sum[j]
-            if token >= 0:
-                for j in range(width):
-                    token_sum[j] += run_sum[j]
-                if run + 1 == len(run_tokens) or run_tokens[run + 1] != token:
-                    for j in range(width):
-                        token_sums[token, start + j] += token_sum[j]
-                        token_sum[j] = 0
+                row = acts[position // tokens, lead + position % tokens, start:stop]
+                for j in range(len(row)):
+                    total[j] += max(float_of(row[j], half), np.float32(0))
+            own = segment_rows[segment]
+            if own < len(token_sums):
+                sums = token_sums[own, start:stop]
+            else:
+                sums = pair_sums[own - len(token_sums), start:stop]
+            for j in range(len(total)):
+                sums[j] += total[j]

@@ -10,7 +10,7 @@ from numba import njit, prange
 from fastexplain.kernels import scalars
 from fastexplain.kernels.cpu import block_width_of, float_of, host_bits
 from fastexplain.kernels.scalars import NO_ID
-from fastexplain.kernels.summary import HeldOut, LookupTables, Summary, smallest_hashes
+from fastexplain.kernels.summary import Agreement, HeldOut, LookupTables, Summary, smallest_hashes
 
 _precedes = njit(scalars.precedes)
 _hash = njit(scalars.excerpt_hash)
@@ -18,6 +18,13 @@ _discretize_one = njit(scalars.discretize_one)
 _remaining = njit(scalars.remaining)
 _token_estimate = njit(scalars.token_estimate)
 _pair_estimate = njit(scalars.pair_estimate)
+_pooled_moments = njit(scalars.pooled_moments)
+_pearson = njit(error_model="numpy")(scalars.pearson)
+_line = njit(error_model="numpy")(scalars.line)
+
+# Sums may be added up in another order than the tokens', so that vector registers hold parts of
+# them; nothing else is let go, NaN least of all.
+_sums = njit(fastmath={"reassoc", "nsz"}, error_model="numpy")
 
 
 def merge(a: Summary, b: Summary) -> Summary:
@@ -119,42 +126,137 @@ def _discretize(activations, half, scale, result):
             result[neuron, place] = _discretize_one(x, scale[neuron])
 
 
-def correlate(true: np.ndarray, simulated: np.ndarray) -> np.ndarray:
+def correlate(true: np.ndarray, simulated: np.ndarray) -> Agreement:
     """See `fastexplain.kernels.correlate`."""
-    if true.shape != simulated.shape or true.ndim != 2:
-        raise ValueError(f"expected two arrays [N, M], got {true.shape} and {simulated.shape}")
-    return _correlate(true, simulated)
-
-
-@njit(parallel=True, cache=True, nogil=True)
-def _correlate(true, simulated):
-    neurons, tokens = true.shape
-    result = np.full(neurons, np.nan)
-    for neuron in prange(neurons):
-        xs, ys = true[neuron], simulated[neuron]
-        count, sum_x, sum_y = 0, 0.0, 0.0
-        low_x, high_x, low_y, high_y = np.inf, -np.inf, np.inf, -np.inf
-        for place in range(tokens):
-            x, y = np.float64(xs[place]), np.float64(ys[place])
-            if not (np.isnan(x) or np.isnan(y)):
-                count += 1
-                sum_x += x
-                sum_y += y
-                low_x, high_x = min(low_x, x), max(high_x, x)
-                low_y, high_y = min(low_y, y), max(high_y, y)
-        # Not by the variance: that of a constant can come out above 0 by rounding.
-        if count < 2 or not (low_x < high_x and low_y < high_y):
-            continue
-        mean_x, mean_y = sum_x / count, sum_y / count
-        xx, xy, yy = 0.0, 0.0, 0.0
-        for place in range(tokens):
-            x, y = np.float64(xs[place]) - mean_x, np.float64(ys[place]) - mean_y
-            if not (np.isnan(x) or np.isnan(y)):
-                xx += x * x
-                xy += x * y
-                yy += y * y
-        result[neuron] = xy / np.sqrt(xx) / np.sqrt(yy)
+    (xs, half_x), (ys, half_y) = (
+        # Contiguous rows, for compiled code takes several tokens of them at a time.
+        host_bits(np.ascontiguousarray(x[:, None] if x.ndim == 2 else x))
+        for x in (true, simulated)
+    )
+    neurons = len(xs)
+    result = Agreement(
+        np.empty(neurons, np.int64), np.empty(neurons), np.empty(xs.shape[:2]),
+        *(np.empty(neurons) for _ in range(4)),
+    )  # fmt: skip
+    _correlate(
+        xs,
+        half_x,
+        ys,
+        half_y,
+        result.tokens,
+        result.correlation,
+        result.by_excerpt,
+        result.r_squared,
+        result.deviation_explained,
+        result.intercept,
+        result.slope,
+    )
     return result
+
+
+@_sums
+def _first_pass(xs, half_x, ys, half_y, first_x, first_y):
+    """Of the tokens at which both are known: how many, the sums of x and y, whether either differs
+    from what it is first, and the sums of (x - y)**2 and |x - y|."""
+    count, sum_x, sum_y, squares, distances = 0.0, 0.0, 0.0, 0.0, 0.0
+    differ_x, differ_y = 0, 0
+    for place in range(len(xs)):
+        x = np.float64(float_of(xs[place], half_x))
+        y = np.float64(float_of(ys[place], half_y))
+        known = x == x and y == y
+        distance = x - y if known else 0.0
+        count += 1.0 if known else 0.0
+        sum_x += x if known else 0.0
+        sum_y += y if known else 0.0
+        differ_x |= known and x != first_x
+        differ_y |= known and y != first_y
+        squares += distance * distance
+        distances += abs(distance)
+    return count, sum_x, sum_y, differ_x != 0, differ_y != 0, squares, distances
+
+
+@_sums
+def _second_pass(xs, half_x, ys, half_y, mean_x, mean_y):
+    """Sums of (x - mean)**2, (x - mean)(y - mean) and (y - mean)**2 where both are known."""
+    xx, xy, yy = 0.0, 0.0, 0.0
+    for place in range(len(xs)):
+        x = np.float64(float_of(xs[place], half_x)) - mean_x
+        y = np.float64(float_of(ys[place], half_y)) - mean_y
+        known = x == x and y == y
+        x, y = x if known else 0.0, y if known else 0.0
+        xx += x * x
+        xy += x * y
+        yy += y * y
+    return xx, xy, yy
+
+
+@_sums
+def _deviation(xs, half_x, ys, half_y, mean_x):
+    """Sum of |x - mean| where both are known."""
+    total = 0.0
+    for place in range(len(xs)):
+        x = np.float64(float_of(xs[place], half_x)) - mean_x
+        y = float_of(ys[place], half_y)
+        x = x if x == x and y == y else 0.0
+        total += abs(x)
+    return total
+
+
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def _correlate(
+    true,
+    half_x,
+    simulated,
+    half_y,
+    tokens,
+    correlation,
+    by_excerpt,
+    r_squared,
+    deviation_explained,
+    intercept,
+    slope,
+):
+    neurons, excerpts, length = true.shape
+    for neuron in prange(neurons):
+        total = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        varies_x, varies_y = False, False
+        first_x, first_y = 0.0, 0.0  # of all excerpts
+        squares, distances, deviation = 0.0, 0.0, 0.0
+        for excerpt in range(excerpts):
+            xs, ys = true[neuron, excerpt, :], simulated[neuron, excerpt, :]
+            by_excerpt[neuron, excerpt] = np.nan
+            x, y = np.nan, np.nan
+            for place in range(length):
+                x = np.float64(float_of(xs[place], half_x))
+                y = np.float64(float_of(ys[place], half_y))
+                if x == x and y == y:
+                    break
+            count, sum_x, sum_y, differ_x, differ_y, own_squares, own_distances = _first_pass(
+                xs, half_x, ys, half_y, x, y
+            )
+            if count == 0:
+                continue
+            mean_x, mean_y = sum_x / count, sum_y / count
+            own = (count, mean_x, mean_y, *_second_pass(xs, half_x, ys, half_y, mean_x, mean_y))
+            # Not by the variance: that of a constant can come out above 0 by rounding.
+            if differ_x and differ_y:
+                by_excerpt[neuron, excerpt] = _pearson(own)
+            if total[0] == 0:
+                first_x, first_y = x, y
+            varies_x |= differ_x or x != first_x
+            varies_y |= differ_y or y != first_y
+            total = _pooled_moments(total, own)
+            squares += own_squares
+            distances += own_distances
+        for excerpt in range(excerpts):
+            deviation += _deviation(
+                true[neuron, excerpt, :], half_x, simulated[neuron, excerpt, :], half_y, total[1]
+            )
+        tokens[neuron] = np.int64(total[0])
+        correlation[neuron] = _pearson(total) if varies_x and varies_y else np.nan
+        r_squared[neuron] = 1.0 - squares / total[3] if varies_x else np.nan
+        deviation_explained[neuron] = 1.0 - distances / deviation if varies_x else np.nan
+        intercept[neuron], slope[neuron] = _line(total, varies_x) if varies_y else (np.nan, np.nan)
 
 
 def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:

@@ -18,6 +18,7 @@ from fastexplain.kernels.scalars import (
     token_estimate,
 )
 from fastexplain.kernels.summary import (
+    Agreement,
     Batch,
     HeldOut,
     LookupTables,
@@ -66,13 +67,13 @@ def capture(
     np.minimum(summary.minimum, smallest.min(axis=0), out=summary.minimum)
 
     flat = np.maximum(values, 0).reshape(-1, values.shape[2])
-    for run, (token, pair) in enumerate(zip(batch.run_tokens, batch.run_pairs, strict=True)):
-        members = batch.positions[batch.run_starts[run] : batch.run_starts[run + 1]]
-        total = flat[members].sum(axis=0, dtype=np.float64).astype(np.float32)
-        if token >= 0:
-            summary.token_sums[token] += total
-        if pair >= 0:
-            summary.pair_sums[pair] += total
+    for segment, row in enumerate(batch.segment_rows):
+        members = batch.positions[slice(*batch.segment_starts[segment : segment + 2])]
+        if len(members):
+            total = flat[members].sum(axis=0, dtype=np.float64).astype(np.float32)
+            pair = row - len(summary.token_sums)
+            table, own = (summary.token_sums, row) if pair < 0 else (summary.pair_sums, pair)
+            table[own] += total
 
 
 def activations(pre: Preactivations, neurons: int) -> np.ndarray:
@@ -178,16 +179,50 @@ def discretize(activations: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return result
 
 
-def correlate(true: np.ndarray, simulated: np.ndarray) -> np.ndarray:
+def correlate(true: np.ndarray, simulated: np.ndarray) -> Agreement:
     """See `fastexplain.kernels.correlate`."""
-    result = np.full(len(true), np.nan)
-    for neuron, (x, y) in enumerate(zip(true, simulated, strict=True)):
-        known = ~(np.isnan(x) | np.isnan(y))
-        x, y = x[known].astype(np.float64), y[known].astype(np.float64)
-        if len(x) >= 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
-            x, y = x - x.mean(), y - y.mean()
-            result[neuron] = (x @ y) / math.sqrt(x @ x) / math.sqrt(y @ y)
+    t, s = (x[:, None] if x.ndim == 2 else x for x in (_exact(true), _exact(simulated)))
+    result = Agreement(
+        np.zeros(len(t), np.int64),
+        np.full(len(t), np.nan),
+        np.full(t.shape[:2], np.nan),
+        *(np.full(len(t), np.nan) for _ in range(4)),
+    )
+    for neuron in range(len(t)):
+        known = ~(np.isnan(t[neuron]) | np.isnan(s[neuron]))
+        x, y = t[neuron][known], s[neuron][known]
+        result.tokens[neuron] = len(x)
+        result.correlation[neuron] = _pearson(x, y)
+        for excerpt, own in enumerate(known):
+            result.by_excerpt[neuron, excerpt] = _pearson(
+                t[neuron, excerpt, own], s[neuron, excerpt, own]
+            )
+        if _varies(x):
+            spread = x - x.mean()
+            result.r_squared[neuron] = 1 - ((x - y) ** 2).sum() / (spread**2).sum()
+            result.deviation_explained[neuron] = 1 - abs(x - y).sum() / abs(spread).sum()
+        if _varies(y):
+            centred = y - y.mean()
+            slope = (x - x.mean()) @ centred / (centred @ centred)
+            result.slope[neuron] = slope
+            result.intercept[neuron] = x.mean() - slope * y.mean()
     return result
+
+
+def _exact(values: np.ndarray) -> np.ndarray:
+    return (widen(values) if values.dtype.itemsize == 2 else values).astype(np.float64)
+
+
+def _varies(x: np.ndarray) -> bool:
+    # Not by the variance: that of a constant can come out above 0 by rounding.
+    return len(x) >= 2 and bool(x.min() < x.max())
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    if not (_varies(x) and _varies(y)):
+        return math.nan
+    x, y = x - x.mean(), y - y.mean()
+    return (x @ y) / math.sqrt(x @ x) / math.sqrt(y @ y)
 
 
 def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:

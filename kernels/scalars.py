@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 # Histogram of the excerpts' largest activations: a bin below 2**LOWEST_OCTAVE (and for all that is
@@ -24,6 +28,19 @@ NONLINEARITIES = ("gelu", "gelu_tanh", "silu", "relu", "relu2")
 
 GELU_CUBE = 0.044715
 """Of the tanh approximation of gelu (Hendrycks and Gimpel 2016)."""
+
+_ZERO, _HALF, _ONE, _MINUS_ONE = (np.float32(x) for x in (0, 0.5, 1, -1))
+_CUBE = np.float32(GELU_CUBE)
+_MINUS_TWO_SQRT_2_OVER_PI = np.float32(-2 * math.sqrt(2 / math.pi))
+_SQRT_HALF = np.float32(math.sqrt(0.5))
+# The complementary error function as t exp(-z**2 + P(t)), t = 1 / (1 + z/2), to 1.2e-7 of its value
+# for all z >= 0: P from Press et al., "Numerical Recipes", section 6.2, highest coefficient first.
+_ERFC = tuple(
+    np.float32(c)
+    for c in (0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
+              -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223)
+)  # fmt: skip
+_E9, _E8, _E7, _E6, _E5, _E4, _E3, _E2, _E1, _E0 = _ERFC
 
 # Tables are float32 sums of many batches; their rounding stays far below this share of the sum.
 _RESIDUE = 2.0**-20
@@ -96,3 +113,71 @@ def token_estimate(token_sum, token_count, mean):
 def pair_estimate(pair_sum, pair_count, estimate):
     """The estimate for a pair: its mean activation, drawn to the token's by two tokens."""
     return (pair_sum + 2.0 * estimate) / (pair_count + 2.0)
+
+
+def pooled_moments(a, b):
+    """The moments of two sets of pairs (x, y) as those of all of them; `b` must not be empty.
+
+    Moments are (count, mean of x, mean of y, and the sums of (x - mean)**2, (x - mean)(y - mean)
+    and (y - mean)**2), all float64. Source: the pairwise algorithm of Chan, Golub and LeVeque 1983,
+    "Algorithms for computing the sample variance".
+    """
+    count_a, x_a, y_a, xx_a, xy_a, yy_a = a
+    count_b, x_b, y_b, xx_b, xy_b, yy_b = b
+    count = count_a + count_b
+    share = count_b / count
+    x, y = x_b - x_a, y_b - y_a
+    weight = count_a * share
+    return (
+        count,
+        x_a + x * share,
+        y_a + y * share,
+        xx_a + xx_b + x * x * weight,
+        xy_a + xy_b + x * y * weight,
+        yy_a + yy_b + y * y * weight,
+    )
+
+
+def pearson(moments):
+    """Pearson's correlation from moments."""
+    return moments[4] / math.sqrt(moments[3]) / math.sqrt(moments[5])
+
+
+def line(moments, varies):
+    """Intercept and slope of the least-squares line of x on y; a constant x has the slope 0."""
+    slope = moments[4] / moments[5] if varies else 0.0
+    return moments[1] - slope * moments[2], slope
+
+
+def nonlinearity(name: str, jit: Callable[[Any], Any], exp: Any, divide: Any) -> Any:
+    """The function of that name, float32 to float32, made of a target's own parts.
+
+    tanh and the logistic function share a form: gelu_tanh(x) = x / (1 + exp(-2u)) with
+    u = sqrt(2/pi) (x + 0.044715 x**3), which loses no digits where tanh(u) is near -1.
+
+    Args:
+        exp: of (scale, x), the exponential function of scale * x; `scale` is a constant.
+        divide: of (a, b), their quotient.
+    """
+
+    def gelu(x):
+        z = abs(x) * _SQRT_HALF
+        t = divide(_ONE, _ONE + _HALF * z)
+        p = _E4 + t * (_E5 + t * (_E6 + t * (_E7 + t * (_E8 + t * _E9))))
+        p = _E0 + t * (_E1 + t * (_E2 + t * (_E3 + t * p)))
+        below = _HALF * t * exp(_ONE, p - z * z) * x  # x times the normal tail past |x|
+        return x - below if x > _ZERO else below
+
+    def gelu_tanh(x):
+        return divide(x, _ONE + exp(_MINUS_TWO_SQRT_2_OVER_PI, x * (_ONE + _CUBE * (x * x))))
+
+    def silu(x):
+        return divide(x, _ONE + exp(_MINUS_ONE, x))
+
+    def relu(x):
+        return _ZERO if x <= _ZERO else x  # not max, which may lose a NaN
+
+    def relu2(x):
+        return _ZERO if x <= _ZERO else x * x
+
+    return jit({f.__name__: f for f in (gelu, gelu_tanh, silu, relu, relu2)}[name])

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastexplain.kernels.scalars import BINS, NO_ID, excerpt_hash
 
-_Record = TypeVar("_Record", "Summary", "Batch")
+_Record = TypeVar("_Record", "Summary", "Batch", "LookupTables", "HeldOut")
 
 MOMENTS = 5
 """Rows of `Summary.sums`: x, x**2, x**3, x**4 and max(x, 0)."""
@@ -113,25 +113,27 @@ class Summary:
 class Batch:
     """What all layers share about one batch of excerpts; made once on the host.
 
-    The tables' work is laid out as *runs*: tokens of the batch with the same token row and the
-    same pair row, those of one token row next to each other, so that a table row is touched once.
+    The tables' work is laid out as *segments*: the counted tokens of the batch that belong to one
+    table row, so that a row is touched once. Shapes depend on the batch's and the tables' size
+    alone, not on the text, so that a batch can take another's place in a CUDA graph.
 
     Attributes:
         ids: int32 `[B]`, excerpt ids.
         random_slots: int32 `[B]`, the slot in `random_acts` that the excerpt fills, else -1.
         skip: first counted token.
-        positions: int32, counted tokens of the batch as B * T indices, sorted into runs.
-        run_starts: int32 `[runs + 1]`, where each run begins in `positions`.
-        run_tokens, run_pairs: int32 `[runs]`, table rows; -1 for a token or pair not in the tables.
+        positions: int32 `[2 B T]`, counted tokens of the batch as B * T indices, segment by
+            segment; a token is in its token's and in its pair's. The tail is not used.
+        segment_starts: int32 `[S + 1]`, where each segment begins in `positions`; the longest come
+            first, those at the end may be empty. S = min(V + P, 2 B T).
+        segment_rows: int32 `[S]`, table rows: a token's as it is, a pair's after the V tokens'.
     """
 
     ids: Any
     random_slots: Any
     skip: int
     positions: Any
-    run_starts: Any
-    run_tokens: Any
-    run_pairs: Any
+    segment_starts: Any
+    segment_rows: Any
 
     @classmethod
     def make(
@@ -142,6 +144,7 @@ class Batch:
         *,
         skip: int,
         random_ids: np.ndarray,
+        table_rows: tuple[int, int],
     ) -> Batch:
         """Lay out a batch.
 
@@ -149,17 +152,29 @@ class Batch:
             ids: int32 `[B]`.
             token_rows, pair_rows: int32 `[B, T]`, the tables' rows, -1 where there is none.
             random_ids: int32 `[R]`, as in the summary.
+            table_rows: V and P.
         """
-        counted = np.zeros(token_rows.shape, bool)
-        counted[:, skip:] = True
-        positions = np.flatnonzero(counted & ((token_rows >= 0) | (pair_rows >= 0)))
-        tokens, pairs = token_rows.ravel()[positions], pair_rows.ravel()[positions]
-        order = np.lexsort((pairs, tokens))
-        positions, tokens, pairs = positions[order], tokens[order], pairs[order]
-        changes = (np.diff(tokens) != 0) | (np.diff(pairs) != 0)
-        starts = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(positions)]])
-        if len(positions) == 0:
-            starts = np.zeros(1, np.int64)
+        tokens = token_rows[:, skip:].ravel()
+        pairs = np.where(pair_rows >= 0, pair_rows + table_rows[0], -1)[:, skip:].ravel()
+        place = np.arange(token_rows.size, dtype=np.int32).reshape(token_rows.shape)[:, skip:]
+        rows = np.concatenate([tokens, pairs])
+        known = np.flatnonzero(rows >= 0)
+        order = known[np.argsort(rows[known], kind="stable")]
+        positions = np.zeros(2 * token_rows.size, np.int32)
+        own_rows, sizes = np.unique(rows[known], return_counts=True)
+        longest = np.argsort(-sizes, kind="stable")
+        starts = np.cumsum(sizes) - sizes
+
+        segments = min(sum(table_rows), len(positions))
+        segment_rows = np.full(segments, -1, np.int32)
+        segment_rows[: len(longest)] = own_rows[longest]
+        segment_starts = np.full(segments + 1, len(order), np.int32)
+        segment_starts[0] = 0
+        segment_starts[1 : len(longest) + 1] = np.cumsum(sizes[longest])
+        # The sorted positions again, segment by segment in their new order.
+        moves = np.repeat(starts[longest] - segment_starts[: len(longest)], sizes[longest])
+        positions[: len(order)] = np.tile(place.ravel(), 2)[order[np.arange(len(order)) + moves]]
+
         hits = ids[:, None] == random_ids[None, :]
         return cls(
             ids=np.ascontiguousarray(ids, np.int32),
@@ -167,10 +182,9 @@ class Batch:
             if len(random_ids)
             else np.full(len(ids), -1, np.int32),
             skip=skip,
-            positions=positions.astype(np.int32),
-            run_starts=starts.astype(np.int32),
-            run_tokens=tokens[starts[:-1]].astype(np.int32),
-            run_pairs=pairs[starts[:-1]].astype(np.int32),
+            positions=positions,
+            segment_starts=segment_starts,
+            segment_rows=segment_rows,
         )
 
 
@@ -229,6 +243,37 @@ class HeldOut:
     token_rows: Any
     pair_rows: Any
     skip: int
+
+
+@dataclass
+class Agreement:
+    """How well simulated activations s follow the true ones t, N neurons with E excerpts each.
+
+    All but `by_excerpt` is over the tokens of a neuron's excerpts pooled together. Sums run over
+    the tokens at which both are known. A value is NaN where it is undefined.
+
+    Attributes:
+        tokens: int64 `[N]`, tokens at which both are known.
+        correlation: float64 `[N]`, Pearson's. Undefined with fewer than two tokens, or where t or s
+            does not vary.
+        by_excerpt: float64 `[N, E]`, the same over the tokens of each excerpt alone.
+        r_squared: float64 `[N]`, 1 - sum (t - s)**2 / sum (t - mean t)**2; 1 at best, below 0 where
+            the mean of t predicts better. Undefined with fewer than two tokens, or where t does not
+            vary.
+        deviation_explained: float64 `[N]`, 1 - sum |t - s| / sum |t - mean t|; undefined as
+            `r_squared`. It is the absolute deviation explained of Bills et al. 2023, whose code
+            measures both from 0 in place of the mean.
+        intercept, slope: float64 `[N]`, of the least-squares line of t on s. Undefined with fewer
+            than two tokens, or where s does not vary.
+    """
+
+    tokens: Any
+    correlation: Any
+    by_excerpt: Any
+    r_squared: Any
+    deviation_explained: Any
+    intercept: Any
+    slope: Any
 
 
 def moved(record: _Record, move: Callable[[Any], Any]) -> _Record:

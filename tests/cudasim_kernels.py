@@ -14,15 +14,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import cuda
-from test_kernels import DTYPES, Case, as_dtype, assert_same, cases, ordered
+from test_kernels import (
+    DTYPES,
+    LAYOUTS,
+    Case,
+    FusedCase,
+    as_dtype,
+    assert_fused_equals_the_reference,
+    assert_same,
+    cases,
+    ordered,
+    summary_of,
+)
 
 from fastexplain.kernels import cuda as kernels
 from fastexplain.kernels import reference
-from fastexplain.kernels.scalars import NO_ID
-from fastexplain.kernels.summary import Batch, Summary, moved
+from fastexplain.kernels.scalars import NO_ID, NONLINEARITIES
+from fastexplain.kernels.summary import Batch, Preactivations, Summary, moved
 
 # The simulator starts a Python thread for every CUDA thread.
-SMALL_BLOCKS = {"_THREADS": 8, "_NEURON_THREADS": 8, "_COPY_BLOCKS": 2}
+SMALL_BLOCKS = {
+    "_THREADS": 8,
+    "_NEURON_THREADS": 8,
+    "_TABLE_THREADS": (4, 2),
+    "_COPY_BLOCKS": 2,
+}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
@@ -31,11 +47,22 @@ def on_device(array: np.ndarray):
     return cuda.to_device(np.ascontiguousarray(array))
 
 
-def capture(acts: np.ndarray, batch: Batch, summary: Summary, **constants) -> None:
-    """`cuda.capture` of a summary that stays on the host."""
-    device = moved(summary, on_device)
+def capture(
+    acts: np.ndarray,
+    batch: Batch,
+    summary: Summary,
+    pre: Preactivations | None = None,
+    **constants,
+) -> None:
+    """`cuda.capture` of a summary and of activations that stay on the host."""
+    device, on = moved(summary, on_device), on_device(acts)
+    if pre is not None:
+        # An array that several names share is one on the device too.
+        known = {id(acts): on}
+        pre = moved(pre, lambda array: known.setdefault(id(array), on_device(array)))
     with mock.patch.multiple(kernels, **(SMALL_BLOCKS | constants)):
-        kernels.capture(on_device(acts), moved(batch, on_device), device)
+        kernels.capture(on, moved(batch, on_device), device, pre)
+    acts[...] = on.copy_to_host()
     for field in dataclasses.fields(summary):
         value = getattr(summary, field.name)
         if isinstance(value, np.ndarray):
@@ -48,8 +75,8 @@ class Simulated:
 
     constants: dict
 
-    def capture(self, acts: np.ndarray, batch: Batch, summary: Summary) -> None:
-        capture(acts, batch, summary, **self.constants)
+    def capture(self, acts, batch, summary, pre=None) -> None:
+        capture(acts, batch, summary, pre, **self.constants)
 
 
 def assert_equals_the_reference(case: Case, **constants) -> None:
@@ -168,3 +195,34 @@ def test_capture_refuses_another_dtype_than_the_summary_has() -> None:
     batch = case.batch(np.arange(9), summary.random_ids)
     with pytest.raises(TypeError, match="float16"):
         capture(case.acts.astype(np.float16), batch, summary)
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "layout", "dtype"),
+    [
+        (nonlinearity, layout, DTYPES[(i + j) % len(DTYPES)])
+        for i, nonlinearity in enumerate(NONLINEARITIES)
+        for j, layout in enumerate(LAYOUTS)
+    ],
+)
+def test_fused_capture_equals_the_reference(nonlinearity: str, layout: str, dtype: str) -> None:
+    rng = np.random.default_rng(8)
+    # Tokens beyond a multiple of the loads in flight, neurons in words of four, two and one.
+    case = FusedCase.make(rng, (3, 12, 12), nonlinearity, layout, dtype)
+    assert_fused_equals_the_reference(Simulated({}), case, 11, seed=8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_fused_capture_names_the_excerpt_that_is_not_finite(dtype: str, bad: float) -> None:
+    case = FusedCase.make(np.random.default_rng(9), (3, 12, 12), "silu", "gated", dtype)
+    if dtype == "bfloat16":
+        case.acts[1, 6, 5] = as_dtype(np.array(bad, np.float32), dtype)
+    else:
+        case.acts[1, 6, 5] = bad
+    ids = np.arange(10, 13, dtype=np.int32)
+    rows = np.full((3, 11), -1, np.int32)
+    summary = summary_of(12, 11, case.acts.dtype, ids)
+    batch = Batch.make(ids, rows, rows, skip=0, random_ids=summary.random_ids, table_rows=(3, 2))
+    capture(case.acts, batch, summary, case.pre)
+    assert summary.fault[0] == 11

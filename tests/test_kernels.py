@@ -6,16 +6,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from fastexplain import kernels
-from fastexplain.kernels import cpu, cpu_neurons, reference
-from fastexplain.kernels.scalars import BINS, NO_ID, histogram_bin, histogram_edges
+from fastexplain.kernels import cpu, reference
+from fastexplain.kernels.scalars import BINS, NO_ID, NONLINEARITIES, histogram_bin, histogram_edges
 from fastexplain.kernels.summary import (
     Batch,
-    HeldOut,
-    LookupTables,
+    Preactivations,
     Summary,
     smallest_hashes,
     widen,
@@ -68,6 +69,7 @@ class Case:
             self.pair_rows[members],
             skip=self.skip,
             random_ids=random_ids,
+            table_rows=self.rows,
         )
 
     def run(self, module, order: np.ndarray, cuts: list[int]) -> Summary:
@@ -161,25 +163,6 @@ def test_capture_does_not_depend_on_the_order_or_size_of_batches(case: Case, ran
     assert_same(ordered(straight), ordered(case.run(cpu, np.array(order), case.cuts)))
 
 
-@settings(max_examples=100, deadline=None)
-@given(cases())
-def test_merge_equals_the_reference_and_one_sweep_of_everything(case: Case) -> None:
-    parts = [case.run(cpu, part, []) for part in np.split(np.arange(len(case.ids)), case.cuts)]
-    merged, slow = parts[0], parts[0]
-    for part in parts[1:]:
-        merged, slow = cpu_neurons.merge(merged, part), reference.merge(slow, part)
-    assert_same(ordered(merged), ordered(slow))
-    assert_same(ordered(merged), ordered(case.run(reference, np.arange(len(case.ids)), [])))
-
-
-@settings(max_examples=60, deadline=None)
-@given(cases())
-def test_merge_commutes_and_associates(case: Case) -> None:
-    a, b, c = (case.run(cpu, part, []) for part in np.array_split(np.arange(len(case.ids)), 3))
-    assert_same(kernels.merge(a, b), kernels.merge(b, a))
-    assert_same(kernels.merge(kernels.merge(a, b), c), kernels.merge(a, kernels.merge(b, c)))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_capture_names_the_excerpt_with_a_value_that_is_not_finite(dtype: str, bad: float) -> None:
@@ -192,7 +175,12 @@ def test_capture_names_the_excerpt_with_a_value_that_is_not_finite(dtype: str, b
         )  # fmt: skip
         rows = np.full((3, 5), -1, np.int32)
         batch = Batch.make(
-            np.array([10, 11, 12], np.int32), rows, rows, skip=1, random_ids=summary.random_ids
+            np.array([10, 11, 12], np.int32),
+            rows,
+            rows,
+            skip=1,
+            random_ids=summary.random_ids,
+            table_rows=(0, 0),
         )
         module.capture(as_dtype(values, dtype), batch, summary)
         assert summary.fault[0] == 11
@@ -207,7 +195,12 @@ def test_capture_ignores_what_is_not_counted() -> None:
     )  # fmt: skip
     rows = np.zeros((1, 5), np.int32)
     batch = Batch.make(
-        np.array([4], np.int32), rows, rows - 1, skip=1, random_ids=summary.random_ids
+        np.array([4], np.int32),
+        rows,
+        rows - 1,
+        skip=1,
+        random_ids=summary.random_ids,
+        table_rows=(1, 0),
     )
     kernels.capture(values, batch, summary)
     assert summary.fault[0] == NO_ID
@@ -221,9 +214,149 @@ def test_capture_refuses_another_dtype_than_the_summary_has() -> None:
         random_ids=np.zeros(0, np.int32), table_rows=(0, 0), seed=0,
     )  # fmt: skip
     rows = np.full((1, 5), -1, np.int32)
-    batch = Batch.make(np.zeros(1, np.int32), rows, rows, skip=0, random_ids=summary.random_ids)
+    batch = Batch.make(
+        np.zeros(1, np.int32),
+        rows,
+        rows,
+        skip=0,
+        random_ids=summary.random_ids,
+        table_rows=(0, 0),
+    )
     with pytest.raises(TypeError, match="float16"):
         kernels.capture(np.zeros((1, 5, 3), np.float16), batch, summary)
+
+
+LAYOUTS = ("plain", "gated", "halves", "halves swapped", "padded")
+
+
+@dataclasses.dataclass
+class FusedCase:
+    """Pre-activations in one of the layouts in which models have them."""
+
+    pre: Preactivations
+    acts: np.ndarray
+
+    @classmethod
+    def make(cls, rng, shape, nonlinearity: str, layout: str, dtype: str) -> FusedCase:
+        excerpts, length, neurons = shape
+
+        def values(width: int) -> np.ndarray:
+            x = rng.standard_normal((excerpts, length, width), dtype=np.float32) * 3
+            x[rng.random(x.shape) < 0.3] = rng.choice([0, -0.0, 1, -1, 12, -12, 1e-30])
+            return as_dtype(x, dtype)
+
+        if layout in ("plain", "gated"):
+            gate = values(neurons)
+            up = values(neurons) if layout == "gated" else None
+            # In place, as a model has it.
+            return cls(Preactivations(nonlinearity, gate, up), gate)
+        starts = {
+            "halves": (0, neurons),
+            "halves swapped": (neurons, 0),
+            "padded": (1, neurons + 3),
+        }
+        both = values(2 * neurons + (5 if layout == "padded" else 0))
+        acts = np.full(shape, 77, both.dtype)
+        return cls(Preactivations(nonlinearity, both, both, *starts[layout]), acts)
+
+
+def assert_activated(pre: Preactivations, acts: np.ndarray, expected: np.ndarray) -> None:
+    """In 16 bits equal to the last place; in float32 to 8, or to a rounding of the input's size.
+
+    In the far tail of gelu the exponential's argument, rounded, leaves no more.
+    """
+    slow = widen(expected).astype(np.float64)
+    if acts.dtype == np.float32:
+        size = 1.0 if pre.up is None else max(np.abs(pre.up).max(initial=0), 1)
+        allowed = 8 * np.spacing(np.abs(expected)) + 2.0**-24 * size
+    else:
+        place = 2.0**16 if acts.dtype == np.uint16 else 1.0
+        allowed = np.spacing(np.abs(widen(expected) if place > 1 else expected)) * place
+    assert (np.abs(widen(acts) - slow) <= allowed.astype(np.float64)).all()
+
+
+def summary_of(neurons: int, tokens: int, dtype, ids: np.ndarray) -> Summary:
+    return Summary.empty(
+        neurons, tokens, np.dtype(dtype), top=3, bottom=2,
+        random_ids=smallest_hashes(ids, 2, 0), table_rows=(3, 2), seed=0,
+    )  # fmt: skip
+
+
+def assert_fused_equals_the_reference(module, case: FusedCase, tokens: int, seed: int) -> None:
+    """The activations to rounding; the summary exactly that of the activations that came out."""
+    rng = np.random.default_rng(seed)
+    excerpts, _, neurons = case.acts.shape
+    ids = rng.permutation(3 * excerpts)[:excerpts].astype(np.int32)
+    rows = [rng.integers(-1, count, (excerpts, tokens)).astype(np.int32) for count in (3, 2)]
+    fast, slow = (summary_of(neurons, tokens, case.acts.dtype, ids) for _ in range(2))
+    batch = Batch.make(ids, *rows, skip=1, random_ids=fast.random_ids, table_rows=(3, 2))
+    expected = reference.activations(case.pre, neurons)
+    module.capture(case.acts, batch, fast, case.pre)
+    assert_activated(case.pre, case.acts, expected)
+    reference.capture(case.acts, batch, slow)
+    assert_same(ordered(fast), ordered(slow))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(NONLINEARITIES),
+    st.sampled_from(LAYOUTS),
+    st.sampled_from(DTYPES),
+    st.sampled_from([1, 3, 130]),
+    st.sampled_from([(0, 2), (1, 5), (1, 9)]),
+)
+def test_fused_capture_equals_the_reference(
+    seed, nonlinearity, layout, dtype, neurons, shape
+) -> None:
+    lead, tokens = shape
+    rng = np.random.default_rng(seed)
+    case = FusedCase.make(rng, (5, lead + tokens, neurons), nonlinearity, layout, dtype)
+    assert_fused_equals_the_reference(cpu, case, tokens, seed)
+
+
+def test_exp_is_right_to_two_units_in_the_last_place() -> None:
+    loop = njit(lambda x: np.array([cpu.exp_of(value) for value in x]))
+    x = np.linspace(-87.3, 88.7, 2_000_003, dtype=np.float32)
+    exact = np.exp(x.astype(np.float64))
+    assert (np.abs(loop(x) - exact) / np.spacing(exact.astype(np.float32))).max() <= 2
+    ends = loop(np.array([-np.inf, -1e9, 1e9, np.inf], np.float32))
+    assert (ends[:2] < 2e-38).all() and np.isfinite(ends).all() and (ends[2:] > 1e38).all()
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_fused_activations_agree_with_torch(nonlinearity: str) -> None:
+    f = {
+        "gelu": torch.nn.functional.gelu,
+        "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        "silu": torch.nn.functional.silu,
+        "relu": torch.relu,
+        "relu2": lambda x: torch.relu(x) ** 2,
+    }[nonlinearity]
+    x = np.linspace(-12, 12, 4 * 5 * 100, dtype=np.float32).reshape(4, 5, 100)
+    expected = f(torch.from_numpy(x)).numpy()
+    ids = np.arange(4, dtype=np.int32)
+    rows = np.full((4, 5), -1, np.int32)
+    batch = Batch.make(ids, rows, rows, skip=0, random_ids=ids[:2], table_rows=(3, 2))
+    acts = x.copy()
+    cpu.capture(
+        acts, batch, summary_of(100, 5, np.float32, ids), Preactivations(nonlinearity, acts)
+    )
+    # torch's own gelu loses digits where 1 + erf or 1 + tanh cancels: 2**-23 of x remains.
+    np.testing.assert_allclose(acts, expected, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_fused_capture_names_the_excerpt_with_a_value_that_is_not_finite(bad: float) -> None:
+    x = np.random.default_rng(0).standard_normal((4, 5, 130), dtype=np.float32)
+    x[2, 3, 7] = bad
+    up = np.full_like(x, 1e30)
+    rows = np.full((4, 5), -1, np.int32)
+    ids = np.arange(10, 14, dtype=np.int32)
+    summary = summary_of(130, 5, np.float32, ids)
+    batch = Batch.make(ids, rows, rows, skip=1, random_ids=ids[:2], table_rows=(3, 2))
+    cpu.capture(x, batch, summary, Preactivations("silu", x, up))
+    assert summary.fault[0] == 12
 
 
 @given(st.floats(width=32, allow_nan=False))
@@ -236,138 +369,3 @@ def test_histogram_edges_are_log_spaced() -> None:
     edges = histogram_edges()
     assert len(edges) == BINS - 1
     np.testing.assert_allclose(edges[1:] / edges[:-1], 2**0.25, rtol=1e-6)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_discretize_equals_the_reference(data) -> None:
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    shape = data.draw(st.sampled_from([(1, 4), (5, 3, 7), (0, 4), (2, 0)]))
-    values = rng.choice([-1.0, 0.0, 0.1, 0.3, 0.7, 1.0, 2.9, 3.0], shape).astype(np.float32)
-    acts = as_dtype(values, data.draw(st.sampled_from(DTYPES)))
-    scale = np.where(
-        rng.random(len(acts)) < 0.8, widen(acts).max(tuple(range(1, acts.ndim)), initial=-1), -1
-    ).astype(np.float32)
-    np.testing.assert_array_equal(
-        kernels.discretize(acts, scale), reference.discretize(acts, scale)
-    )
-
-
-def test_discretize_follows_the_formula_at_its_edges() -> None:
-    acts = np.array([[-1, 0, 0.05, 0.1, 0.99, 1, 5]], np.float32)
-    assert kernels.discretize(acts, np.ones(1, np.float32)).tolist() == [[0, 0, 0, 1, 9, 10, 10]]
-    assert not kernels.discretize(acts, np.zeros(1, np.float32)).any()
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_correlate_equals_the_reference_and_numpy(data) -> None:
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    tokens = data.draw(st.integers(0, 40))
-    kind = data.draw(st.sampled_from(["normal", "ties", "constant", "large"]))
-    true = rng.standard_normal((6, tokens)).astype(np.float32)
-    if kind == "ties":
-        true = np.round(true)
-    elif kind == "constant":
-        true[:] = np.float32(0.1)
-    elif kind == "large":
-        true = true + np.float32(1e4)
-    simulated = (true + rng.standard_normal((6, tokens))).astype(np.float32)
-    gaps = data.draw(st.booleans())
-    if gaps:
-        simulated[rng.random((6, tokens)) < 0.3] = np.nan
-    result = kernels.correlate(true, simulated)
-    np.testing.assert_allclose(result, reference.correlate(true, simulated), rtol=1e-9, atol=1e-12)
-    if tokens > 3 and kind in ("normal", "large") and not gaps:
-        expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(true, simulated, strict=True)]
-        np.testing.assert_allclose(result, expected, rtol=1e-5)
-
-
-def test_correlate_is_undefined_where_a_side_does_not_vary() -> None:
-    vary, flat = np.arange(5, dtype=np.float32)[None], np.full((1, 5), 0.1, np.float32)
-    assert np.isnan(kernels.correlate(vary, flat)[0])
-    assert np.isnan(kernels.correlate(flat, vary)[0])
-    assert kernels.correlate(vary, 3 * vary)[0] == pytest.approx(1)
-
-
-def test_correlate_refuses_arrays_of_different_shapes() -> None:
-    with pytest.raises(ValueError, match=r"\[N, M\]"):
-        kernels.correlate(np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32))
-
-
-def tables_of(acts: np.ndarray, token_rows: np.ndarray, pair_rows: np.ndarray, rows, skip: int):
-    """Lookup tables from the activations `[excerpts, tokens, neurons]`, added up in NumPy."""
-    positive = np.maximum(acts[:, skip:], 0).astype(np.float64)
-
-    def table(which: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        sums, counts = np.zeros((count, acts.shape[2])), np.zeros(count, np.int64)
-        known = which[:, skip:] >= 0
-        np.add.at(sums, which[:, skip:][known], positive[known])
-        np.add.at(counts, which[:, skip:][known], 1)
-        return sums.astype(np.float32), counts
-
-    token_sums, token_counts = table(token_rows, rows[0])
-    pair_sums, pair_counts = table(pair_rows, rows[1])
-    return LookupTables(
-        token_sums, pair_sums, token_counts, pair_counts,
-        positive.sum(axis=(0, 1)), positive.shape[0] * positive.shape[1],
-    )  # fmt: skip
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 1), st.booleans())
-def test_lookup_equals_the_reference(seed: int, skip: int, sparse: bool) -> None:
-    rng = np.random.default_rng(seed)
-    excerpts, tokens, neurons, rows = 6, 5, 4, (5, 7)
-    acts = rng.standard_normal((excerpts, tokens, neurons)).astype(np.float32)
-    if sparse:
-        acts -= 1.5
-    token_rows = rng.integers(-1, rows[0], (excerpts, tokens)).astype(np.int32)
-    pair_rows = rng.integers(-1, rows[1], (excerpts, tokens)).astype(np.int32)
-    tables = tables_of(acts, token_rows, pair_rows, rows, skip)
-    ids = np.stack([rng.permutation(excerpts)[:3] for _ in range(neurons)]).astype(np.int32)
-    ids[0, 1] = -1
-    own = np.stack([acts[ids[n], :, n] for n in range(neurons)])
-    held_out = HeldOut(ids, own, token_rows, pair_rows, skip)
-    np.testing.assert_allclose(
-        kernels.lookup(tables, held_out), reference.lookup(tables, held_out), rtol=1e-4, atol=1e-6
-    )
-
-
-def test_lookup_holds_a_neurons_own_excerpts_out_exactly() -> None:
-    """All that the tables know comes from the excerpt itself: nothing may be left to predict by."""
-    rng = np.random.default_rng(1)
-    own = rng.random((1, 8, 3)).astype(np.float32)
-    others = np.zeros((20, 8, 3), np.float32)
-    acts = np.concatenate([own, others])
-    token_rows = np.zeros((21, 8), np.int32)
-    token_rows[0] = np.arange(8) % 4
-    pair_rows = np.full((21, 8), -1, np.int32)
-    tables = tables_of(acts, token_rows, pair_rows, (4, 0), 0)
-    # What float32 tables would have rounded off, made large enough to be seen if it leaked.
-    tables.token_sums *= np.float32(1 + 2**-22)
-    ids = np.zeros((3, 1), np.int32)
-    predicted = kernels.lookup(
-        tables, HeldOut(ids, own.transpose(2, 0, 1).copy(), token_rows, pair_rows, 0)
-    )
-    assert (predicted == 0).all()
-
-
-def test_lookup_of_pure_noise_scores_about_zero() -> None:
-    rng = np.random.default_rng(2)
-    excerpts, tokens, neurons, rows = 300, 64, 200, (50, 200)
-    acts = rng.standard_normal((excerpts, tokens, neurons)).astype(np.float32)
-    token_rows = rng.integers(-1, rows[0], (excerpts, tokens)).astype(np.int32)
-    pair_rows = rng.integers(-1, rows[1], (excerpts, tokens)).astype(np.int32)
-    tables = tables_of(acts, token_rows, pair_rows, rows, 1)
-    # The excerpts in which the neuron is strongest, as a score's are.
-    ids = np.argsort(-acts[:, 1:].max(axis=1), axis=0)[:10].T.astype(np.int32)
-    own = np.stack([acts[ids[n], :, n] for n in range(neurons)])
-    predicted = kernels.lookup(
-        tables, HeldOut(np.ascontiguousarray(ids), own, token_rows, pair_rows, 1)
-    )
-    scores = kernels.correlate(
-        np.maximum(own, 0).reshape(neurons, -1), predicted.reshape(neurons, -1)
-    )
-    assert abs(scores.mean()) < 0.02
-    assert np.abs(scores).max() < 0.3

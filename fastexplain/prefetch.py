@@ -1,0 +1,77 @@
+"""Batches made and copied to a GPU while it works on the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastexplain.exemplars import for_kernels
+from fastexplain.kernels.summary import Batch, moved
+
+_Item = TypeVar("_Item")
+
+
+def prefetched(
+    batches: Iterator[tuple[np.ndarray, Batch]], device: torch.device
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Token ids `[B, T]` and the rest of each batch, on the device, as its kernels take them.
+
+    For a GPU a thread makes the next batch meanwhile. On the CPU a batch is made when it is asked
+    for: the cores are busy.
+    """
+    if device.type != "cuda":
+        for token_ids, batch in batches:
+            yield torch.from_numpy(token_ids), batch
+        return
+    for copied in ahead(_copied(batches, device)):
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(copied.done)
+        for tensor in copied.tensors:  # else a later batch would get its memory too early
+            tensor.record_stream(stream)
+        yield copied.token_ids, for_kernels(copied.batch)
+
+
+def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The same items, none of them None, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+@dataclass
+class _Copied:
+    """A batch on its way to a GPU.
+
+    Attributes:
+        tensors: all of it.
+        done: when they are there.
+    """
+
+    token_ids: Tensor
+    batch: Batch
+    tensors: list[Tensor]
+    done: torch.cuda.Event
+
+
+def _copied(batches: Iterator[tuple[np.ndarray, Batch]], device: torch.device) -> Iterator[_Copied]:
+    """Batches copied on a stream of their own, from pinned memory: the host waits for neither."""
+    side = torch.cuda.Stream(device)
+    for token_ids, batch in batches:
+        tensors: list[Tensor] = []
+
+        def copy(array: np.ndarray, tensors: list[Tensor] = tensors) -> Tensor:
+            tensors.append(torch.from_numpy(array).pin_memory().to(device, non_blocking=True))
+            return tensors[-1]
+
+        with torch.cuda.stream(side):
+            made = copy(token_ids), moved(batch, copy)
+            done = side.record_event()
+        yield _Copied(*made, tensors, done)
