@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
 
-.PHONY: demo test test-scale test-server lint bench
+.PHONY: demo test test-scale test-server lint bench readme-table
 
 demo: $(VENV)/ready
 	$(BIN)/fastexplain demo --out $(RUN)
@@ -40,6 +40,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+readme-table: $(VENV)/ready
+	$(BIN)/python benches/readme_table.py
 
 .PHONY: clean
 clean:

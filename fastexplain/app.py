@@ -109,7 +109,9 @@ def sweep(
         bool, typer.Option("--bottom", help="Keep the most negative ones too.")
     ] = False,
     layers: Annotated[str | None, typer.Option(help="Such as 0-5,8; all if left out.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Excerpts in a forward pass.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Excerpts in a forward pass; by free memory if left out.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     skip_positions: Annotated[
@@ -122,6 +124,13 @@ def sweep(
     seed: Annotated[int, typer.Option(help="Of the shuffle and the random exemplars.")] = 0,
     no_tables: Annotated[
         bool, typer.Option("--no-tables", help="Keep no tables: less memory, but no lookup.")
+    ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the model's layers first: a minute at the start, faster on a GPU.",
+        ),
     ] = False,
     column: Annotated[str, typer.Option(help="The text column of .jsonl and .parquet.")] = "text",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
@@ -152,6 +161,7 @@ def sweep(
         layers=chosen,
         batch_size=batch_size,
         skip=skip_positions,
+        compile=compiled,
         **({"table_bytes": 0} if no_tables else {}),
     )
     jobs.report_sweep(finished)
@@ -299,6 +309,47 @@ def doctor(as_json: AsJson = False) -> None:
             out.print(f"[bold]{name:>15}[/]  {escape(str(value) if value is not None else 'none')}")
     for line in facts["advice"]:
         out.print(f"{'advice':>15}  {line}", markup=False)
+
+
+@app.command()
+def bench(
+    geometry: Annotated[
+        str, typer.Option(help="The shape of a well-known model, such as gpt2-xl or llama-8b.")
+    ] = "smollm2",
+    layers: Annotated[
+        int | None, typer.Option(metavar="N", help="Its lowest N layers; all if left out.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Excerpts in a forward pass.")] = None,
+    batches: Annotated[int, typer.Option(help="Batches of each way.")] = 16,
+    seconds: Annotated[float, typer.Option(help="After which no further batch begins.")] = 120.0,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Leave out what has to be compiled first.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    record: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the result here, as JSON.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a sweep is here, beside the bare model; weights are random."""
+    from fastexplain import jobs
+    from fastexplain.bench_table import bench_table
+
+    result = jobs.run_bench(
+        geometry,
+        layers=layers,
+        device=device,
+        dtype=dtype,
+        record=record,
+        batch_size=batch_size,
+        batches=batches,
+        seconds=seconds,
+        compile="off" if no_compile else "layers",
+    )
+    out.print(bench_table(result))
+    if as_json:
+        _print_json(result)
 
 
 @app.command()

@@ -24,6 +24,11 @@ class CompiledLayer:
         self.call = torch.compile(layer._call_impl, dynamic=False)
 
 
+# Compiled forms that Dynamo keeps of one function before it gives up and runs it as it is. Its own
+# limit is 8, and all models' layers are called by the same function.
+_FORMS = 64
+
+
 @contextlib.contextmanager
 def compiled(layers: Sequence[CompiledLayer]) -> Iterator[None]:
     """Have these layers run compiled.
@@ -34,7 +39,8 @@ def compiled(layers: Sequence[CompiledLayer]) -> Iterator[None]:
     for each in layers:
         each.layer._compiled_call_impl = each.call
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=_FORMS):
+            yield
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
         raise SubjectError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ def kernel_dtype(dtype: torch.dtype) -> np.dtype:
     return np.dtype(
         {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}[dtype]
     )
+
+
+def kernel_device(device: torch.device) -> torch.device:
+    """Where the kernels run: on the subject's GPU if they can, else on the CPU."""
+    if device.type == "cuda" and importlib.util.find_spec("numba_cuda"):
+        return device
+    return torch.device("cpu")
 
 
 class Exemplars:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +13,12 @@ from typing import Any
 
 from rich.markup import escape
 
+from fastexplain import bench
 from fastexplain.baseline import METHOD, VERSION, store_lookup
 from fastexplain.corpus import Corpus
+from fastexplain.errors import RunError
 from fastexplain.explain import explain_neurons
+from fastexplain.geometries import random_subject
 from fastexplain.llm import connect
 from fastexplain.records import NeuronId
 from fastexplain.run import Run
@@ -91,6 +95,33 @@ def report_sweep(run: Run) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def run_bench(
+    geometry: str,
+    *,
+    layers: int | None,
+    device: str | None,
+    dtype: str | None,
+    record: Path | None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Measure a geometry, with what is being done on the terminal.
+
+    Args:
+        record: a file to write the result to, as JSON.
+        settings: as for `measure`.
+    """
+    with messages.status(f"Making {escape(geometry)} of random numbers") as status:
+        subject = random_subject(geometry, layers=layers, device=device, dtype=dtype)
+        result = bench.measure(subject, tell=status.update, **settings)
+    if record is not None:
+        try:
+            record.parent.mkdir(parents=True, exist_ok=True)
+            record.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        except OSError as error:
+            raise RunError(f"{record} can't be written: {error.strerror}") from error
+    return result
 
 
 def explain_by_lookup(run: Run, *, fresh: bool = False) -> None:

@@ -25,7 +25,7 @@ from fastexplain.vocabulary import token_bytes
 
 _SAMPLE = 1024  # values of a parameter that a model is told by
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,14 +235,14 @@ def load_subject(
     Raises UsageError for an argument that makes no sense, SubjectError if the model can't be
     loaded or its MLPs can't be found.
     """
-    place = _device(device)
+    place = choose_device(device)
     precision: torch.dtype | str
     if dtype is None:
         precision = torch.float32 if place.type == "cpu" else "auto"
-    elif dtype in _DTYPES:
-        precision = _DTYPES[dtype]
+    elif dtype in DTYPES:
+        precision = DTYPES[dtype]
     else:
-        raise UsageError(f"'{dtype}' is not a dtype; choose one of {', '.join(_DTYPES)}")
+        raise UsageError(f"'{dtype}' is not a dtype; choose one of {', '.join(DTYPES)}")
 
     embedded = name == "smollm2"
     if embedded and revision is not None:
@@ -259,8 +259,11 @@ def load_subject(
     )
 
 
-def _device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is."""
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name (`cpu`, `cuda`, `cuda:1` or `mps`), or the best there is.
+
+    Raises UsageError for another name, SubjectError for a device that is not there.
+    """
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda")

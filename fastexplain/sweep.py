@@ -29,7 +29,7 @@ from fastexplain import __version__
 from fastexplain.checkpoints import Checkpoint, Checkpoints
 from fastexplain.corpus import Corpus
 from fastexplain.errors import RunError, SweepError, UsageError
-from fastexplain.exemplars import Exemplars, kernel_dtype
+from fastexplain.exemplars import Exemplars, kernel_device, kernel_dtype
 from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
 from fastexplain.memory import choose_batch_size, freed_memory_kept
 from fastexplain.prefetch import prefetched
@@ -109,7 +109,7 @@ def sweep(
     checkpoints = Checkpoints(out, _identity(subject, corpus, settings))
     last = checkpoints.load(batch_size) or _start(subject, corpus, settings, tables, random_ids)
     settings = replace(settings, batch_size=last.batch_size)
-    device = _kernel_device(subject.device)
+    device = kernel_device(subject.device)
 
     with _prepared(subject.device):
         exemplars = {layer: Exemplars(last.summaries.pop(layer), device) for layer in layers}
@@ -349,16 +349,9 @@ def _check(exemplars: dict[int, Exemplars]) -> None:
             )
 
 
-def _kernel_device(device: torch.device) -> torch.device:
-    """Where the kernels run: on the subject's GPU if they can, else on the CPU."""
-    if device.type == "cuda" and importlib.util.find_spec("numba_cuda"):
-        return device
-    return torch.device("cpu")
-
-
 def _fuses(subject: Subject) -> bool:
     """Whether the kernels run where the activations are."""
-    return _kernel_device(subject.device).type == subject.device.type
+    return kernel_device(subject.device).type == subject.device.type
 
 
 def _prepared(device: torch.device) -> contextlib.AbstractContextManager[object]:

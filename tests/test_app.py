@@ -78,7 +78,7 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     )
     assert shown.stdout.splitlines()[-1] == "[]"
-    for command in ("sweep", "explain", "show", "top", "doctor", "demo"):
+    for command in ("sweep", "explain", "show", "top", "doctor", "bench", "demo"):
         assert f"  {command} " in shown.stdout
 
 
@@ -290,6 +290,12 @@ def test_an_unexpected_error_is_one_line_too(cli, swept, monkeypatch) -> None:
 def test_bare_and_version(cli) -> None:
     assert "Commands:" in cli()[1]
     assert cli("--version") == (0, f"fastexplain {fastexplain.__version__}\n", "")
+
+
+def test_compile_is_a_setting_of_the_sweep(cli, planted_subject, text, tmp_path) -> None:
+    arguments = [planted_subject.name, "--corpus", text, "--out", tmp_path / "run"]
+    assert cli("sweep", *arguments, "--excerpts", "8", "--compile")[0] == 0
+    assert fastexplain.open_run(tmp_path / "run").manifest["settings"]["compile"] is True
 
 
 def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:

@@ -537,7 +537,7 @@ def test_the_best_device_is_the_default(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert subject_module._device(None) == torch.device(best)
+    assert subject_module.choose_device(None) == torch.device(best)
 
 
 # The embedded model

@@ -1,0 +1,49 @@
+"""Run from a bare checkout: makes `fastexplain` and `fastexplain.kernels` importable, uninstalled.
+
+Importing this module is all it takes. setuptools maps the top-level folder `kernels/` to
+`fastexplain.kernels`; where nothing is installed, that is done here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _register() -> None:
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    import fastexplain
+
+    folder = ROOT / "kernels"
+    spec = importlib.util.spec_from_file_location(
+        "fastexplain.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    if spec.name in sys.modules:
+        return
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    fastexplain.kernels = module  # type: ignore[attr-defined]
+
+
+_register()
+
+
+def commit() -> str | None:
+    """The checkout's commit, with a + where files were changed since; None outside of git."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,137 @@
+"""Times of the kernels on a GPU, and what is hoped of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastexplain import kernels
+from fastexplain.kernels.summary import HeldOut, LookupTables
+from fastexplain.measure import (
+    TOKENS,
+    capture_bandwidth,
+    copy_bandwidth,
+    matrix_rate,
+    median_seconds,
+    zipf_tokens,
+)
+
+CUDA = torch.device("cuda")
+_EXCERPTS, _NEURONS = 1024, 6400  # [65536, 6400] activations, of GPT-2 XL
+_ALL_NEURONS, _HELD_OUT = 300_000, 10  # about GPT-2 XL's, and the excerpts of a score
+_ROWS = (4369, 1456)  # of a gigabyte of tables for smollm2's neurons
+_LOOKUP_ROWS = (600, 295)  # the same gigabyte for 300,000
+
+BARS: tuple[tuple[str, str, float], ...] = (
+    ("capture plain over copy", "kernels/capture plain/of_copy", 0.85),
+    ("capture fused over copy", "kernels/capture gelu_tanh/of_copy", 0.85),
+    ("capture gated over copy", "kernels/capture silu gated/of_copy", 0.85),
+    ("gpt2-xl: sweep over eager trunk", "gpt2-xl/ratios/BEST/trunk", 1.5),
+    ("gpt2-xl: sweep over compiled trunk", "gpt2-xl/ratios/sweep_compiled/trunk_compiled", 0.97),
+    ("gpt2-xl: the same with tables", "gpt2-xl/ratios/sweep_compiled_tables/trunk_compiled", 0.92),
+    ("gpt2-xl: sweep over the peer's way", "gpt2-xl/ratios/BEST/peer", 3.0),
+    ("gpt2-xl: sweep, tokens/s", "gpt2-xl/ways/BEST/tokens_per_second", 150_000),
+    ("llama-8b: sweep over compiled trunk", "llama-8b/ratios/sweep_compiled/trunk_compiled", 0.97),
+    ("llama-8b: the same with tables", "llama-8b/ratios/sweep_compiled_tables/trunk_compiled",
+     0.92),
+    ("llama-8b: sweep over the peer's way", "llama-8b/ratios/BEST/peer", 3.0),
+    ("llama-8b: sweep, tokens/s", "llama-8b/ways/BEST/tokens_per_second", 31_000),
+)  # fmt: skip
+"""What is hoped for: a name, where the record has the number, and the least that it should be.
+
+BEST is the faster of the eager and the compiled sweep without tables.
+"""
+
+
+def machine_rates() -> dict[str, float]:
+    """Copy in bytes a second, read and written; bfloat16 matrix products in operations a second."""
+    return {"copy": copy_bandwidth(CUDA), "matrix": matrix_rate(CUDA, torch.bfloat16)}
+
+
+def time_capture(copy: float) -> dict[str, dict[str, float]]:
+    """`capture` of `[65536, 6400]` bfloat16: reading, making activations, and with tables."""
+    forms: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "gelu_tanh": {"nonlinearity": "gelu_tanh"},
+        "silu gated": {"nonlinearity": "silu", "gated": True},
+        "plain with tables": {"table_rows": _ROWS},
+        "silu gated with tables": {"nonlinearity": "silu", "gated": True, "table_rows": _ROWS},
+    }
+    found = {}
+    for name, form in forms.items():
+        torch.cuda.empty_cache()
+        one = capture_bandwidth(_EXCERPTS, _NEURONS, torch.bfloat16, CUDA, **form)
+        found[f"capture {name}"] = {**one, "of_copy": one["bytes_per_second"] / copy}
+    return found
+
+
+def time_neurons(copy: float) -> dict[str, dict[str, float]]:
+    """The kernels that work on all neurons at once: 300,000, ten excerpts of 64 tokens each.
+
+    Bytes are those of the large arrays, read and written once.
+    """
+    torch.cuda.empty_cache()
+    shape = (_ALL_NEURONS, _HELD_OUT, TOKENS)
+    generator = torch.Generator(CUDA).manual_seed(0)
+    true = torch.randn(shape, generator=generator, device=CUDA)
+    simulated = true + torch.randn(shape, generator=generator, device=CUDA)
+    scale = true.amax((1, 2))
+    sparse = [
+        torch.rand(count, _ALL_NEURONS, generator=generator, device=CUDA) for count in _LOOKUP_ROWS
+    ]
+    rng = np.random.default_rng(0)
+    excerpts = 4096
+    tokens = zipf_tokens(excerpts, 4 * sum(_LOOKUP_ROWS), seed=0)
+    token_rows = np.where(tokens < _LOOKUP_ROWS[0], tokens, -1).astype(np.int32)
+    pairs = rng.integers(-3 * _LOOKUP_ROWS[1], _LOOKUP_ROWS[1], tokens.shape)
+    pair_rows = np.maximum(pairs, -1).astype(np.int32)
+    first = rng.integers(excerpts, size=(_ALL_NEURONS, 1))
+    step = 2 * rng.integers(1, excerpts // 2, size=(_ALL_NEURONS, 1)) + 1  # odd: no id twice
+    ids = ((first + step * np.arange(_HELD_OUT)) % excerpts).astype(np.int32)
+
+    def there(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(CUDA)
+
+    tables = LookupTables(
+        *sparse,
+        *(there(np.full(count, 10_000, np.int64)) for count in _LOOKUP_ROWS),
+        torch.full((_ALL_NEURONS,), 1e6, dtype=torch.float64, device=CUDA),
+        100_000_000,
+    )
+    held_out = HeldOut(there(ids), true, there(token_rows), there(pair_rows), 1)
+    values = true.numel()
+    steps = {
+        "discretize": (lambda: kernels.discretize(true, scale), values * 5),
+        "correlate": (lambda: kernels.correlate(true, simulated), values * 8),
+        "lookup": (lambda: kernels.lookup(tables, held_out),
+                   values * 8 + sum(table.nbytes for table in sparse)),
+    }  # fmt: skip
+    found = {}
+    for name, (run, size) in steps.items():
+        seconds = median_seconds(run, CUDA)
+        found[name] = {"seconds": seconds, "bytes": size, "bytes_per_second": size / seconds,
+                       "of_copy": size / seconds / copy}  # fmt: skip
+    return found
+
+
+def look_up(record: dict[str, Any], path: str) -> float | None:
+    """The number at a path of `BARS`; None where it was not measured."""
+    value: Any = record
+    for key in path.split("/"):
+        if key == "BEST":
+            value = _best(value)
+        elif not isinstance(value, dict):
+            return None
+        else:
+            value = value.get(key)
+        if value is None:
+            return None
+    return float(value)
+
+
+def _best(ways: Any) -> Any:
+    """Of the sweeps without tables the one with the largest numbers."""
+    found = [ways[name] for name in ("sweep", "sweep_compiled") if name in ways]
+    return max(found, key=lambda way: next(iter(way.values())), default=None)

@@ -1,0 +1,260 @@
+"""Check and time everything on this machine's GPU: `python benches/gpu_check.py`.
+
+1. Every CUDA kernel against `fastexplain.kernels.reference` on fresh random inputs, and against
+   torch at full size; in a CUDA graph; inside compiled models.
+2. Copy, matrix products and kernels; then whole sweeps beside transformers' own forward pass and
+   the common way, on random weights of GPT-2 XL's and Llama-3.1-8B's shape.
+3. One JSON file with all of it, in $OUT or else in benches/results/.
+
+It runs from a bare checkout and needs torch, transformers, numba and numba-cuda alone. Whatever
+fails is noted and the rest goes on; the exit code is 1 if anything failed, 0 if not. `--quick`
+does the first part; in Numba's simulator (NUMBA_ENABLE_CUDASIM=1) that is done in tiny shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import checkout  # first: it makes fastexplain importable
+import device_checks as checks
+import numpy as np
+import torch
+
+from fastexplain.measure import machine
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+# Seconds of the whole, and of its parts; compiling a kernel takes a second or two.
+_TOTAL = 460.0
+_CAPTURE_CHECKS = 75.0
+_SHOWN = 25  # failures that are told again at the end
+_GEOMETRIES = {"gpt2-xl": 40.0, "llama-8b": 40.0}
+
+
+class Record:
+    """What was checked and timed so far; prints a line for each as it goes."""
+
+    def __init__(self, commit: str | None, seed: int) -> None:
+        self._started = time.perf_counter()
+        self.data: dict[str, Any] = {
+            "kind": "gpu_check",
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit,
+            "machine": machine(),
+            "seed": seed,
+            "checks": [],
+        }
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._started
+
+    def run(self, name: str, step: Callable[[], Any]) -> Any:
+        """Do a step; a failure is noted, and gives None."""
+        began = self.elapsed
+        failure = value = None
+        try:
+            value = step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # what failed on the device shows here
+        except Exception as error:  # whatever it is, the rest goes on
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+            traceback.print_exc()
+        took = self.elapsed - began
+        self.data["checks"].append({"name": name, "failure": failure, "seconds": round(took, 3)})
+        mark = "ok" if failure is None else "FAILED"
+        print(f"{self.elapsed:6.1f} s  {mark:6}  {name}  ({took:.2f} s)", flush=True)
+        return value
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        return [check for check in self.data["checks"] if check["failure"]]
+
+
+def check_kernels(record: Record, rng: np.random.Generator, seconds: float) -> None:
+    """The five kernels against the reference; captures go on for some seconds, or 60 in all."""
+
+    def seed() -> int:
+        return int(rng.integers(2**31))
+
+    for dtype in checks.DTYPES:
+        for bad in (np.nan, np.inf):
+            for nonlinearity in (None, "silu"):
+                record.run(
+                    f"capture names the excerpt with {bad}, {dtype}, {nonlinearity or 'plain'}",
+                    lambda f=nonlinearity, b=bad, d=dtype: checks.check_fault(d, f, b, seed()),
+                )
+    for number, dtype in enumerate(checks.DTYPES):
+        shape = (130, 3, 7) if number else (5, 9)
+        record.run(
+            f"discretize {dtype}",
+            lambda d=dtype, s=shape: checks.check_discretize(d, s, seed()),
+        )
+        case = checks.CaptureCase(dtype, 6 if checks.SIMULATED else 130, seed=seed())
+        record.run(f"merge {dtype}", lambda c=case: checks.check_merge(c))
+    for kind in ("normal", "ties", "constant", "large", "gaps"):
+        record.run(
+            f"correlate {kind}", lambda k=kind: checks.check_correlate(k, (7, 3, 33), seed())
+        )
+    for skip in (0, 1):
+        record.run(f"lookup skip {skip}", lambda s=skip: checks.check_lookup((5, 3, 6), s, seed()))
+    began = record.elapsed
+    for number, case in enumerate(itertools.islice(checks.capture_cases(rng), 80)):
+        if record.elapsed - began > seconds and number >= (8 if checks.SIMULATED else 37):
+            break
+        record.run(str(case), lambda c=case: checks.check_capture(c))
+
+
+def check_with_torch(record: Record, rng: np.random.Generator) -> None:
+    """What needs torch on the GPU."""
+    import device_torch
+
+    def seed() -> int:
+        return int(rng.integers(2**31))
+
+    for nonlinearity, gated in ((None, False), ("gelu_tanh", False), ("silu", True)):
+        record.run(
+            f"capture [512, 64, 6400] bfloat16 against torch, {nonlinearity or 'plain'}",
+            lambda f=nonlinearity, g=gated: device_torch.check_large(f, g, seed()),
+        )
+        torch.cuda.empty_cache()
+    for nonlinearity in (None, "gelu_tanh"):
+        record.run(
+            f"capture in a CUDA graph, {nonlinearity or 'plain'}",
+            lambda f=nonlinearity: device_torch.check_graph(f, seed()),
+        )
+    for geometry in ("gpt2", "smollm2", "phi-3-mini"):
+        record.run(
+            f"capture in eager and compiled layers, {geometry}",
+            lambda g=geometry: device_torch.check_compiled(g),
+        )
+        torch.cuda.empty_cache()
+
+
+def measure_everything(record: Record, whole_trunk: bool) -> None:
+    """Machine, kernels and sweeps; what may not be reached goes last."""
+    import device_timings as timings
+
+    from fastexplain.bench import measure
+    from fastexplain.geometries import random_subject
+    from fastexplain.ways import Compile
+
+    rates = record.run("copy and matrix products", timings.machine_rates)
+    record.data["kernels"] = {}
+    if rates is not None:
+        record.data.update(rates)
+        for name, step in (("capture", timings.time_capture), ("neurons", timings.time_neurons)):
+            found = record.run(f"time {name}", lambda s=step: s(rates["copy"]))
+            record.data["kernels"].update(found or {})
+    for geometry, seconds in _GEOMETRIES.items():
+
+        def sweep(geometry: str = geometry, seconds: float = seconds) -> dict[str, Any]:
+            if record.elapsed > _TOTAL - 100:
+                raise TimeoutError(f"{record.elapsed:.0f} s have gone by; it was left out")
+            torch.cuda.empty_cache()
+            subject = random_subject(geometry, device="cuda", dtype="bfloat16")
+
+            def tell(what: str) -> None:
+                print(f"{record.elapsed:6.1f} s          {geometry}: {what}", flush=True)
+
+            how: Compile = "trunk" if whole_trunk else "layers"
+            return measure(subject, batches=24, seconds=seconds, compile=how, tell=tell)
+
+        found = record.run(f"sweep {geometry}", sweep)
+        if found is not None:
+            record.data[geometry] = found
+            for way, why in found["left_out"].items():
+                record.run(f"{geometry}: {way}", lambda w=why: _raise(w))
+    record.data["bars"] = [
+        {"name": name, "least": least, "found": timings.look_up(record.data, path)}
+        for name, path, least in timings.BARS
+    ]
+
+
+def _raise(why: str) -> None:
+    raise RuntimeError(why)
+
+
+def report(record: Record) -> bool:
+    """Print what was found, shortest last; whether all is well."""
+    data = record.data
+    if "kernels" in data:
+        from rich.console import Console
+
+        from fastexplain.bench_table import bench_table
+
+        for geometry in _GEOMETRIES:
+            if geometry in data:
+                Console(width=150).print(bench_table(data[geometry]))
+        if "copy" in data:
+            print(f"\ncopy {data['copy'] / 1e12:.2f} TB/s, matrix products "
+                  f"{data['matrix'] / 1e12:.0f} TFLOP/s")  # fmt: skip
+        for name, one in data["kernels"].items():
+            print(f"{name:28} {one['seconds'] * 1e3:9.3f} ms {one['bytes_per_second'] / 1e12:6.2f} "
+                  f"TB/s {one['of_copy']:6.1%} of copy")  # fmt: skip
+    missed = 0
+    for bar in data.get("bars", []):
+        met = bar["found"] is not None and bar["found"] >= bar["least"]
+        missed += not met
+        found = "not measured" if bar["found"] is None else f"{bar['found']:,.2f}"
+        mark = "met" if met else "MISSED"
+        print(f"{mark:6}  {bar['name']:40} {found:>14}  (at least {bar['least']:,})")
+    for check in record.failures[:_SHOWN]:
+        print(f"FAILED  {check['name']}: {check['failure'][:200]}")
+    print(
+        f"{len(data['checks'])} steps, {len(record.failures)} failed; "
+        f"{len(data.get('bars', []))} bars, {missed} missed; {record.elapsed:.0f} s"
+    )
+    return not record.failures and not missed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="checks alone, no timings")
+    parser.add_argument("--whole-trunk", action="store_true",
+                        help="compile the bare trunk as one graph: some minutes more")  # fmt: skip
+    parser.add_argument("--seed", type=int, help="of the inputs; the clock's if left out")
+    parser.add_argument("--commit", help="to record, where there is no git")
+    parser.add_argument("--seconds", type=float, default=_CAPTURE_CHECKS, help="of random captures")
+    arguments = parser.parse_args()
+    if not (torch.cuda.is_available() or checks.SIMULATED):
+        print("gpu_check: there is no CUDA device here; NUMBA_ENABLE_CUDASIM=1 with --quick checks "
+              "the kernels in Numba's simulator", file=sys.stderr)  # fmt: skip
+        return 2
+    seed = time.time_ns() % 2**31 if arguments.seed is None else arguments.seed
+    print(f"seed {seed}")
+    record = Record(arguments.commit or checkout.commit(), seed)
+    rng = np.random.default_rng(seed)
+    check_kernels(record, rng, arguments.seconds)
+    if not checks.SIMULATED:
+        check_with_torch(record, rng)
+        if not arguments.quick:
+            measure_everything(record, arguments.whole_trunk)
+    record.data["seconds"] = round(record.elapsed, 1)
+    well = report(record)
+    folder = Path(os.environ.get("OUT") or RESULTS)
+    if checks.SIMULATED and folder == RESULTS:
+        return 0 if well else 1
+    folder.mkdir(parents=True, exist_ok=True)
+    gpu = re.sub(r"\W+", "-", record.data["machine"]["gpu"] or "simulator").lower()
+    path = folder / f"gpu_check-{gpu}-{record.data['when'][:10]}.json"
+    path.write_text(json.dumps(record.data, indent=1) + "\n")
+    print(f"written to {path}")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""How fast a sweep is on this machine, beside what the same model takes without it.
+
+The floor, counted first: the linear layers of a trunk take 2 * inputs * outputs operations a
+position, in a sweep all but the last down projection, and attention over 64 tokens adds under 1%,
+which is left out. As many operations in large matrix products, at whatever rate this machine has
+for them, take the least time there can be. They are one of the ways.
+
+1. Measure the machine: its copy, its matrix products, and the capture kernel alone.
+2. Make the ways: transformers' own trunk, eager and compiled, the whole model with its head, the
+   sweep (eager and compiled layers, with and without tables), what is commonly done in its
+   place, and the floor. All run one model on the same batches in the same dtype in one process;
+   those that are not ours as PyTorch comes, so that on a CPU part of a sweep's gain is oneDNN's.
+3. Warm up, then let the ways take turns, batch by batch, starting with another one each turn.
+   Machines are noisy: a ratio is the median, over turns, of the ratio within a turn.
+
+Compiled layers are `torch.compile`'s, decoder layer by decoder layer, which transformers calls
+regional compilation: one graph serves all layers. `compile="trunk"` compiles the bare trunk as one
+graph instead, which takes minutes, for a comparison with the most that a user could have.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from fastexplain.errors import UsageError
+from fastexplain.exemplars import kernel_device
+from fastexplain.fusion import find_elementwise
+from fastexplain.geometries import GEOMETRIES
+from fastexplain.measure import (
+    TOKENS,
+    capture_bandwidth,
+    copy_bandwidth,
+    machine,
+    matrix_rate,
+    peak_memory,
+    seconds_of,
+    synchronize,
+    zipf_tokens,
+)
+from fastexplain.subject import Subject
+from fastexplain.sweep import TABLE_BYTES
+from fastexplain.ways import (
+    REFERENCES,
+    WAYS,
+    Compile,
+    Sweeper,
+    Way,
+    floor_operations,
+    make_ways,
+)
+
+BATCH = {"cpu": 64, "mps": 64, "cuda": 512}
+"""Excerpts of a batch, by the kind of device: a sweep's defaults."""
+
+_WARM_UP = 2  # turns: the first compiles, the second shows what memory is needed
+_LEAST_TURNS = 3
+# Batches that a way runs in a turn, without waiting in between, as no loop does on a GPU.
+_BATCHES_A_TURN = {"cpu": 1, "mps": 2, "cuda": 2}
+
+
+def measure(
+    subject: Subject,
+    *,
+    batch_size: int | None = None,
+    batches: int = 16,
+    seconds: float = 120.0,
+    compile: Compile = "layers",
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda what: None,
+) -> dict[str, Any]:
+    """Measure a subject's sweep beside the other ways, and what the machine allows.
+
+    Args:
+        batch_size: excerpts of a batch; `BATCH` by default.
+        batches: of each way, at least; a turn may have several.
+        seconds: for the turns; past that no other begins. There are three in any case.
+        compile: how the bare trunk is compiled, see above; `off` leaves out all compiled ways.
+        seed: of the tokens.
+        tell: called with what is being done.
+
+    Returns:
+        Plain data: `machine`, what was run, the `copy` in bytes a second, `matrix` products in
+        operations a second, `capture` alone, `ways` (for each its `tokens_per_second`, and in
+        bytes what it keeps and needs besides; or why it was `left_out`), `ratios` (of speeds, by
+        way and by the way compared with), and bytes `on_disk` a neuron.
+
+    Raises UsageError for numbers that make no sense.
+    """
+    device, dtype = subject.device, subject.dtype
+    batch_size = BATCH[device.type] if batch_size is None else batch_size
+    for name, value in (("batch_size", batch_size), ("batches", batches)):
+        if value < 1:
+            raise UsageError(f"{name} is {value}; it must be at least 1")
+    tell("Measuring the machine")
+    copied, multiplied = copy_bandwidth(device), matrix_rate(device, dtype)
+    capture = _capture(subject, batch_size, copied)
+
+    a_turn = _BATCHES_A_TURN[device.type]
+    turns = max(-(-batches // a_turn), _LEAST_TURNS)
+    count = (_WARM_UP + turns) * a_turn * batch_size
+    tokens = zipf_tokens(count, subject.vocabulary_size, seed=seed)
+    # Dynamo keeps 8 compiled forms of a function, and every layer of every model is the same one.
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        rows = TABLE_BYTES // (4 * full_width(subject))
+        ways, left_out = make_ways(
+            subject, tokens, batch_size=batch_size, table_rows=rows, compile=compile
+        )
+        failed, memory = _warm_up(ways, device, a_turn, tell)
+        times = _take_turns(ways, device, a_turn, turns, seconds, tell)
+    counted = a_turn * batch_size * TOKENS
+    names = [name for name in WAYS if name in times]
+    sweep = ways["sweep"]
+    assert isinstance(sweep, Sweeper)
+    file = sweep.layer_file()
+    return {
+        "kind": "bench",
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "geometry": subject.name,
+        "layers": len(subject.mlps),
+        "layers_of_geometry": _layers_of_geometry(subject),
+        "neurons": sum(subject.widths),
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_size": batch_size,
+        "positions": subject.lead + TOKENS,
+        "turns": len(times["trunk"]),
+        "batches_a_turn": a_turn,
+        "copy": copied,
+        "matrix": multiplied,
+        "capture": capture,
+        "operations_a_token": floor_operations(subject) / TOKENS,
+        "ways": {
+            name: {"tokens_per_second": counted / statistics.median(times[name]), **memory[name]}
+            for name in names
+        },
+        "left_out": left_out | failed,
+        "ratios": {
+            name: {
+                other: statistics.median(
+                    b / a for a, b in zip(times[name], times[other], strict=True)
+                )
+                for other in REFERENCES if other in times
+            }
+            for name in names
+        },
+        "on_disk": sum(
+            array.nbytes for name, array in file.items() if not name.startswith("tables.")
+        ) / subject.widths[0],
+        "tables_bytes": TABLE_BYTES * sum(subject.widths) // full_width(subject),
+    }  # fmt: skip
+
+
+def _capture(subject: Subject, batch_size: int, copied: float) -> dict[str, Any]:
+    """The capture kernel alone on a layer's shape: reading activations, and making them."""
+    mlp = subject.mlps[0]
+    part = find_elementwise(subject.model.get_submodule(mlp.path), mlp)
+    forms: dict[str, dict[str, Any]] = {"plain": {}}
+    if part is not None:
+        forms["fused"] = {"nonlinearity": part.nonlinearity, "gated": part.up is not None}
+    device = kernel_device(subject.device)
+    found = {
+        name: capture_bandwidth(
+            batch_size, mlp.width, subject.dtype, device, lead=subject.lead, **form
+        )
+        for name, form in forms.items()
+    }
+    return {name: {**one, "of_copy": one["bytes_per_second"] / copied}
+            for name, one in found.items()}  # fmt: skip
+
+
+def _warm_up(
+    ways: dict[str, Way], device: torch.device, a_turn: int, tell: Callable[[str], None]
+) -> tuple[dict[str, str], dict[str, dict[str, int | None]]]:
+    """Run the untimed turns; takes the ways that don't work out of `ways`, and says why."""
+    left_out: dict[str, str] = {}
+    before = _outside(device)
+    for name, way in list(ways.items()):
+        tell(f"Warming up: {WAYS[name]}")
+        try:
+            with way.prepared():
+                _steps(way, a_turn)
+                synchronize(device)
+        except Exception as error:  # compilers fail in ways of their own
+            if "compiled" not in name:
+                raise
+            left_out[name] = str(error).strip().splitlines()[0]
+            del ways[name]
+    outside = _outside(device) - before
+    memory: dict[str, dict[str, int | None]] = {}
+    for name, way in ways.items():
+        with way.prepared():
+            needed = peak_memory(way.step, device)
+            _steps(way, a_turn - 1)
+            synchronize(device)
+        if needed is not None and isinstance(way, Sweeper):
+            needed += outside
+            way.needed_bytes = needed
+        memory[name] = {"kept_bytes": way.kept_bytes, "needed_bytes": needed}
+    return left_out, memory
+
+
+def _outside(device: torch.device) -> int:
+    """Bytes of a GPU's memory that torch's allocator knows nothing of: what the kernels take."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
+def _take_turns(
+    ways: dict[str, Way],
+    device: torch.device,
+    a_turn: int,
+    turns: int,
+    seconds: float,
+    tell: Callable[[str], None],
+) -> dict[str, list[float]]:
+    """Seconds of every way in every turn."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(ways)
+    started = time.perf_counter()
+    for turn in range(turns):
+        if turn >= _LEAST_TURNS and time.perf_counter() - started > seconds:
+            break
+        tell(f"Turn {turn + 1} of {turns}")
+        for name in order:
+            with ways[name].prepared():
+                times[name].append(
+                    seconds_of(functools.partial(_steps, ways[name], a_turn), device)
+                )
+        order.append(order.pop(0))
+    return times
+
+
+def _steps(way: Way, count: int) -> None:
+    for _ in range(count):
+        way.step()
+
+
+def _layers_of_geometry(subject: Subject) -> int:
+    geometry = GEOMETRIES.get(subject.name)
+    return len(subject.mlps) if geometry is None else geometry.layers
+
+
+def full_width(subject: Subject) -> int:
+    """Neurons of the whole geometry, of which the subject may have the lowest layers only."""
+    return sum(subject.widths) // len(subject.mlps) * _layers_of_geometry(subject)

@@ -1,0 +1,299 @@
+"""What a machine can do: its copy, its matrix products, the capture kernel, and how to time them.
+
+A device works behind the host's back: every time here is from a synchronised start to a
+synchronised end. Inputs are random, since zeros are copied and multiplied faster.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import itertools
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastexplain import __version__
+from fastexplain.exemplars import Exemplars, kernel_dtype, on_device
+from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
+from fastexplain.onednn import OneDnnLinear
+
+TOKENS = 64
+"""Tokens of an excerpt."""
+
+# Bytes of a copied array, far above any cache; the side of a square matrix, large enough that
+# products reach their rate, small enough that a CPU takes well under a second.
+_COPY_BYTES = {"cuda": 2**31, "mps": 2**28, "cpu": 2**27}
+_MATRIX_SIDE = {"cuda": 8192, "mps": 4096, "cpu": 2048}
+# Inputs that a kernel is timed on in turn: together beyond the caches.
+_ROTATED_BYTES = {"cuda": 2**29, "mps": 2**28, "cpu": 2**27}
+_LEAST_REPEATS, _MOST_REPEATS = 5, 200
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions that a measurement was made with; plain data."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "gpu": gpu,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "fastexplain": __version__,
+        **{name: _version(name) for name in ("torch", "transformers", "numba", "numba-cuda",
+                                             "triton", "numpy")},
+    }  # fmt: skip
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version, as its kernel module tells it."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    return next((word for word in text.split() if word[:1].isdigit() and "." in word), None)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what was queued on it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    """Wall time of a step, the device's part included."""
+    synchronize(device)
+    started = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def median_seconds(
+    step: Callable[[], object], device: torch.device, *, budget: float = 0.5
+) -> float:
+    """The median time of a step, after two of warm-up; as for `_times`."""
+    return statistics.median(_times(step, device, budget))
+
+
+def _least_seconds(step: Callable[[], object], device: torch.device) -> float:
+    """The time of a step that a rate is told by: what else a CPU does must not lower it."""
+    times = _times(step, device, 1.5)
+    return min(times) if device.type == "cpu" else statistics.median(times)
+
+
+def _times(step: Callable[[], object], device: torch.device, budget: float) -> list[float]:
+    """Seconds of repeated steps, after two of warm-up.
+
+    On CUDA, steps are timed by events, so that the host's own time between them does not count.
+
+    Args:
+        budget: seconds to spend; there are at least 5 repeats, and at most 200.
+    """
+    step()
+    once = seconds_of(step, device)
+    repeats = min(max(int(budget / max(once, 1e-9)), _LEAST_REPEATS), _MOST_REPEATS)
+    if device.type != "cuda":
+        return [seconds_of(step, device) for _ in range(repeats)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        step()
+        event.record()
+    synchronize(device)
+    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second of a large copy on the device, counting those read and those written."""
+    size = _COPY_BYTES[device.type]
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _least_seconds(lambda: target.copy_(source), device)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square matrix product."""
+    product = MatrixProduct(device, dtype)
+    return product.operations / _least_seconds(product, device)
+
+
+class MatrixProduct:
+    """A large square matrix product; on a CPU by the faster of the two libraries PyTorch has."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        side = _MATRIX_SIDE[device.type]
+        self.operations = 2 * side**3
+        self._left, self._right = (
+            torch.randn(side, side, device=device, dtype=dtype) for _ in range(2)
+        )
+
+    def __call__(self) -> None:
+        with torch.inference_mode(), OneDnnLinear():
+            nn.functional.linear(self._left, self._right)
+
+
+def capture_bandwidth(
+    excerpts: int,
+    neurons: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    lead: int = 0,
+    nonlinearity: str | None = None,
+    gated: bool = False,
+    table_rows: tuple[int, int] = (0, 0),
+) -> dict[str, float]:
+    """Time `capture` alone on random activations, once the exemplars are so good that none changes.
+
+    So it is in a sweep past its first batches: of N excerpts a neuron takes 20 (1 + ln(N / 20)).
+
+    Args:
+        excerpts, lead, neurons: the shape of a batch, `[excerpts, lead + 64, neurons]`.
+        nonlinearity: None to read activations, or f to make them of pre-activations and write them.
+        gated: whether these are f(gate) * up.
+        table_rows: V and P; of the tokens, which are drawn by Zipf's law, those are in the tables.
+
+    Returns:
+        `seconds` of a batch; `bytes` read and written, those of activations and pre-activations
+        alone; `bytes_per_second`.
+    """
+    shape = (excerpts, lead + TOKENS, neurons)
+    arrays = 1 if nonlinearity is None else 2 + gated
+    size = arrays * excerpts * shape[1] * neurons * dtype.itemsize
+    count = max(1, -(-_ROTATED_BYTES[device.type] // size))
+    random_ids = smallest_hashes(np.arange(25, dtype=np.int32) + count * excerpts, 25, 0)
+    tokens = zipf_tokens(count * excerpts, max(sum(table_rows), 1) * 4, seed=0)
+    summary = Summary.empty(
+        neurons, TOKENS, kernel_dtype(dtype), top=20, bottom=0, random_ids=random_ids,
+        table_rows=table_rows, seed=0,
+    )  # fmt: skip
+    summary.top_keys[:] = np.finfo(np.float32).max
+    kept = Exemplars(summary, device)
+    work: list[tuple[torch.Tensor, Batch, Preactivations | None]] = []
+    for number in range(count):
+        rows = slice(number * excerpts, (number + 1) * excerpts)
+        ids = np.arange(rows.start, rows.stop, dtype=np.int32)
+        token_rows = np.where(tokens[rows] < table_rows[0], tokens[rows], -1).astype(np.int32)
+        pairs = tokens[rows] - table_rows[0]
+        pair_rows = np.where((pairs >= 0) & (pairs < table_rows[1]), pairs, -1).astype(np.int32)
+        batch = Batch.make(
+            ids, token_rows, pair_rows, skip=1 - lead, random_ids=random_ids, table_rows=table_rows
+        )
+        inputs = [torch.randn(shape, device=device, dtype=dtype) for _ in range(arrays)]
+        pre = None
+        if nonlinearity is not None:
+            pre = Preactivations(nonlinearity, inputs[1], inputs[2] if gated else None)
+        work.append((inputs[0], on_device(batch, device), pre))
+
+    def cycle() -> None:
+        for acts, batch, pre in work:
+            kept.update(acts, batch, pre)
+
+    seconds = median_seconds(replayed(cycle, device), device) / count
+    return {"seconds": seconds, "bytes": size, "bytes_per_second": size / seconds}
+
+
+def replayed(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The step as a CUDA graph, without the host's time for its launches.
+
+    Off CUDA, and where a graph can't hold what it does, the step as it is.
+    """
+    if device.type != "cuda":
+        return step
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        step()  # compiles and allocates, neither of which a graph can hold
+    synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            step()
+    except Exception as error:  # CUDA's, torch's or Numba's
+        warnings.warn(f"timed with the host's launches: {error}", stacklevel=2)
+        return step
+    return graph.replay
+
+
+def zipf_tokens(excerpts: int, vocabulary: int, *, seed: int, length: int = TOKENS) -> np.ndarray:
+    """Token ids int32 `[excerpts, length]`, as frequent and as repetitive as a text's.
+
+    Frequencies follow Zipf and Mandelbrot, 1 / (rank + 2.7). Every third token is the fixed
+    successor of the one before it, so that there are frequent pairs too.
+    """
+    rng = np.random.default_rng(seed)
+    cumulated = np.cumsum(1 / (np.arange(vocabulary) + 2.7))
+    cumulated /= cumulated[-1]
+
+    def draw(*shape: int) -> np.ndarray:
+        return np.searchsorted(cumulated, rng.random(shape)).astype(np.int32)
+
+    tokens, successors = draw(excerpts, length), draw(vocabulary)
+    follows = rng.random((excerpts, length)) < 1 / 3
+    for t in range(1, length):
+        tokens[:, t] = np.where(follows[:, t], successors[tokens[:, t - 1]], tokens[:, t])
+    return tokens
+
+
+def peak_memory(step: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that a step needs at its worst beyond those in use before it; None if not knowable.
+
+    On CUDA that is what torch's allocator hands out; on a CPU, the process's resident memory, of
+    which Linux can keep the peak.
+    """
+    if device.type == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type == "cpu" and platform.system() == "Linux":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # else what was freed would still count as in use
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        except (OSError, AttributeError):  # a kernel or a C library without it
+            step()
+            return None
+        before = _resident("VmRSS")
+        step()
+        return max(_resident("VmHWM") - before, 0)
+    step()
+    return None
+
+
+def _resident(name: str) -> int:
+    """A size in bytes from the kernel's account of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)

@@ -1,0 +1,289 @@
+"""The ways to run a corpus through a model that a benchmark compares, a batch at a time.
+
+Every way has `step()`, which runs its next batch and returns before a device is done with it,
+`prepared()`, what it wants of the process meanwhile, `kept_bytes`, what it holds on to from batch
+to batch, and `share`, the part of what `step` does that was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastexplain.compilation import CompiledLayer, compiled
+from fastexplain.exemplars import Exemplars, kernel_device, kernel_dtype
+from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
+from fastexplain.measure import TOKENS, MatrixProduct
+from fastexplain.memory import freed_memory_kept
+from fastexplain.mlps import LINEAR, find_trunk
+from fastexplain.prefetch import prefetched
+from fastexplain.subject import Subject
+from fastexplain.tables import Tables
+
+Compile = Literal["layers", "trunk", "off"]
+
+_TOP, _RANDOM = 20, 25  # a sweep's defaults
+
+
+class Sweeper:
+    """A sweep's loop, from which a caller takes one batch after another.
+
+    Args:
+        tokens: int32 `[excerpts, 64]`, all that will be swept.
+        layers: those to capture; all by default.
+        table_rows: V + P at most; 0 for a sweep without tables.
+        compiled: whether decoder layers run through torch.compile.
+
+    Attributes:
+        needed_bytes: what a batch takes besides, once that is known; a sweep on a CPU finds this
+            much memory freed by the batch before.
+    """
+
+    share = 1.0
+    needed_bytes = 0
+
+    def __init__(
+        self,
+        subject: Subject,
+        tokens: np.ndarray,
+        *,
+        layers: Sequence[int] | None = None,
+        batch_size: int,
+        table_rows: int,
+        compiled: bool = False,
+    ) -> None:
+        self._subject, self._compiled = subject, compiled
+        self._layers = range(len(subject.widths)) if layers is None else layers
+        device = kernel_device(subject.device)
+        self._fused = device.type == subject.device.type
+        skip = 1 - subject.lead
+        tables = Tables.choose(tokens, skip=skip, rows=table_rows)
+        random_ids = smallest_hashes(np.arange(len(tokens), dtype=np.int32), _RANDOM, 0)
+
+        def laid_out() -> Iterator[tuple[np.ndarray, Batch]]:
+            for start, token_ids in _batches(tokens, batch_size):
+                ids = np.arange(start, start + len(token_ids), dtype=np.int32)
+                yield (
+                    token_ids,
+                    Batch.make(ids, *tables.rows(token_ids), skip=skip, random_ids=random_ids,
+                               table_rows=tables.size),
+                )  # fmt: skip
+
+        self._batches = prefetched(laid_out(), device)
+        self._exemplars: dict[int, Exemplars] = {}
+        self.kept_bytes = 0
+        for layer in self._layers:
+            summary = Summary.empty(
+                subject.widths[layer], tokens.shape[1], kernel_dtype(subject.dtype),
+                top=_TOP, bottom=0, random_ids=random_ids, table_rows=tables.size, seed=0,
+            )  # fmt: skip
+            arrays = [value for value in vars(summary).values() if isinstance(value, np.ndarray)]
+            self.kept_bytes += sum(array.nbytes for array in arrays)
+            self._exemplars[layer] = Exemplars(summary, device)
+
+    def step(self) -> None:
+        token_ids, batch = next(self._batches)
+        if self._fused:
+            self._subject.trunk(
+                token_ids,
+                layers=self._layers,
+                fold=lambda layer, acts, pre: self._exemplars[layer].update(acts, batch, pre),
+                compiled=self._compiled,
+            )
+        else:
+            self._subject.trunk(
+                token_ids,
+                lambda layer, acts: self._exemplars[layer].update(acts.cpu(), batch),
+                self._layers,
+            )
+
+    @contextlib.contextmanager
+    def prepared(self) -> Iterator[None]:
+        device = self._subject.device
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                yield
+        elif device.type == "cpu":
+            with freed_memory_kept():
+                torch.empty(self.needed_bytes, dtype=torch.uint8).fill_(1)
+                yield
+        else:
+            yield
+
+    def layer_file(self) -> dict[str, np.ndarray]:
+        """The arrays of the lowest layer's file."""
+        return self._exemplars[self._layers[0]].finalize()
+
+
+class Peer:
+    """Capture as it is commonly done: concatenate with what was kept, `topk`, gather.
+
+    It keeps the top exemplars alone: no random ones, statistics or tables.
+    """
+
+    prepared = contextlib.nullcontext
+    share = 1.0
+
+    def __init__(
+        self,
+        subject: Subject,
+        tokens: np.ndarray,
+        *,
+        layers: Sequence[int] | None = None,
+        batch_size: int,
+    ) -> None:
+        self._subject, self._batches = subject, _batches(tokens, batch_size)
+        self._layers = range(len(subject.widths)) if layers is None else layers
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _capture(self, layer: int, acts: Tensor) -> None:
+        lead = self._subject.lead
+        acts = acts[:, lead:].transpose(1, 2)  # [excerpts, neurons, tokens]
+        maxima = acts[:, :, 1 - lead :].amax(dim=2)
+        if layer in self._kept:
+            values, kept = self._kept[layer]
+            maxima, acts = torch.cat([values, maxima]), torch.cat([kept, acts])
+        values, places = maxima.topk(min(_TOP, len(maxima)), dim=0)
+        self._kept[layer] = values, acts.gather(0, places[..., None].expand(-1, -1, acts.shape[2]))
+
+    def step(self) -> None:
+        _, token_ids = next(self._batches)
+        self._subject.trunk(torch.from_numpy(token_ids), self._capture, self._layers)
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(tensor.nbytes for kept in self._kept.values() for tensor in kept)
+
+
+class Bare:
+    """transformers' own forward pass, on what the sweep would run it on; keeps nothing.
+
+    Args:
+        forward: the trunk or the whole model, as a user calls it.
+        layers: decoder layers to run compiled, where there are any.
+    """
+
+    prepared = contextlib.nullcontext
+    share = 1.0
+    kept_bytes = 0
+
+    def __init__(
+        self,
+        subject: Subject,
+        tokens: np.ndarray,
+        forward: Callable[..., object],
+        *,
+        batch_size: int,
+        layers: Sequence[CompiledLayer] = (),
+    ) -> None:
+        self._subject, self._batches = subject, _batches(tokens, batch_size)
+        self._forward, self._layers = forward, layers
+
+    def step(self) -> None:
+        _, token_ids = next(self._batches)
+        ids = torch.from_numpy(token_ids).to(self._subject.device, torch.long)
+        if self._subject.bos is not None:
+            ids = nn.functional.pad(ids, (1, 0), value=self._subject.bos)
+        with compiled(self._layers), torch.inference_mode():
+            self._forward(input_ids=ids, use_cache=False)
+
+
+class Floor:
+    """As many operations as a sweep's matrix products take, in large matrix products alone.
+
+    Args:
+        operations: of a batch.
+    """
+
+    prepared = contextlib.nullcontext
+    kept_bytes = 0
+
+    def __init__(self, subject: Subject, operations: float) -> None:
+        self._product = MatrixProduct(subject.device, subject.dtype)
+        self._count = max(round(operations / self._product.operations), 1)
+        self.share = operations / (self._count * self._product.operations)
+
+    def step(self) -> None:
+        for _ in range(self._count):
+            self._product()
+
+
+def _batches(tokens: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The first excerpt's id and the token ids of each batch."""
+    for start in range(0, len(tokens), batch_size):
+        yield start, tokens[start : start + batch_size]
+
+
+Way = Sweeper | Peer | Bare | Floor
+
+WAYS = {
+    "trunk": "bare trunk",
+    "trunk_compiled": "bare trunk, compiled",
+    "model": "model with head",
+    "peer": "concatenate, topk, gather",
+    "floor": "matrix products alone",
+    "sweep": "sweep",
+    "sweep_tables": "sweep with tables",
+    "sweep_compiled": "sweep, compiled",
+    "sweep_compiled_tables": "sweep with tables, compiled",
+}
+"""What is measured, by the name that results give it, with what it is called on screen."""
+
+REFERENCES = ("trunk", "trunk_compiled", "model", "peer", "floor")
+"""Those that the others are compared with."""
+
+
+def make_ways(
+    subject: Subject,
+    tokens: np.ndarray,
+    *,
+    batch_size: int,
+    table_rows: int,
+    compile: Compile = "layers",
+) -> tuple[dict[str, Way], dict[str, str]]:
+    """The ways of `WAYS`, ready to take turns; and why others are left out, by name."""
+    trunk = find_trunk(subject.model)
+
+    def bare(forward: Callable[..., object], layers: Sequence[CompiledLayer] = ()) -> Bare:
+        return Bare(subject, tokens, forward, batch_size=batch_size, layers=layers)
+
+    def sweeper(rows: int, compiled: bool) -> Sweeper:
+        return Sweeper(subject, tokens, batch_size=batch_size, table_rows=rows, compiled=compiled)
+
+    ways: dict[str, Way] = {
+        "trunk": bare(trunk),
+        "model": bare(subject.model),
+        "peer": Peer(subject, tokens, batch_size=batch_size),
+        "floor": Floor(subject, batch_size * floor_operations(subject)),
+        "sweep": sweeper(0, False),
+        "sweep_tables": sweeper(table_rows, False),
+    }
+    if compile == "off":
+        return ways, dict.fromkeys(WAYS.keys() - ways, "it was asked not to compile")
+    if compile == "trunk":
+        ways["trunk_compiled"] = bare(torch.compile(trunk, dynamic=False))
+    else:
+        layers = [CompiledLayer(subject.model.get_submodule(mlp.layer)) for mlp in subject.mlps]
+        ways["trunk_compiled"] = bare(trunk, layers)
+    if kernel_device(subject.device).type != subject.device.type:
+        return ways, dict.fromkeys(WAYS.keys() - ways, "the kernels don't run on this device")
+    ways["sweep_compiled"] = sweeper(0, True)
+    ways["sweep_compiled_tables"] = sweeper(table_rows, True)
+    return ways, {}
+
+
+def floor_operations(subject: Subject) -> float:
+    """Operations that no sweep can do without, for the tokens of one excerpt.
+
+    A linear layer takes 2 * inputs * outputs for each position. The last down projection is not
+    needed; attention over 64 tokens adds under 1% and is left out.
+    """
+    linear = [each for each in find_trunk(subject.model).modules() if isinstance(each, LINEAR)]
+    needed = [each for each in linear if each is not subject.mlps[-1].down]
+    weights = sum(each.get_parameter("weight").numel() for each in needed)
+    return 2 * weights * (subject.lead + TOKENS)

@@ -1,0 +1,182 @@
+"""`benches/gpu_check.py` without a GPU, and the README's table of what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHES = ROOT / "benches"
+
+sys.path.insert(0, str(BENCHES))
+
+import device_timings  # noqa: E402
+import device_torch  # noqa: E402
+import readme_table  # noqa: E402
+
+# Nothing of the server's side, nor what only some checkpoints need, is where GPUs are measured.
+BLOCKED = ("openai", "gguf", "accelerate", "httpx", "pydantic", "pyarrow")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which nothing is installed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("fastexplain", "kernels", "benches"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code with the checkout's `benches` first on the path, the blocked modules missing."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED}))\n"
+    # What pip left for an editable install would find the other checkout.
+    unhook = "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
+    start = f"sys.path.insert(0, {str(folder / 'benches')!r})\n"
+    return subprocess.run(
+        [sys.executable, "-c", blocked + unhook + start + code],
+        cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_it_runs_from_a_bare_checkout_and_imports_no_server_library(bare: Path) -> None:
+    code = (
+        "import checkout, device_checks, device_torch, device_timings, gpu_check\n"
+        "import fastexplain, fastexplain.bench, fastexplain.bench_table, fastexplain.sweep\n"
+        "import fastexplain.kernels.cpu as cpu, transformers\n"
+        "print(fastexplain.__file__, cpu.__file__)\n"
+    )
+    shown = python(code, bare)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.split() == [
+        str(bare / "fastexplain" / "__init__.py"),
+        str(bare / "kernels" / "cpu.py"),
+    ]
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    shown = subprocess.run(
+        [sys.executable, BENCHES / "gpu_check.py"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert shown.returncode == 2 and "there is no CUDA device here" in shown.stderr
+
+
+@pytest.mark.scale
+def test_the_checks_pass_in_the_simulator(bare: Path, tmp_path: Path) -> None:
+    code = (
+        "import gpu_check\n"
+        "sys.argv = ['gpu_check', '--quick', '--seconds', '0', '--commit', 'abc', '--seed', '5']\n"
+        "sys.exit(gpu_check.main())\n"
+    )
+    shown = python(code, bare, NUMBA_ENABLE_CUDASIM="1", OUT=str(tmp_path))
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    [path] = tmp_path.glob("gpu_check-simulator-*.json")
+    record = json.loads(path.read_text())
+    assert record["commit"] == "abc" and record["seed"] == 5 and record["machine"]["gpu"] is None
+    names = [check["name"] for check in record["checks"]]
+    for kernel in ("capture", "merge", "discretize", "correlate", "lookup"):
+        assert any(name.startswith(kernel) for name in names), kernel
+    assert not [check for check in record["checks"] if check["failure"]]
+
+
+def test_the_comparison_with_torch_holds_for_the_cpus_kernels(monkeypatch) -> None:
+    """It is written for a GPU; that it compares the right things can be seen here."""
+    monkeypatch.setattr(device_torch, "CUDA", torch.device("cpu"))
+    monkeypatch.setattr(device_torch, "_LARGE", (64, 96))
+    for nonlinearity, gated in ((None, False), ("gelu_tanh", False), ("silu", True)):
+        device_torch.check_large(nonlinearity, gated, seed=3)
+    monkeypatch.setattr(device_torch.Exemplars, "update", lambda *_: None)
+    with pytest.raises(AssertionError):
+        device_torch.check_large(None, False, seed=3)
+
+
+def test_a_failed_check_does_not_stop_the_rest(bare: Path, tmp_path: Path) -> None:
+    """A kernel that forgets to write must be found out."""
+    code = (
+        "import gpu_check, device_checks\n"
+        "right = device_checks.cuda_kernels.capture\n"
+        "def wrong(acts, batch, summary, pre=None):\n"
+        "    if pre is None: right(acts, batch, summary)\n"
+        "device_checks.cuda_kernels.capture = wrong\n"
+        "record = gpu_check.Record(None, 0)\n"
+        "for f in ('relu', None):\n"
+        "    case = device_checks.CaptureCase('float32', 2, f, 'plain', 'normal', seed=1)\n"
+        "    record.run(str(f), lambda: device_checks.check_capture(case))\n"
+        "print(gpu_check.report(record), [check['name'] for check in record.failures])\n"
+    )
+    shown = python(code, bare, NUMBA_ENABLE_CUDASIM="1")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[-1] == "False ['relu']"
+    assert "activations are off" in shown.stdout
+
+
+def measured(**changes: object) -> dict:
+    """What `fastexplain.bench.measure` returns, as far as the README's table reads it."""
+    names = ("trunk", "trunk_compiled", "model", "peer", "sweep", "sweep_tables",
+             "sweep_compiled", "sweep_compiled_tables")  # fmt: skip
+    speeds = dict(zip(names, np.arange(1.0, 9.0) * 1000, strict=True))
+    result = {
+        "kind": "bench",
+        "machine": {"gpu": None, "cpu": "Some CPU", "threads": 2},
+        "geometry": "gpt2",
+        "layers": 12,
+        "layers_of_geometry": 12,
+        "device": "cpu",
+        "dtype": "float32",
+        "ways": {name: {"tokens_per_second": speed} for name, speed in speeds.items()},
+        "ratios": {
+            name: {other: speed / speeds[other] for other in names[:4]}
+            for name, speed in speeds.items()
+        },
+    }
+    return result | changes
+
+
+def test_bars_are_read_from_the_record() -> None:
+    kernel = {"seconds": 1e-3, "bytes": 1e9, "bytes_per_second": 1e12, "of_copy": 0.9}
+    record = {
+        "kernels": {f"capture {name}": kernel for name in ("plain", "gelu_tanh", "silu gated")},
+        "gpt2-xl": measured(),
+        "llama-8b": measured(ratios={}),
+    }
+    found = {name: device_timings.look_up(record, path) for name, path, _ in device_timings.BARS}
+    assert found["capture plain over copy"] == 0.9
+    assert found["gpt2-xl: sweep over eager trunk"] == 7
+    assert found["gpt2-xl: the same with tables"] == 4
+    assert found["gpt2-xl: sweep, tokens/s"] == 7000
+    assert found["llama-8b: sweep over compiled trunk"] is None
+    assert found["llama-8b: sweep over the peer's way"] is None
+
+
+def test_the_table_shows_the_faster_sweep_and_what_was_cut() -> None:
+    shown = readme_table.block([measured(layers=4)])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()]
+    assert rows[2] == ["2 CPU cores (Some CPU)", "gpt2, 4 of 12 layers, float32",
+                       "sweep, compiled", "7,000", "7.00", "3.50", "2.33", "1.75"]  # fmt: skip
+    assert rows[3][2:4] == ["with tables, compiled", "8,000"]
+    assert "No GPU has been measured yet" in shown
+
+
+def test_the_table_reads_both_kinds_of_files(tmp_path: Path) -> None:
+    on_gpu = measured(device="cuda", machine={"gpu": "H200", "cpu": "Some CPU", "threads": 8})
+    (tmp_path / "a.json").write_text(json.dumps(measured()))
+    (tmp_path / "b.json").write_text(json.dumps({"kind": "gpu_check", "seed": 1, "gpt2": on_gpu}))
+    found = readme_table.measurements(tmp_path)
+    assert [one["device"] for one in found] == ["cuda", "cpu"]
+    assert "No GPU" not in readme_table.block(found) and "| H200 |" in readme_table.block(found)
+    assert "No GPU" in readme_table.block([])
+
+
+def test_the_readme_shows_what_was_recorded() -> None:
+    text = readme_table.README.read_text(encoding="utf-8")
+    assert text == readme_table.rewritten(text, readme_table.measurements()), "make readme-table"
+    with pytest.raises(ValueError, match="no block"):
+        readme_table.rewritten("# nothing", [])
