@@ -27,6 +27,8 @@ from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest
 from fastexplain.run import RunWriter
 from fastexplain.tables import Tables
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def words_of(exemplar) -> list[str]:
     return [planted.WORDS[token] for token in exemplar.token_ids]
@@ -391,12 +393,16 @@ def test_memory_does_not_grow_with_the_corpus(tiny_subject, planted_corpus, tmp_
 
     def measure(done: int) -> None:
         batch = done // 8
-        if batch == 34:  # caches have filled up; tracing is slow
+        if batch == 34:  # tracing is slow
             tracemalloc.start()
         if batch in (36, 50):
             gc.collect()
             tensors = sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
-            sizes[batch] = tensors, tracemalloc.get_traced_memory()[0]
+            ours = [
+                tracemalloc.Filter(True, f"{ROOT}/{name}/*") for name in ("fastexplain", "kernels")
+            ]
+            traces = tracemalloc.take_snapshot().filter_traces(ours).traces
+            sizes[batch] = tensors, sum(trace.size for trace in traces)
 
     try:
         fastexplain.sweep(tiny_subject, planted_corpus, tmp_path / "run", batch_size=8,
