@@ -7,7 +7,6 @@ Importing this module is all it takes. setuptools maps the top-level folder `ker
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,17 +32,3 @@ def _register() -> None:
 
 
 _register()
-
-
-def commit() -> str | None:
-    """The checkout's commit, with a + where files were changed since; None outside of git."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -28,12 +28,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import checkout  # first: it makes fastexplain importable
+import checkout  # noqa: F401, first: it makes fastexplain importable
 import device_checks as checks
 import numpy as np
 import torch
 
-from fastexplain.measure import machine
+from fastexplain.measure import commit, machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -236,7 +236,7 @@ def main() -> int:
         return 2
     seed = time.time_ns() % 2**31 if arguments.seed is None else arguments.seed
     print(f"seed {seed}")
-    record = Record(arguments.commit or checkout.commit(), seed)
+    record = Record(arguments.commit or commit(), seed)
     rng = np.random.default_rng(seed)
     check_kernels(record, rng, arguments.seconds)
     if not checks.SIMULATED:

@@ -36,6 +36,7 @@ from fastexplain.geometries import GEOMETRIES
 from fastexplain.measure import (
     TOKENS,
     capture_bandwidth,
+    commit,
     copy_bandwidth,
     machine,
     matrix_rate,
@@ -86,7 +87,7 @@ def measure(
         tell: called with what is being done.
 
     Returns:
-        Plain data: `machine`, what was run, the `copy` in bytes a second, `matrix` products in
+        Plain data: `machine`, `commit`, what was run, the `copy` in bytes a second, `matrix` products in
         operations a second, `capture` alone, `ways` (for each its `tokens_per_second`, and in
         bytes what it keeps and needs besides; or why it was `left_out`), `ratios` (of speeds, by
         way and by the way compared with), and bytes `on_disk` a neuron.
@@ -123,6 +124,7 @@ def measure(
     return {
         "kind": "bench",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
         "machine": machine(),
         "geometry": subject.name,
         "layers": len(subject.mlps),

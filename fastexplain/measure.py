@@ -11,6 +11,7 @@ import importlib.metadata
 import itertools
 import platform
 import statistics
+import subprocess
 import time
 import warnings
 from collections.abc import Callable
@@ -52,6 +53,23 @@ def machine() -> dict[str, Any]:
         **{name: _version(name) for name in ("torch", "transformers", "numba", "numba-cuda",
                                              "triton", "numpy")},
     }  # fmt: skip
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, with a + where files were changed since.
+
+    None where it runs from a package, or without git.
+    """
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _version(distribution: str) -> str | None:
