@@ -87,10 +87,10 @@ def measure(
         tell: called with what is being done.
 
     Returns:
-        Plain data: `machine`, `commit`, what was run, the `copy` in bytes a second, `matrix` products in
-        operations a second, `capture` alone, `ways` (for each its `tokens_per_second`, and in
-        bytes what it keeps and needs besides; or why it was `left_out`), `ratios` (of speeds, by
-        way and by the way compared with), and bytes `on_disk` a neuron.
+        Plain data: `machine`, `commit`, what was run, the `copy` in bytes a second, `matrix`
+        products in operations a second, `capture` alone, `ways` (for each its `tokens_per_second`,
+        and in bytes what it keeps and needs besides; or why it was `left_out`), `ratios` (of
+        speeds, by way and by the way compared with), and bytes `on_disk` a neuron.
 
     Raises UsageError for numbers that make no sense.
     """

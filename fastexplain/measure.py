@@ -61,6 +61,7 @@ def commit() -> str | None:
     None where it runs from a package, or without git.
     """
     try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # or it is another's repository
         head = _git("rev-parse", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
