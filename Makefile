@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	$(BIN)/fastexplain demo --out $(RUN)
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m "not server and not scale"
+	$(BIN)/python -m pytest -m "not server and not scale" -n 2
 
 test-scale: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m scale

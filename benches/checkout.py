@@ -1,12 +1,13 @@
 """Run from a bare checkout: makes `fastexplain` and `fastexplain.kernels` importable, uninstalled.
 
-Importing this module is all it takes. setuptools maps the top-level folder `kernels/` to
-`fastexplain.kernels`; where nothing is installed, that is done here.
+Importing this module, before Numba, is all it takes. setuptools maps the top-level folder
+`kernels/` to `fastexplain.kernels`; where nothing is installed, that is done here.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -31,4 +32,12 @@ def _register() -> None:
     fastexplain.kernels = module  # type: ignore[attr-defined]
 
 
+def _find_toolkit() -> None:
+    """Tell Numba where CUDA's compiler library is, where no package brings it."""
+    toolkit = Path("/usr/local/cuda")
+    if not {"CUDA_HOME", "CUDA_PATH"} & set(os.environ) and (toolkit / "nvvm").is_dir():
+        os.environ["CUDA_HOME"] = str(toolkit)
+
+
+_find_toolkit()
 _register()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,7 @@ def check_graph(nonlinearity: str | None, seed: int) -> None:
     with torch.cuda.stream(stream):
         step(warm, place, source, acts)  # compiles and allocates, which a graph can't hold
     torch.cuda.synchronize()
+    gc.collect()  # what Numba frees meanwhile would break the graph off
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         step(replayed, place, source, acts)

@@ -7,8 +7,10 @@
 3. One JSON file with all of it, in $OUT or else in benches/results/.
 
 It runs from a bare checkout and needs torch, transformers, numba and numba-cuda alone. Whatever
-fails is noted and the rest goes on; the exit code is 1 if anything failed, 0 if not. `--quick`
-does the first part; in Numba's simulator (NUMBA_ENABLE_CUDASIM=1) that is done in tiny shapes.
+fails is noted and the rest goes on; the file is written anew after every step; the exit code is 1
+if anything failed, 0 if not. `--only` does some of the parts: one fault of the device, such as an
+address out of bounds, makes all later steps of a process fail, and a part may be wanted again. In
+Numba's simulator (NUMBA_ENABLE_CUDASIM=1) the kernels are checked in tiny shapes.
 """
 
 from __future__ import annotations
@@ -42,13 +44,19 @@ _TOTAL = 460.0
 _CAPTURE_CHECKS = 75.0
 _SHOWN = 25  # failures that are told again at the end
 _GEOMETRIES = {"gpt2-xl": 40.0, "llama-8b": 40.0}
+_PARTS = ("kernels", "torch", "rates", *_GEOMETRIES)
 
 
 class Record:
-    """What was checked and timed so far; prints a line for each as it goes."""
+    """What was checked and timed so far; prints a line for each as it goes.
 
-    def __init__(self, commit: str | None, seed: int) -> None:
+    Args:
+        path: the file that it is written to after every step; None for no file.
+    """
+
+    def __init__(self, commit: str | None, seed: int, path: Path | None) -> None:
         self._started = time.perf_counter()
+        self._path = path
         self.data: dict[str, Any] = {
             "kind": "gpu_check",
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -77,7 +85,16 @@ class Record:
         self.data["checks"].append({"name": name, "failure": failure, "seconds": round(took, 3)})
         mark = "ok" if failure is None else "FAILED"
         print(f"{self.elapsed:6.1f} s  {mark:6}  {name}  ({took:.2f} s)", flush=True)
+        self.write()
         return value
+
+    def write(self) -> None:
+        """Write all that there is so far; whoever stops the process has the rest."""
+        if self._path is not None:
+            self.data["seconds"] = round(self.elapsed, 1)
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.data, indent=1, default=str) + "\n")
+            temporary.replace(self._path)
 
     @property
     def failures(self) -> list[dict[str, Any]]:
@@ -120,9 +137,12 @@ def check_kernels(record: Record, rng: np.random.Generator, seconds: float) -> N
 
 def check_with_torch(record: Record, rng: np.random.Generator) -> None:
     """What needs torch on the GPU."""
-    import device_torch
+    device_torch = record.run("import what compares with torch", _import_device_torch)
+    if device_torch is None:
+        return
 
     def seed() -> int:
+        torch.cuda.empty_cache()
         return int(rng.integers(2**31))
 
     for nonlinearity, gated in ((None, False), ("gelu_tanh", False), ("silu", True)):
@@ -130,7 +150,6 @@ def check_with_torch(record: Record, rng: np.random.Generator) -> None:
             f"capture [512, 64, 6400] bfloat16 against torch, {nonlinearity or 'plain'}",
             lambda f=nonlinearity, g=gated: device_torch.check_large(f, g, seed()),
         )
-        torch.cuda.empty_cache()
     for nonlinearity in (None, "gelu_tanh"):
         record.run(
             f"capture in a CUDA graph, {nonlinearity or 'plain'}",
@@ -141,10 +160,15 @@ def check_with_torch(record: Record, rng: np.random.Generator) -> None:
             f"capture in eager and compiled layers, {geometry}",
             lambda g=geometry: device_torch.check_compiled(g),
         )
-        torch.cuda.empty_cache()
 
 
-def measure_everything(record: Record, whole_trunk: bool) -> None:
+def _import_device_torch() -> Any:
+    import device_torch
+
+    return device_torch
+
+
+def measure_parts(record: Record, parts: list[str], whole_trunk: bool) -> None:
     """Machine, kernels and sweeps; what may not be reached goes last."""
     import device_timings as timings
 
@@ -152,14 +176,18 @@ def measure_everything(record: Record, whole_trunk: bool) -> None:
     from fastexplain.geometries import random_subject
     from fastexplain.ways import Compile
 
-    rates = record.run("copy and matrix products", timings.machine_rates)
-    record.data["kernels"] = {}
-    if rates is not None:
-        record.data.update(rates)
-        for name, step in (("capture", timings.time_capture), ("neurons", timings.time_neurons)):
-            found = record.run(f"time {name}", lambda s=step: s(rates["copy"]))
-            record.data["kernels"].update(found or {})
+    if "rates" in parts:
+        rates = record.run("copy and matrix products", timings.machine_rates)
+        record.data["kernels"] = {}
+        if rates is not None:
+            record.data.update(rates)
+            steps = ("capture", timings.time_capture), ("neurons", timings.time_neurons)
+            for name, step in steps:
+                found = record.run(f"time {name}", lambda s=step: s(rates["copy"]))
+                record.data["kernels"].update(found or {})
     for geometry, seconds in _GEOMETRIES.items():
+        if geometry not in parts:
+            continue
 
         def sweep(geometry: str = geometry, seconds: float = seconds) -> dict[str, Any]:
             if record.elapsed > _TOTAL - 100:
@@ -178,10 +206,10 @@ def measure_everything(record: Record, whole_trunk: bool) -> None:
             record.data[geometry] = found
             for way, why in found["left_out"].items():
                 record.run(f"{geometry}: {way}", lambda w=why: _raise(w))
-    record.data["bars"] = [
-        {"name": name, "least": least, "found": timings.look_up(record.data, path)}
-        for name, path, least in timings.BARS
-    ]
+    bars = ((name, timings.look_up(record.data, path), least)
+            for name, path, least in timings.BARS
+            if path.split("/")[0] in record.data)  # fmt: skip
+    record.data["bars"] = [{"name": n, "least": least, "found": f} for n, f, least in bars]
 
 
 def _raise(why: str) -> None:
@@ -223,7 +251,8 @@ def report(record: Record) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="checks alone, no timings")
+    parser.add_argument("--only", nargs="+", choices=_PARTS, default=_PARTS, metavar="PART",
+                        help=f"some of {', '.join(_PARTS)}; the first two are checks")  # fmt: skip
     parser.add_argument("--whole-trunk", action="store_true",
                         help="compile the bare trunk as one graph: some minutes more")  # fmt: skip
     parser.add_argument("--seed", type=int, help="of the inputs; the clock's if left out")
@@ -231,29 +260,38 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=_CAPTURE_CHECKS, help="of random captures")
     arguments = parser.parse_args()
     if not (torch.cuda.is_available() or checks.SIMULATED):
-        print("gpu_check: there is no CUDA device here; NUMBA_ENABLE_CUDASIM=1 with --quick checks "
-              "the kernels in Numba's simulator", file=sys.stderr)  # fmt: skip
+        print("gpu_check: there is no CUDA device here; NUMBA_ENABLE_CUDASIM=1 checks the "
+              "kernels in Numba's simulator", file=sys.stderr)  # fmt: skip
         return 2
     seed = time.time_ns() % 2**31 if arguments.seed is None else arguments.seed
     print(f"seed {seed}")
-    record = Record(arguments.commit or commit(), seed)
+    parts = [part for part in _PARTS if part in arguments.only]
+    path = _result_path(parts)
+    record = Record(arguments.commit or commit(), seed, path)
     rng = np.random.default_rng(seed)
-    check_kernels(record, rng, arguments.seconds)
+    if "kernels" in parts:
+        check_kernels(record, rng, arguments.seconds)
     if not checks.SIMULATED:
-        check_with_torch(record, rng)
-        if not arguments.quick:
-            measure_everything(record, arguments.whole_trunk)
-    record.data["seconds"] = round(record.elapsed, 1)
+        if "torch" in parts:
+            check_with_torch(record, rng)
+        measure_parts(record, parts, arguments.whole_trunk)
     well = report(record)
-    folder = Path(os.environ.get("OUT") or RESULTS)
-    if checks.SIMULATED and folder == RESULTS:
-        return 0 if well else 1
-    folder.mkdir(parents=True, exist_ok=True)
-    gpu = re.sub(r"\W+", "-", record.data["machine"]["gpu"] or "simulator").lower()
-    path = folder / f"gpu_check-{gpu}-{record.data['when'][:10]}.json"
-    path.write_text(json.dumps(record.data, indent=1) + "\n")
-    print(f"written to {path}")
+    record.write()
+    if path is not None:
+        print(f"written to {path}")
     return 0 if well else 1
+
+
+def _result_path(parts: list[str]) -> Path | None:
+    """The file for the results, named by GPU, parts and day; none for the simulator's, unasked."""
+    out = os.environ.get("OUT")
+    if checks.SIMULATED and not out:
+        return None
+    folder = Path(out) if out else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "simulator" if checks.SIMULATED else torch.cuda.get_device_name()
+    words = [re.sub(r"\W+", "-", name).lower(), *(parts if len(parts) < len(_PARTS) else [])]
+    return folder / f"gpu_check-{'-'.join(words)}-{datetime.now(UTC):%Y-%m-%d}.json"
 
 
 if __name__ == "__main__":

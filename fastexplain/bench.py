@@ -194,7 +194,7 @@ def _warm_up(
         except Exception as error:  # compilers fail in ways of their own
             if "compiled" not in name:
                 raise
-            left_out[name] = str(error).strip().splitlines()[0]
+            left_out[name] = (str(error).strip() or repr(error)).splitlines()[0]
             del ways[name]
     outside = _outside(device) - before
     memory: dict[str, dict[str, int | None]] = {}

@@ -42,7 +42,7 @@ def compiled(layers: Sequence[CompiledLayer]) -> Iterator[None]:
         with torch._dynamo.config.patch(recompile_limit=_FORMS):
             yield
     except torch._dynamo.exc.TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise SubjectError(
             f"the model can't be compiled ({reason}); torch.compile needs a C++ compiler such as "
             "g++, and on a GPU the package triton: install them or don't compile"

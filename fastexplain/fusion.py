@@ -179,7 +179,7 @@ class FusedMlp(nn.Module):
         separate = elementwise.up not in (None, elementwise.gate)
         self.up = module.get_submodule(elementwise.up or "") if separate else None
         self.down = mlp.down
-        self.register_buffer("slot", torch.tensor(next(_slots)), persistent=False)
+        self.register_buffer("slot", torch.tensor(next(_slots), device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate(x).contiguous()

@@ -7,6 +7,7 @@ synchronised end. Inputs are random, since zeros are copied and multiplied faste
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.metadata
 import itertools
 import platform
@@ -253,6 +254,7 @@ def replayed(step: Callable[[], object], device: torch.device) -> Callable[[], o
     with torch.cuda.stream(stream):
         step()  # compiles and allocates, neither of which a graph can hold
     synchronize(device)
+    gc.collect()  # what Numba frees meanwhile would break the graph off
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, stream=stream):

@@ -105,6 +105,8 @@ class Subject:
         `kernels.capture` takes it. Where `pre` is None, `acts` are the activations, as above. The
         linear layers go to oneDNN on the CPU, so results agree with those of `visit` to rounding.
 
+        Nothing here waits for a GPU but transformers' own look for packed sequences, once a batch.
+
         With `compiled` the layers below the highest wanted one run compiled, which `fold` alone can
         follow: once for all that are alike, and again for every size of batch.
 

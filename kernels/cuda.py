@@ -168,14 +168,15 @@ def _packing() -> bool:
     return cuda.get_current_device().compute_capability >= ptx.PACKING_SINCE
 
 
-@functools.lru_cache(maxsize=4)
-def _kept_scratch(context: Any, *shape: Any) -> _Scratch:
+@functools.cache
+def _kept_scratch(device: int, *shape: Any) -> _Scratch:
     return _Scratch.make(cuda.device_array, *shape)
 
 
 def _scratch(*shape: Any) -> _Scratch:
-    """Scratch that is kept between batches, for freeing device memory waits for the device."""
-    return _kept_scratch(cuda.current_context(), *shape)
+    """Scratch that is kept: freeing device memory waits for the device, and a graph may use it."""
+    device = 0 if ptx.SIMULATED else cuda.get_current_device().id
+    return _kept_scratch(device, *shape)
 
 
 def _launches(

@@ -62,7 +62,10 @@ _line = cuda.jit(device=True)(scalars.line)
 
 
 class _Queue:
-    """Work on one stream, and the arrays that it needs; nothing here waits for the device."""
+    """Work on one stream, and the arrays that it needs.
+
+    Nothing waits for the device, but Numba does when it frees arrays, ten or more at a time.
+    """
 
     def __init__(self, stream: int) -> None:
         self._stream = cuda.external_stream(stream) if stream else 0

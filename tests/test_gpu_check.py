@@ -73,7 +73,7 @@ def test_without_a_gpu_it_says_so() -> None:
 def test_the_checks_pass_in_the_simulator(bare: Path, tmp_path: Path) -> None:
     code = (
         "import gpu_check\n"
-        "sys.argv = ['gpu_check', '--quick', '--seconds', '0', '--commit', 'abc', '--seed', '5']\n"
+        "sys.argv = 'gpu_check --only kernels --seconds 0 --commit abc --seed 5'.split()\n"
         "sys.exit(gpu_check.main())\n"
     )
     shown = python(code, bare, NUMBA_ENABLE_CUDASIM="1", OUT=str(tmp_path))
@@ -106,7 +106,7 @@ def test_a_failed_check_does_not_stop_the_rest(bare: Path, tmp_path: Path) -> No
         "def wrong(acts, batch, summary, pre=None):\n"
         "    if pre is None: right(acts, batch, summary)\n"
         "device_checks.cuda_kernels.capture = wrong\n"
-        "record = gpu_check.Record(None, 0)\n"
+        "record = gpu_check.Record(None, 0, None)\n"
         "for f in ('relu', None):\n"
         "    case = device_checks.CaptureCase('float32', 2, f, 'plain', 'normal', seed=1)\n"
         "    record.run(str(f), lambda: device_checks.check_capture(case))\n"
