@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
+SERVER ?= vllm
 
 .PHONY: demo test test-scale test-server lint bench readme-table
 
@@ -15,8 +16,9 @@ test: $(VENV)/ready-dev
 test-scale: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m scale
 
+# SERVER=llamacpp tests against llama-cpp-python in place of vLLM.
 test-server: $(VENV)/ready-dev
-	PYTHON=$(BIN)/python tests/server.sh
+	PYTHON=$(BIN)/python SERVER=$(SERVER) tests/server.sh
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

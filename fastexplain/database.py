@@ -51,7 +51,7 @@ class Database:
     def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
         self._path = Path(path)
         with self._errors():
-            # Transactions are begun by hand: see `_transaction`.
+            # Transactions are begun by hand: see `transaction`.
             self._sqlite = sqlite3.connect(
                 self._source(read_only), timeout=_PATIENCE, isolation_level=None, uri=read_only
             )
@@ -93,8 +93,8 @@ class Database:
         lookup, by any lookup; simulations and scores of those go too. One without text replaces
         only others without.
         """
-        now = _now()
-        with self._transaction():
+        created = now()
+        with self.transaction():
             self._sqlite.executemany(
                 """DELETE FROM explanations WHERE layer = ? AND neuron = ? AND method = ?
                     AND (method = 'lookup' OR (model = ? AND version = ?))
@@ -115,13 +115,13 @@ class Database:
                         i,
                         *_place(r.neuron),
                         *(r.method, r.model, r.version, r.text, r.failure),
-                        *(json.dumps(r.data), json.dumps(r.parameters), now),
+                        *(json.dumps(r.data), json.dumps(r.parameters), created),
                     )
                     for i, r in zip(ids, rows, strict=True)
                 ),
             )
             self._insert_scores(
-                (i, r.model, r.version, r.scores, now)
+                (i, r.model, r.version, r.scores, created)
                 for i, r in zip(ids, rows, strict=True)
                 if r.scores is not None
             )
@@ -139,25 +139,25 @@ class Database:
     ) -> None:
         """Store a simulated excerpt: values `[tokens]` with NaN as missing, or why it failed."""
         blob = None if values is None else np.asarray(values, dtype="<f4").tobytes()
-        with self._transaction():
+        with self.transaction():
             self._sqlite.execute(
                 "INSERT OR REPLACE INTO simulations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (explanation, simulator, version, excerpt, split, blob, failure, _now()),
+                (explanation, simulator, version, excerpt, split, blob, failure, now()),
             )
 
     def add_scores(self, explanation: int, simulator: str, version: str, scores: Scores) -> None:
         """Store an explanation's scores by one simulator, in place of its former ones."""
-        with self._transaction():
-            self._insert_scores([(explanation, simulator, version, scores, _now())])
+        with self.transaction():
+            self._insert_scores([(explanation, simulator, version, scores, now())])
 
     def explanations(self, neuron: NeuronId) -> list[StoredExplanation]:
         """All explanations of a neuron, lookup first, then newest first.
 
-        One that several simulators scored comes once for each.
+        One that was scored in several ways, by simulator, mode or readout, comes once for each.
         """
         return self._read(
             "WHERE e.layer = ? AND e.neuron = ? "
-            "ORDER BY e.method = 'lookup' DESC, e.id DESC, s.simulator",
+            "ORDER BY e.method = 'lookup' DESC, e.id DESC, s.simulator, s.version",
             _place(neuron),
         )
 
@@ -177,6 +177,7 @@ class Database:
         method: str | None = None,
         by: str = "top_and_random",
         layer: int | None = None,
+        model: str | None = None,
     ) -> list[StoredExplanation]:
         """The explanations with the highest scores.
 
@@ -185,6 +186,7 @@ class Database:
             method: "lookup" or "llm"; both if None.
             by: "top_and_random", "random_only" or "top_only". Undefined scores are left out.
             layer: only of this one; of all if None.
+            model: only by this explainer; by all if None.
 
         Raises:
             UsageError: there is no such score.
@@ -193,8 +195,9 @@ class Database:
             raise UsageError(f"there is no score '{by}'; choose one of {', '.join(_MEASURES)}")
         return self._read(
             f"WHERE s.{by} IS NOT NULL AND (? IS NULL OR e.method = ?) "
-            f"AND (? IS NULL OR e.layer = ?) ORDER BY s.{by} DESC, e.layer, e.neuron LIMIT ?",
-            (method, method, layer, layer, limit),
+            f"AND (? IS NULL OR e.layer = ?) AND (? IS NULL OR e.model = ?) "
+            f"ORDER BY s.{by} DESC, e.layer, e.neuron LIMIT ?",
+            (method, method, layer, layer, model, model, limit),
         )
 
     def layer_means(self, method: str) -> list[LayerMeans]:
@@ -225,13 +228,13 @@ class Database:
         """What simulators predicted from an explanation, failures included."""
         with self._errors():
             rows = self._sqlite.execute(
-                """SELECT simulator, excerpt, split, activations, failure FROM simulations
+                """SELECT simulator, version, excerpt, split, activations, failure FROM simulations
                 WHERE explanation = ? ORDER BY simulator, version, excerpt""",
                 (explanation,),
             ).fetchall()
         return [
-            StoredSimulation(simulator, excerpt, split, _values(blob), failure)
-            for simulator, excerpt, split, blob, failure in rows
+            StoredSimulation(simulator, version, excerpt, split, _values(blob), failure)
+            for simulator, version, excerpt, split, blob, failure in rows
         ]
 
     def simulated(self, explanation: int, simulator: str, version: str) -> dict[int, np.ndarray]:
@@ -245,6 +248,11 @@ class Database:
             ).fetchall()
         return {excerpt: np.frombuffer(blob, dtype="<f4") for excerpt, blob in rows}
 
+    def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a SELECT."""
+        with self._errors():
+            return self._sqlite.execute(statement, values).fetchall()
+
     def _read(self, rest: str, values: tuple[Any, ...]) -> list[StoredExplanation]:
         with self._errors():
             rows = self._sqlite.execute(SELECT_EXPLANATIONS + rest, values).fetchall()
@@ -257,9 +265,9 @@ class Database:
                 (
                     *(explanation, simulator, version),
                     *(s.random_only, s.top_and_random, s.top_only),
-                    *(s.excerpts_random, s.excerpts_top, now),
+                    *(s.excerpts_random, s.excerpts_top, created),
                 )
-                for explanation, simulator, version, s, now in rows
+                for explanation, simulator, version, s, created in rows
             ),
         )
 
@@ -270,7 +278,7 @@ class Database:
         self._sqlite.execute("PRAGMA foreign_keys = ON")
         if self._version() == len(MIGRATIONS):
             return
-        with self._transaction():
+        with self.transaction():
             # Asked again, now that nobody else can be migrating it.
             version = self._version()
             if version > len(MIGRATIONS):
@@ -283,11 +291,12 @@ class Database:
         return self._sqlite.execute("PRAGMA user_version").fetchone()[0]
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all that is executed on what it gives is kept, or nothing."""
         with self._errors():
             self._sqlite.execute("BEGIN IMMEDIATE")
             try:
-                yield
+                yield self._sqlite
             except BaseException:
                 self._sqlite.execute("ROLLBACK")
                 raise
@@ -309,5 +318,6 @@ def _values(blob: bytes | None) -> np.ndarray | None:
     return None if blob is None else np.frombuffer(blob, dtype="<f4")
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, in UTC and ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

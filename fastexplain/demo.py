@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastexplain import jobs
+from fastexplain import asking, jobs
 from fastexplain.database import Database
 from fastexplain.display import explanation_data, explanations_table, score_text
 from fastexplain.errors import RunError
@@ -46,7 +46,8 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
             f"Now {len(chosen)} neurons by a language model: SmolLM2 explains and simulates itself."
         )
         names = [row.neuron for row in chosen]
-        jobs.explain_by_model(opened, names, "smollm2", local=True)
+        itself = asking.Model("smollm2", local=True)
+        asking.explain_by_model(opened, names, asking.Settings(itself, itself))
     with opened.database() as database:
         rows = [
             row

@@ -84,10 +84,17 @@ def explanations_table(rows: Sequence[StoredExplanation], title: str | None = No
 
 
 def explained_by(row: StoredExplanation) -> str:
-    """The explainer, and the simulator where that is another."""
-    if row.simulator in (None, row.model):
-        return row.model
-    return f"{row.model}, simulated by {row.simulator}"
+    """The explainer; the simulator where that is another; how it simulated, if not as usual."""
+    how = "" if row.method == "lookup" else _unusual(row.simulation or "as usual")
+    by = "" if row.simulator in (None, row.model) else f" by {row.simulator}"
+    return f"{row.model}, simulated{by}{how}" if by or how else row.model
+
+
+def _unusual(simulation: str) -> str:
+    """How it was simulated, in brackets, if not by the best mode and the plain readout."""
+    _, *how = simulation.split()
+    rare = [word for word in how if word not in ("prompt-logprobs", "expected")]
+    return f" ({', '.join(rare)})" if rare else ""
 
 
 def _unbroken(text: str) -> str:
@@ -103,6 +110,7 @@ def explanation_data(row: StoredExplanation) -> dict[str, object]:
         "method": row.method,
         "explainer": row.model,
         "simulator": row.simulator,
+        "simulation": row.simulation,
         "explanation": row.text,
         "failure": row.failure,
         "top_and_random": scores and scores.top_and_random,
@@ -112,4 +120,6 @@ def explanation_data(row: StoredExplanation) -> dict[str, object]:
         "excerpts_random": scores and scores.excerpts_random,
         "id": row.id,
         "data": row.data,
+        "parameters": row.parameters,
+        "cost": row.cost,
     }

@@ -30,3 +30,15 @@ class RunError(FastexplainError):
 
 class LLMError(FastexplainError):
     """An explainer or simulator can't be reached, or can't do what was asked of it."""
+
+
+class UnusableError(LLMError):
+    """A model answers nobody: no server is there, it refuses the key, or lacks what is needed."""
+
+
+class BudgetError(FastexplainError):
+    """The next request might pass the limit that was set on cost or requests."""
+
+
+class Deferred(FastexplainError):
+    """A request was noted for a batch: its answer comes later, it did not fail."""

@@ -8,19 +8,20 @@ what is in flight, and the next one asks only for what is missing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from fastexplain.database import Database, ExplanationRow
-from fastexplain.errors import LLMError
+from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
 from fastexplain.llm import Connection
+from fastexplain.llm.requests import Answer, Chat, Usage, key
 from fastexplain.prompts import explainer as explainer_prompt
-from fastexplain.prompts import simulator as simulator_prompt
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord
 from fastexplain.score import EXPLANATION_RANKS, Scores, score, splits
-from fastexplain.simulate import simulate
+from fastexplain.simulate import Simulator
 
 # A phrase of some 20 words; what goes on for longer is cut off.
 MAX_TOKENS = 60
@@ -35,13 +36,20 @@ class Explanation:
     Attributes:
         neuron: which one.
         text: a short phrase.
-        model, version: the explainer, and the version of its prompt.
+        model: the explainer.
+        version: of its prompt.
+        exemplars: ids of the excerpts that it was shown.
+        request: the name of the response in the store, a hash of the request.
+        usage: tokens of prompt and answer.
     """
 
     neuron: NeuronId
     text: str
     model: str
     version: str
+    exemplars: tuple[int, ...]
+    request: str
+    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -50,17 +58,17 @@ class NeuronResult:
 
     Attributes:
         neuron: which one.
-        text: the explanation; None if it failed.
+        text: the explanation; None if it failed, or waits in a batch.
         scores: of the explanation; None without one.
         failures: a line for each request that failed.
-        stored: whether all of it was in the database already, so that nothing was asked.
+        waiting: whether some of its requests were noted for a batch, so that it goes on later.
     """
 
     neuron: NeuronId
     text: str | None
     scores: Scores | None
     failures: list[str] = field(default_factory=list)
-    stored: bool = False
+    waiting: bool = False
 
 
 async def explain(record: NeuronRecord, connection: Connection) -> Explanation:
@@ -71,11 +79,17 @@ async def explain(record: NeuronRecord, connection: Connection) -> Explanation:
     """
     shown = [record.top[rank] for rank in EXPLANATION_RANKS if rank < len(record.top)]
     chat = explainer_prompt.messages(shown, record.skip)
-    answer = await connection.generate(
-        chat, max_tokens=MAX_TOKENS, temperature=TEMPERATURE, seed=SEED
-    )
+    request = Chat(tuple(chat), MAX_TOKENS, TEMPERATURE, SEED)
+    answer = await connection.ask(request)
+    assert isinstance(answer, Answer)
     return Explanation(
-        record.id, explainer_prompt.parse(answer), connection.model, explainer_prompt.VERSION
+        record.id,
+        explainer_prompt.parse(answer.text),
+        connection.model,
+        explainer_prompt.VERSION,
+        tuple(exemplar.excerpt for exemplar in shown),
+        key(connection.model, request),
+        answer.usage,
     )
 
 
@@ -84,9 +98,8 @@ async def explain_neurons(
     database: Database,
     *,
     explainer: Connection,
-    simulator: Connection,
+    simulator: Simulator,
     fresh: bool = False,
-    progress: Callable[[NeuronId, str], None] | None = None,
 ) -> AsyncIterator[NeuronResult]:
     """Explain, simulate and score neurons; yields a result for each as soon as it is complete.
 
@@ -94,23 +107,30 @@ async def explain_neurons(
         records: the neurons; taken one by one, as there is room for more requests.
         database: where answers are stored, and found again by explainer, simulator and the
             versions of their prompts. Failures are stored too, and asked for anew.
-        explainer, simulator: may be the same connection.
-        fresh: ask for everything again, and replace what the database has.
-        progress: called with a neuron and "explanation", "simulation" or "score" after each step.
+        explainer: writes the explanations.
+        simulator: predicts the test excerpts from them.
+        fresh: explain and simulate everything again, and replace what the database has.
 
     Raises:
-        LLMError: explainer or simulator can't serve any request. A failure that concerns one
-            neuron or excerpt is part of the result instead.
+        UnusableError: explainer or simulator can't serve any request.
+        BudgetError: the next request might pass the limit; what was in flight is complete by then.
+            A failure that concerns one neuron or excerpt is part of the result instead.
     """
-    work = _Work(database, explainer, simulator, fresh, progress)
+    work = _Work(database, explainer, simulator, fresh)
     source = iter(records)
     results: asyncio.Queue[NeuronResult | None] = asyncio.Queue()
+    reached: list[BudgetError] = []
 
     async def worker() -> None:
         for record in source:
-            results.put_nowait(await work.on(record))
+            try:
+                results.put_nowait(await work.on(record))
+            except BudgetError as error:
+                reached.append(error)
+                return
 
     async def workers() -> None:
+        # A neuron has at least one request in flight, so as many neurons keep a connection busy.
         crew = [asyncio.create_task(worker()) for _ in range(explainer.concurrency)]
         try:
             await asyncio.gather(*crew)
@@ -128,41 +148,29 @@ async def explain_neurons(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+    if reached:
+        raise reached[0]
 
 
 class _Work:
-    """What is done for one neuron, within the bounds on requests in flight."""
+    """What is done for one neuron."""
 
     def __init__(
-        self,
-        database: Database,
-        explainer: Connection,
-        simulator: Connection,
-        fresh: bool,
-        progress: Callable[[NeuronId, str], None] | None,
+        self, database: Database, explainer: Connection, simulator: Simulator, fresh: bool
     ) -> None:
         self._database = database
         self._explainer, self._simulator = explainer, simulator
         self._fresh = fresh
-        self._progress = progress or (lambda neuron, step: None)
-        self._explaining = asyncio.Semaphore(explainer.concurrency)
-        self._simulating = (
-            self._explaining if simulator is explainer else asyncio.Semaphore(simulator.concurrency)
-        )
-        self._checking = asyncio.Lock()
-        self._explainer_checked = False
 
     async def on(self, record: NeuronRecord) -> NeuronResult:
         found = None if self._fresh else self._stored_explanation(record.id)
-        stored = found is not None
         if found is None:
             try:
-                await self._check(explaining=True)
                 found = await self._explain(record)
+            except Deferred:
+                return NeuronResult(record.id, None, None, waiting=True)
             except _Failed as failed:
-                self._progress(record.id, "explanation")
                 return NeuronResult(record.id, None, None, [f"explanation: {failed}"])
-            self._progress(record.id, "explanation")
         explanation, text = found
 
         split = splits(
@@ -170,37 +178,27 @@ class _Work:
             np.array([e.excerpt for e in record.random], dtype=np.int64),
         )["test"]
         excerpts = [record.top[r] for r in split.top] + [record.random[s] for s in split.random]
-        have = self._database.simulated(
-            explanation, self._simulator.model, simulator_prompt.VERSION
-        )
+        have = self._database.simulated(explanation, self._simulator.model, self._simulator.version)
         missing = [e for e in excerpts if e.excerpt not in have]
-        if missing:
-            await self._check(explaining=False)
-            stored = False
-        failures = await asyncio.gather(
-            *(self._simulate(record, explanation, text, e, have) for e in missing)
+        outcomes = await asyncio.gather(
+            *(self._simulate(record, explanation, text, e, have) for e in missing),
+            return_exceptions=True,  # all are waited for: what was sent may have been paid for
         )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Deferred):
+                raise outcome
         scores = score(
             [e.activations[record.skip :] for e in excerpts],
             [_counted(have.get(e.excerpt), record.skip) for e in excerpts],
             [True] * len(split.top) + [False] * len(split.random),
         )
-        self._database.add_scores(
-            explanation, self._simulator.model, simulator_prompt.VERSION, scores
-        )
-        self._progress(record.id, "score")
-        return NeuronResult(record.id, text, scores, [f for f in failures if f], stored)
-
-    async def _check(self, *, explaining: bool) -> None:
-        """Before the first request: whether the models that are needed can serve any.
-
-        The simulator comes first, since explanations that can't be scored may cost money.
-        """
-        async with self._checking:
-            await self._simulator.largest_integer()
-            if explaining and not self._explainer_checked:
-                await self._explainer.check()
-                self._explainer_checked = True
+        waiting = any(isinstance(outcome, Deferred) for outcome in outcomes)
+        if not waiting:
+            self._database.add_scores(
+                explanation, self._simulator.model, self._simulator.version, scores
+            )
+        failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        return NeuronResult(record.id, text, scores, failures, waiting)
 
     def _stored_explanation(self, neuron: NeuronId) -> tuple[int, str] | None:
         return self._database.find_explanation(
@@ -210,18 +208,32 @@ class _Work:
     async def _explain(self, record: NeuronRecord) -> tuple[int, str]:
         """Explain and store; raises _Failed, with the reason stored, if that fails."""
         text, failure = None, None
-        async with self._explaining:
-            try:
-                text = (await explain(record, self._explainer)).text
-            except LLMError as error:
-                failure = str(error)
+        parameters: dict[str, Any] = {
+            "max_tokens": MAX_TOKENS,
+            "temperature": TEMPERATURE,
+            "seed": SEED,
+        }
+        try:
+            found = await explain(record, self._explainer)
+        except UnusableError:
+            raise
+        except LLMError as error:
+            failure = str(error)
+        else:
+            text = found.text
+            parameters |= {
+                "exemplars": found.exemplars,
+                "request": found.request,
+                "prompt_tokens": found.usage.prompt_tokens,
+                "completion_tokens": found.usage.completion_tokens,
+            }
         row = ExplanationRow(
             record.id,
             "llm",
             self._explainer.model,
             explainer_prompt.VERSION,
             text,
-            parameters={"max_tokens": MAX_TOKENS, "temperature": TEMPERATURE, "seed": SEED},
+            parameters=parameters,
             failure=failure,
         )
         [explanation] = self._database.add_explanations([row])
@@ -237,30 +249,30 @@ class _Work:
         exemplar: Exemplar,
         have: dict[int, np.ndarray],
     ) -> str | None:
-        """Simulate and store one excerpt, add it to `have`; returns why, if that failed."""
-        values, failure = None, None
-        async with self._simulating:
-            try:
-                counted = await simulate(text, exemplar.tokens[record.skip :], self._simulator)
-                if np.isnan(counted).all():
-                    raise LLMError("the simulator gives no integer a probability at any token")
-            except LLMError as error:
-                failure = str(error)
-            else:
+        """Simulate and store one excerpt, add it to `have`; returns what went wrong, if it did."""
+        values = None
+        try:
+            simulation = await self._simulator.simulate(text, exemplar.tokens[record.skip :])
+        except UnusableError:
+            raise
+        except LLMError as error:
+            failure: str | None = str(error)
+        else:
+            failure = simulation.reason
+            if not np.isnan(simulation.values).all():
                 # As long as the excerpt, so that values stand beside tokens.
                 padding = np.full(record.skip, np.nan)
-                values = np.concatenate([padding, counted]).astype(np.float32)
+                values = np.concatenate([padding, simulation.values]).astype(np.float32)
                 have[exemplar.excerpt] = values
         self._database.add_simulation(
             explanation,
             self._simulator.model,
-            simulator_prompt.VERSION,
+            self._simulator.version,
             exemplar.excerpt,
             "test",
             values,
             failure,
         )
-        self._progress(record.id, "simulation")
         return failure and f"simulation of excerpt {exemplar.excerpt}: {failure}"
 
 

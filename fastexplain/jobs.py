@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ from fastexplain import bench
 from fastexplain.baseline import METHOD, VERSION, store_lookup
 from fastexplain.corpus import Corpus
 from fastexplain.errors import RunError
-from fastexplain.explain import explain_neurons
 from fastexplain.geometries import random_subject
-from fastexplain.llm import connect
-from fastexplain.records import NeuronId
 from fastexplain.run import Run
 from fastexplain.subject import Subject, load_subject
 from fastexplain.sweep import sweep
@@ -132,41 +128,3 @@ def explain_by_lookup(run: Run, *, fresh: bool = False) -> None:
             return
     with progress("Explaining by lookup", len(run.layers)) as advance:
         store_lookup(run, advance)
-
-
-def explain_by_model(
-    run: Run,
-    neurons: list[NeuronId],
-    explainer: str,
-    simulator: str | None = None,
-    *,
-    base_url: str | None = None,
-    local: bool = False,
-    fresh: bool = False,
-) -> int:
-    """Explain, simulate and score; failures go to standard error, results to the database.
-
-    Returns how many neurons have an explanation now.
-    """
-
-    async def work(advance: Callable[[int], None]) -> int:
-        explaining = connect(explainer, base_url=base_url, local=local)
-        simulating = explaining
-        if simulator not in (None, explainer):
-            simulating = connect(simulator, base_url=base_url, local=local)
-        async with explaining, simulating:
-            records = (run.neuron(neuron) for neuron in neurons)
-            done = explained = 0
-            with run.database() as database:
-                async for result in explain_neurons(
-                    records, database, explainer=explaining, simulator=simulating, fresh=fresh
-                ):
-                    done += 1
-                    explained += result.text is not None
-                    advance(done)
-                    for failure in result.failures:
-                        messages.print(f"{result.neuron}: {failure}", markup=False, soft_wrap=True)
-        return explained
-
-    with progress(f"Explaining by {explainer}", len(neurons)) as advance:
-        return asyncio.run(work(advance))

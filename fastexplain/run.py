@@ -39,6 +39,9 @@ SCHEMA = 1
 _MANIFEST = "manifest.json"
 _EXCERPTS = "excerpts.safetensors"
 
+# A layer file's arrays that the statistics are made of.
+_SUMMED = ("sums", "positive", "minimum", "maximum")
+
 # Variance over mean square below which skewness and kurtosis have fewer than three digits.
 _SPREAD = 1e-6
 
@@ -195,6 +198,10 @@ class Run:
         """One array of a layer's file, whole; bfloat16 as its 16 bits."""
         return self._whole(f"layers/{layer:02}.safetensors", name)
 
+    def statistics(self, layer: int) -> dict[str, np.ndarray]:
+        """The numbers of `Statistics` for a whole layer, by name, float64 `[neurons]` each."""
+        return _moments({name: self.array(layer, name) for name in _SUMMED}, self.counted_tokens)
+
     def neuron(self, name: str | NeuronId) -> NeuronRecord:
         """All that the run holds of one neuron, such as `"5:131"`.
 
@@ -268,31 +275,15 @@ class Run:
         return found
 
     def _statistics(self, file: str, index: int) -> Statistics:
-        count = self.counted_tokens
-        first, second, third, fourth, positive = (
-            float(value) / count for value in self._slice(file, "sums")[:, index]
-        )
+        own = {name: self._slice(file, name)[(..., slice(index, index + 1))] for name in _SUMMED}
+        moments = _moments(own, self.counted_tokens)
 
         def one(name: str) -> Any:
             return self._slice(file, name)[index]
 
-        minimum, maximum = float(one("minimum")), float(one("maximum"))
-        # Central moments from the raw ones, by the binomial theorem. Where the spread is small
-        # beside the mean they drown in rounding, the fourth long before the second.
-        variance = max(second - first**2, 0.0) if minimum < maximum else 0.0
-        third_central = third - 3 * first * second + 2 * first**3
-        fourth_central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
-        known = variance > _SPREAD * second
         return Statistics(
-            count=count,
-            mean=first,
-            variance=variance,
-            skewness=third_central / variance**1.5 if known else float("nan"),
-            kurtosis=fourth_central / variance**2 if known else float("nan"),
-            fraction_positive=int(one("positive")) / count,
-            mean_positive=positive,
-            minimum=minimum,
-            maximum=maximum,
+            count=self.counted_tokens,
+            **{name: float(values[0]) for name, values in moments.items()},
             histogram=one("histogram").astype(np.int64),
             histogram_edges=histogram_edges().astype(np.float64),
             histogram_excerpts=one("histogram.excerpts"),
@@ -318,3 +309,25 @@ class Run:
             return read(self._files[file])
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path} is missing or damaged ({error}); sweep again") from error
+
+
+def _moments(arrays: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Numbers of `Statistics`, by name, from a layer file's arrays; float64 `[neurons]` each."""
+    first, second, third, fourth, mean_positive = arrays["sums"].astype(np.float64) / count
+    minimum, maximum = (arrays[name].astype(np.float64) for name in ("minimum", "maximum"))
+    # Central moments from the raw ones, by the binomial theorem. Where the spread is small
+    # beside the mean they drown in rounding, the fourth long before the second.
+    variance = np.where(minimum < maximum, np.maximum(second - first**2, 0.0), 0.0)
+    third_central = third - 3 * first * second + 2 * first**3
+    fourth_central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+    known = np.where(variance > _SPREAD * second, variance, np.nan)
+    return {
+        "mean": first,
+        "variance": variance,
+        "skewness": third_central / known**1.5,
+        "kurtosis": fourth_central / known**2,
+        "fraction_positive": arrays["positive"] / count,
+        "mean_positive": mean_positive,
+        "minimum": minimum,
+        "maximum": maximum,
+    }

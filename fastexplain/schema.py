@@ -54,6 +54,56 @@ MIGRATIONS: list[tuple[str, ...]] = [
         ) WITHOUT ROWID""",
         "CREATE INDEX scores_by_headline ON scores (top_and_random)",
     ),
+    (
+        """CREATE TABLE responses (
+            request TEXT PRIMARY KEY,  -- hash of model, content and parameters
+            model TEXT NOT NULL,
+            content BLOB NOT NULL,
+            prompt_tokens INTEGER NOT NULL,
+            completion_tokens INTEGER NOT NULL,
+            cached_tokens INTEGER NOT NULL,
+            cost REAL,  -- in US dollars; NULL: the price is not known
+            created TEXT NOT NULL
+        )""",
+        """CREATE TABLE pending (  -- requests that a batch file asks
+            request TEXT PRIMARY KEY,
+            model TEXT NOT NULL,
+            purpose TEXT NOT NULL,
+            content TEXT NOT NULL,  -- JSON
+            batch INTEGER REFERENCES batches,  -- NULL: not submitted by us
+            failure TEXT  -- NULL: not answered yet
+        )""",
+        """CREATE TABLE batches (
+            id INTEGER PRIMARY KEY,
+            name TEXT NOT NULL,  -- of its file, by which the server can be asked for it
+            model TEXT NOT NULL,
+            address TEXT NOT NULL,
+            file TEXT,  -- the server's names, as far as it got
+            batch TEXT,
+            status TEXT NOT NULL,
+            created TEXT NOT NULL
+        )""",
+        """CREATE TABLE ledger (
+            command TEXT NOT NULL,  -- when it began: UTC, ISO 8601
+            model TEXT NOT NULL,
+            purpose TEXT NOT NULL,
+            answered INTEGER NOT NULL DEFAULT 0,
+            failed INTEGER NOT NULL DEFAULT 0,
+            prompt_tokens INTEGER NOT NULL DEFAULT 0,
+            cached_tokens INTEGER NOT NULL DEFAULT 0,
+            completion_tokens INTEGER NOT NULL DEFAULT 0,
+            cost REAL NOT NULL DEFAULT 0,  -- of those answers whose price is known
+            unpriced INTEGER NOT NULL DEFAULT 0,  -- answers whose price is not
+            PRIMARY KEY (command, model, purpose)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE connections (
+            model TEXT NOT NULL,
+            address TEXT NOT NULL,
+            capabilities TEXT NOT NULL,  -- JSON
+            created TEXT NOT NULL,
+            PRIMARY KEY (model, address)
+        ) WITHOUT ROWID""",
+    ),
 ]
 
 
@@ -93,17 +143,25 @@ class StoredExplanation(ExplanationRow):
         id: what simulations refer to.
         created: UTC, ISO 8601.
         simulator: whose scores these are; None if it was not scored.
+        simulation: how it simulated: its prompt's version, mode and readout.
+        cost: of the explanation, in US dollars; None if unknown.
     """
 
     id: int = 0
     created: str = ""
     simulator: str | None = None
+    simulation: str | None = None
+    cost: float | None = None
 
 
 class StoredSimulation(NamedTuple):
-    """A simulated excerpt; `values` is float32 `[tokens]`, NaN where missing, None if it failed."""
+    """A simulated excerpt; `values` is float32 `[tokens]`, NaN where missing, None if it failed.
+
+    `version` names the simulator's prompt, mode and readout.
+    """
 
     simulator: str
+    version: str
     excerpt: int
     split: str
     values: np.ndarray | None
@@ -122,9 +180,11 @@ class LayerMeans(NamedTuple):
 
 SELECT_EXPLANATIONS = """
     SELECT e.id, e.layer, e.neuron, e.method, e.model, e.version, e.text, e.failure, e.data,
-        e.parameters, e.created, s.simulator, s.random_only, s.top_and_random, s.top_only,
-        s.excerpts_random, s.excerpts_top
+        e.parameters, e.created, s.simulator, s.version, r.cost, s.random_only, s.top_and_random,
+        s.top_only, s.excerpts_random, s.excerpts_top
     FROM explanations e LEFT JOIN scores s ON s.explanation = e.id
+        LEFT JOIN responses r
+            ON e.method = 'llm' AND r.request = json_extract(e.parameters, '$.request')
 """
 
 
@@ -133,7 +193,7 @@ def read_explanation(row: tuple[Any, ...]) -> StoredExplanation:
     (key, layer, neuron, method, model, version, text, failure, data, parameters, created) = row[
         :11
     ]
-    simulator, *scores = row[11:]
+    simulator, simulation, cost, *scores = row[11:]
     return StoredExplanation(
         NeuronId(layer, neuron),
         method,
@@ -147,4 +207,6 @@ def read_explanation(row: tuple[Any, ...]) -> StoredExplanation:
         key,
         created,
         simulator,
+        simulation,
+        cost,
     )

@@ -1,13 +1,47 @@
-"""Which neurons and layers a command means: `5:131`, `12:*`, `0-5,8`."""
+"""Which neurons and layers a command means: `5:131`, `0-3,8:*`, a sample, those where ..."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from fastexplain.conditions import Condition
 from fastexplain.errors import UsageError
+from fastexplain.kernels.scalars import excerpt_hash
 from fastexplain.records import NeuronId
 from fastexplain.run import Run
+
+if TYPE_CHECKING:
+    from fastexplain.database import Database
+
+ALL = "all"
+
+_RANGES = r"[0-9]{1,9}(?:-[0-9]{1,9})?"
+_LIST = rf"{_RANGES}(?:\s*,\s*{_RANGES})*"
+_NAME = re.compile(rf"({_LIST}):(\*|{_LIST})")
+
+# A neuron as one number, for sets and hashes: its layer in the bits above its index.
+_INDEX_BITS = 32
+
+_STATISTICS = (
+    "mean", "variance", "skewness", "kurtosis", "fraction_positive", "mean_positive", "minimum",
+    "maximum",
+)  # fmt: skip
+_LOOKUP = ("lookup_score", "lookup_random_score")
+_MODEL = ("score", "random_score", "explained")
+
+CONDITION_NAMES = ("layer", "index", *_STATISTICS, *_LOOKUP, *_MODEL)
+"""What `where` may speak of.
+
+`lookup_score` and `lookup_random_score` are the lookup's correlations on top and random and on
+random excerpts, `score` and `random_score` those of the newest explanation by a language model, and
+`explained` is whether there is one. The others are the statistics of `Statistics`.
+"""
 
 
 def parse_layers(text: str) -> list[int]:
@@ -26,18 +60,195 @@ def parse_layers(text: str) -> list[int]:
     return sorted(layers)
 
 
-def select_neurons(run: Run, names: Sequence[str]) -> list[NeuronId]:
-    """The neurons of a run that `5:131` or `12:*`, all of a layer, stand for; each once, in order.
+def select_neurons(
+    run: Run,
+    names: Sequence[str],
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    where: str | None = None,
+) -> list[NeuronId]:
+    """The neurons of a run that are meant; each once, in the order in which they were named.
+
+    Args:
+        run: the run.
+        names: `5:131`, `5:*` for a layer, `0-3,8:*` and `5:0-99` for lists and ranges of both,
+            `all`, and `@file` for a file with one of these a line.
+        sample: draw at most so many of them, all alike; of all neurons where none is named. They
+            come by layer and index, whatever the order of names, and a larger sample has all
+            of a smaller one's neurons.
+        seed: of the sample.
+        where: only those that fulfil this condition, of all neurons where none is named; see
+            `CONDITION_NAMES`.
+
+    Returns:
+        Nothing where nothing is asked for.
 
     Raises:
-        UsageError: a name is none of these, or no neuron of this run.
+        UsageError: a name or the condition can't be read, the run has no such neuron, or
+            nothing is left.
     """
-    chosen: dict[NeuronId, None] = {}
+    if sample is not None and sample < 1:
+        raise UsageError(f"a sample of {sample} neurons is none; --sample takes 1 or more")
+    if not names:
+        if sample is None and where is None:
+            return []
+        names = [ALL]
+    codes = np.array(list(_codes(run, names)), dtype=np.uint64)
+    if not len(codes):
+        raise UsageError(f"{', '.join(names)} names no neurons")
+    _, first = np.unique(codes, return_index=True)
+    codes = codes[np.sort(first)]
+    if where is not None:
+        codes = _fulfilling(run, codes, Condition(where, CONDITION_NAMES, flags=("explained",)))
+    if sample is not None:
+        codes = _sample(codes, sample, seed)
+    layers, indices = codes >> np.uint64(_INDEX_BITS), codes & np.uint64(2**_INDEX_BITS - 1)
+    return list(map(NeuronId, layers.tolist(), indices.tolist()))
+
+
+def _lines(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The names, with those in files in the files' place; and where each is from, as `file:3: `."""
     for name in names:
-        if match := re.fullmatch(r"(\d+):\*", name):
-            layer = int(match[1])
-            found = [NeuronId(layer, index) for index in range(run.width(layer))]
+        if not name.startswith("@"):
+            yield name.strip(), ""
+            continue
+        file = Path(name[1:])
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise UsageError(f"{file} can't be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{file} is not UTF-8 text") from error
+        for number, line in enumerate(text.split("\n"), start=1):
+            if content := line.partition("#")[0].strip():
+                yield content, f"{file}:{number}: "
+
+
+def _codes(run: Run, names: Iterable[str]) -> Iterator[int]:
+    """What the names stand for, in their order."""
+    for name, place in _lines(names):
+        try:
+            yield from _named(run, name)
+        except UsageError as error:
+            raise UsageError(f"{place}{error}") from error
+
+
+def _named(run: Run, name: str) -> Iterator[int]:
+    layers, indices = run.layers, "*"
+    if name != ALL:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise UsageError(
+                f"'{name}' does not name neurons; write layer:index, as in 5:131, or 5:*, 0-3:*, "
+                "5:0-99, all or @file"
+            )
+        layers, indices = list(_expand(match[1], run.width)), match[2]
+    for layer in layers:
+        base = layer << _INDEX_BITS
+        if indices == "*":
+            yield from range(base, base + run.width(layer))
         else:
-            found = [run.check(NeuronId.parse(name))]
-        chosen.update(dict.fromkeys(found))
-    return list(chosen)
+            check = partial(_check, run, layer)
+            yield from (base + index for index in _expand(indices, check))
+
+
+def _check(run: Run, layer: int, index: int) -> None:
+    run.check(NeuronId(layer, index))
+
+
+def _expand(text: str, check: Callable[[int], object]) -> Iterator[int]:
+    """The numbers of `0-3,8`; both ends of each range are checked before it is gone through."""
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        numbers = range(int(first), int(last or first) + 1)
+        if not numbers:
+            raise UsageError(f"the range {part.strip()} ends before it begins")
+        check(numbers[-1])
+        check(numbers[0])
+        yield from numbers
+
+
+def _sample(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The `count` neurons with the smallest hashes, ascending."""
+    codes = np.sort(codes)
+    with np.errstate(over="ignore"):
+        hashes = excerpt_hash(codes, np.uint64(seed % 2**64))
+    return np.sort(codes[np.argsort(hashes, kind="stable")[:count]])
+
+
+def _fulfilling(run: Run, codes: np.ndarray, condition: Condition) -> np.ndarray:
+    """Those neurons for which a condition holds, in the same order.
+
+    Raises:
+        UsageError: there are none.
+    """
+    layers = codes >> np.uint64(_INDEX_BITS)
+    indices = (codes & np.uint64(2**_INDEX_BITS - 1)).astype(np.int64)
+    holds = np.zeros(len(codes), dtype=bool)
+    defined: set[str] = set()
+    with run.database(read_only=True) as database:
+        for layer in np.unique(layers).tolist():
+            values = _values(run, database, layer, condition.names)
+            chosen = layers == layer
+            every = np.broadcast_to(condition.select(values), run.width(layer))
+            holds[chosen] = every[indices[chosen]]
+            defined |= {name for name in values if not np.isnan(values[name]).all()}
+    if not holds.any():
+        raise UsageError(
+            f"of {len(codes):,} neurons none has {condition.text}{_hint(condition.names - defined)}"
+        )
+    return codes[holds]
+
+
+def _values(run: Run, database: Database, layer: int, names: set[str]) -> dict[str, np.ndarray]:
+    """What a condition speaks of, for a layer: float64 `[neurons]` by name."""
+    width = run.width(layer)
+    values = {"layer": np.full(width, float(layer)), "index": np.arange(width, dtype=np.float64)}
+    if not names.isdisjoint(_STATISTICS):
+        values |= run.statistics(layer)
+    if not names.isdisjoint(_LOOKUP):
+        values |= _lookup_scores(database, layer, width)
+    if not names.isdisjoint(_MODEL):
+        values |= _model_scores(database, layer, width)
+    return {name: values[name] for name in names}
+
+
+def _lookup_scores(database: Database, layer: int, width: int) -> dict[str, np.ndarray]:
+    rows = database.query(
+        """SELECT e.neuron, s.top_and_random, s.random_only
+        FROM explanations e JOIN scores s ON s.explanation = e.id AND s.simulator = e.model
+        WHERE e.layer = ? AND e.method = 'lookup'""",
+        (layer,),
+    )
+    return dict(zip(_LOOKUP, _by_neuron(rows, 2, width), strict=True))
+
+
+def _model_scores(database: Database, layer: int, width: int) -> dict[str, np.ndarray]:
+    # Of rows of the same neuron the last one counts: its newest explanation's newest scores.
+    rows = database.query(
+        """SELECT e.neuron, s.top_and_random, s.random_only, 1
+        FROM explanations e LEFT JOIN scores s ON s.explanation = e.id
+        WHERE e.layer = ? AND e.method = 'llm' AND e.text IS NOT NULL
+        ORDER BY e.id, s.created, s.simulator, s.version""",
+        (layer,),
+    )
+    score, random_score, explained = _by_neuron(rows, 3, width)
+    return dict(zip(_MODEL, (score, random_score, np.nan_to_num(explained)), strict=True))
+
+
+def _by_neuron(rows: list[tuple], columns: int, width: int) -> np.ndarray:
+    """Rows of a neuron and its values as float64 `[columns, neurons]`; NaN where there is none."""
+    values = np.full((columns, width), np.nan)
+    if rows:
+        table = np.array(rows, dtype=np.float64)  # None becomes NaN
+        values[:, table[:, 0].astype(np.int64)] = table[:, 1:].T
+    return values
+
+
+def _hint(undefined: set[str]) -> str:
+    if not undefined.isdisjoint(_LOOKUP):
+        return "; by lookup none is scored yet: fastexplain explain RUN does that"
+    if not undefined.isdisjoint(("score", "random_score")):
+        return "; by a language model none is scored yet"
+    return ""

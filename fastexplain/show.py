@@ -80,7 +80,7 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
         _print_simulations(console, record, simulated, largest, count)
     console.print(
         "\nColours, or numbers in brackets where there are none, are tenths: of the neuron's "
-        "largest activation, and of 10 where a language model simulates.",
+        "largest activation, and of 10 (or a contrast's largest) where a language model simulates.",
         style="dim",
     )
 
@@ -103,10 +103,21 @@ def _print_simulations(
         _print_line(console, "true", exemplar.tokens, exemplar.activations, largest, record.skip)
         for row, excerpts in simulated:
             if exemplar.excerpt in excerpts:
-                # A table predicts activations, a language model integers up to 10.
-                scale = largest if row.method == "lookup" else 10
                 values = excerpts[exemplar.excerpt]
+                scale = _scale(row, excerpts, largest)
                 _print_line(console, explained_by(row), exemplar.tokens, values, scale, record.skip)
+
+
+def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: float) -> float:
+    """The value that gets the full colour: a table predicts activations, a model integers to 10.
+
+    A contrast has a scale of its own: there it is the largest that was simulated.
+    """
+    if row.method == "lookup":
+        return largest
+    if (row.simulation or "").endswith("contrast"):
+        return max(float(np.nanmax(values)) for values in excerpts.values())
+    return 10.0
 
 
 def _explanations(
@@ -123,7 +134,8 @@ def _explanations(
             values = {
                 found.excerpt: found.values
                 for found in database.simulations(row.id)
-                if found.simulator == row.simulator and found.values is not None
+                if (found.simulator, found.version) == (row.simulator, row.simulation)
+                and found.values is not None
             }
             if values:
                 simulated.append((row, values))

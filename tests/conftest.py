@@ -40,7 +40,7 @@ def smollm2() -> Subject:
     return load_subject("smollm2", device="cpu")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """Make a tokenizer of bytes; with `bos=True` it has a BOS, `prepend=True` puts it in front."""
 
@@ -61,7 +61,7 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., LlamaForCausalLM]:
     """Make a tiny random Llama of 4 layers with 48 neurons each, for 257 token ids."""
 

@@ -7,12 +7,18 @@ import planted
 import pytest
 
 from fastexplain.database import Database
-from fastexplain.errors import LLMError
+from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
 from fastexplain.explain import explain, explain_neurons
 from fastexplain.llm import Connection
+from fastexplain.llm.budget import Budget
+from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Usage
+from fastexplain.llm.stored import StoredConnection
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord
+from fastexplain.responses import Responses
+from fastexplain.simulate import Simulator
 
 SKIP = 1
+CAPABLE = Capabilities(chat=True, prompt_logprobs=20, largest=9, fillers=("unknown", "0", "?"))
 
 
 class Scripted(Connection):
@@ -21,36 +27,47 @@ class Scripted(Connection):
     It simulates each token's length, so a neuron that follows lengths is simulated perfectly.
     """
 
+    address = "here"
     concurrency = 3
+    capabilities = CAPABLE
 
-    def __init__(self, model="scripted", refuse=(), down=False):
-        self.model, self.refuse, self.down = model, refuse, down
-        self.chats, self.reads, self.busy, self.most = [], [], 0, 0
+    def __init__(self, model="scripted", refuse=(), down=False, defer=False):
+        self.model, self.refuse, self.down, self.defer = model, refuse, down, defer
+        self.chats, self.reads = [], []
 
-    async def _request(self, content):
-        self.busy += 1
-        self.most = max(self.most, self.busy)
+    async def probe(self):
+        return self.capabilities
+
+    async def ask(self, request):
+        content = content_of(request)
+        (self.chats if isinstance(request, Chat) else self.reads).append(content)
         await asyncio.sleep(0)
-        self.busy -= 1
-        if self.down or any(word in content for word in self.refuse):
+        if self.defer:
+            raise Deferred("later")
+        if self.down:
+            raise UnusableError("gone")
+        if any(word in content for word in self.refuse):
             raise LLMError("refused")
+        if isinstance(request, Chat):
+            return Answer(self.explain(content), "stop", usage=Usage(100, 7))
+        return Distribution(np.array(self.predict(request), dtype=np.float32), Usage(50, 1))
 
-    async def check(self):
-        await self._request("")
-
-    async def generate(self, messages, *, max_tokens, temperature=0.0, seed=0):
-        self.chats.append(messages[-1]["content"])
-        await self._request(messages[-1]["content"])
+    def explain(self, content):
         return "This neuron fires on long words."
 
-    async def largest_integer(self):
-        return 9
+    def predict(self, request):
+        lengths = np.array([len(line) - 1 for line in request.lines])
+        return certain(lengths)
 
-    async def integer_log_probabilities(self, text, places, *, shared=0):
-        self.reads.append(text[shared:])
-        await self._request(text[shared:])
-        lengths = [place - text.rfind("\n", 0, place) - 2 for place in places]
-        return np.where(np.arange(10) == np.array(lengths)[:, None], 0.0, -np.inf)
+
+def content_of(request):
+    if isinstance(request, Chat):
+        return request.messages[-1]["content"]
+    return request.head + "".join(request.lines)
+
+
+def certain(values):
+    return np.where(np.arange(10) == values[:, None], 0.0, -np.inf)
 
 
 def exemplar(excerpt):
@@ -72,8 +89,10 @@ def record(index, count=20):
 
 
 def run(database, records, explainer, simulator=None, **options):
+    simulating = Simulator(simulator or explainer, "prompt-logprobs", "expected")
+
     async def collect():
-        both = {"explainer": explainer, "simulator": simulator or explainer}
+        both = {"explainer": explainer, "simulator": simulating}
         return [result async for result in explain_neurons(records, database, **both, **options)]
 
     results = asyncio.run(collect())
@@ -103,14 +122,13 @@ def test_with_fewer_exemplars_those_ranks_that_exist_are_shown():
 
 def test_neurons_are_explained_simulated_scored_and_stored(database):
     model = Scripted()
-    steps = []
-    found = run(database, map(record, range(5)), model, progress=lambda *step: steps.append(step))
+    found = run(database, map(record, range(5)), model)
     assert sorted(found) == list(range(5))
     for index, result in found.items():
         assert result.text == "long words"
         assert result.scores.top_and_random == pytest.approx(1)
         assert (result.scores.excerpts_top, result.scores.excerpts_random) == (5, 5)
-        assert result.failures == [] and not result.stored
+        assert result.failures == [] and not result.waiting
         [stored] = database.explanations(NeuronId(0, index))
         assert stored.scores == result.scores
         simulations = database.simulations(stored.id)
@@ -121,23 +139,32 @@ def test_neurons_are_explained_simulated_scored_and_stored(database):
             assert np.isnan(simulation.values[:SKIP]).all()
             assert not np.isnan(simulation.values[SKIP:]).any()
     assert len(model.chats) == 5 and len(model.reads) == 50
-    assert 1 < model.most <= model.concurrency
-    assert len(steps) == 5 * 12
+
+
+def test_an_explanation_says_where_it_comes_from(database):
+    run(database, [record(0)], Scripted())
+    [stored] = database.explanations(NeuronId(0, 0))
+    said = stored.parameters
+    assert said["exemplars"] == [0, 4, 8, 12, 16]
+    assert (said["max_tokens"], said["temperature"], said["seed"]) == (60, 0.0, 0)
+    assert (said["prompt_tokens"], said["completion_tokens"]) == (100, 7)
+    assert len(said["request"]) == 32
+    assert (stored.model, stored.version) == ("scripted", "explainer-1")
 
 
 def test_a_second_call_asks_nothing(database):
     first = run(database, [record(0)], Scripted())[0]
     model = Scripted()
     again = run(database, [record(0)], model)[0]
-    assert (model.chats, model.reads, again.stored) == ([], [], True)
+    assert (model.chats, model.reads) == ([], [])
     assert again.scores == first.scores
 
 
 def test_fresh_asks_again(database):
     run(database, [record(0)], Scripted())
     model = Scripted()
-    result = run(database, [record(0)], model, fresh=True)[0]
-    assert (len(model.chats), len(model.reads), result.stored) == (1, 10, False)
+    run(database, [record(0)], model, fresh=True)
+    assert (len(model.chats), len(model.reads)) == (1, 10)
     assert len(database.explanations(NeuronId(0, 0))) == 1
 
 
@@ -175,17 +202,56 @@ def test_a_neuron_that_fails_costs_only_itself(database):
     assert run(database, [record(2)], Scripted())[2].text == "long words"
 
 
-def test_a_model_that_serves_nobody_is_an_error_before_anything_is_stored(database):
-    with pytest.raises(LLMError, match="refused"):
+def test_a_model_that_serves_nobody_is_an_error_and_nothing_is_stored(database):
+    with pytest.raises(UnusableError, match="gone"):
         run(database, map(record, range(9)), Scripted(down=True))
     assert database.explanations(NeuronId(0, 0)) == []
+
+
+def test_a_simulator_that_serves_nobody_stops_it_all(database):
+    with pytest.raises(UnusableError, match="gone"):
+        run(database, map(record, range(9)), Scripted(), Scripted("other", down=True))
+    assert database.best(50) == []
+    assert [e.text for e in database.explanations(NeuronId(0, 0))] == ["long words"]
+
+
+def test_what_is_deferred_has_not_failed(database):
+    [waiting] = run(database, [record(0)], Scripted(defer=True)).values()
+    assert waiting.waiting and waiting.text is None and waiting.failures == []
+    assert database.explanations(NeuronId(0, 0)) == []
+
+    model, later = Scripted(), Scripted("other", defer=True)
+    [waiting] = run(database, [record(0)], model, later).values()
+    assert waiting.waiting and waiting.text == "long words" and waiting.failures == []
+    assert len(later.reads) == 10
+    [stored] = database.explanations(NeuronId(0, 0))
+    assert stored.scores is None and database.simulations(stored.id) == []
+
+
+def test_a_budget_stops_before_it_is_passed_and_the_next_call_goes_on(database):
+    def stored(model, **options):
+        return StoredConnection(model, Responses(database), "simulation", **options)
+
+    records = [record(index) for index in range(6)]
+    model = Scripted()
+    with pytest.raises(BudgetError):
+        run(database, records, stored(model, budget=Budget(None, 30)))
+    assert len(model.chats) + len(model.reads) == 30
+    kept = len(database.best(50))
+    assert 0 < kept < 6
+    again = Scripted()
+    found = run(database, records, stored(again))
+    # All explanations are alike, so the simulations of random excerpts are too.
+    assert len(again.chats) + len(again.reads) == 6 * 6 + 5 - 30
+    assert all(result.scores.top_and_random == pytest.approx(1) for result in found.values())
 
 
 def test_an_interrupted_call_keeps_what_it_has(database):
     async def first_two():
         model = Scripted()
+        simulator = Simulator(model, "prompt-logprobs", "expected")
         results = explain_neurons(
-            map(record, range(50)), database, explainer=model, simulator=model
+            map(record, range(50)), database, explainer=model, simulator=simulator
         )
         async for _ in results:
             if len(database.best(50)) >= 2:
@@ -195,24 +261,22 @@ def test_an_interrupted_call_keeps_what_it_has(database):
     asyncio.run(first_two())
     kept = len(database.best(50))
     assert 2 <= kept < 50
-    found = run(database, map(record, range(50)), Scripted())
-    assert sum(result.stored for result in found.values()) == kept
+    model = Scripted()
+    run(database, map(record, range(50)), model)
+    assert len(model.chats) <= 50 - kept
     assert len(database.best(50)) == 50
 
 
 class TruthTeller(Scripted):
     """Explains with the planted neurons' words, and simulates 9 on a word that is in them."""
 
-    async def generate(self, messages, *, max_tokens, temperature=0.0, seed=0):
-        shown = messages[-1]["content"].splitlines()
-        lines = [line.split("\t") for line in shown if line.count("\t") == 1]
+    def explain(self, content):
+        lines = [line.split("\t") for line in content.splitlines() if line.count("\t") == 1]
         return " ".join(sorted({token for token, value in lines if value == "10"}))
 
-    async def integer_log_probabilities(self, text, places, *, shared=0):
-        words = text[shared:].splitlines()[0].split()
-        tokens = [text[text.rfind("\n", 0, place) + 1 : place - 1] for place in places]
-        said = np.array([9 if token in words else 0 for token in tokens])
-        return np.where(np.arange(10) == said[:, None], 0.0, -np.inf)
+    def predict(self, request):
+        words = request.head.splitlines()[0].split()
+        return certain(np.array([9 if line[:-1] in words else 0 for line in request.lines]))
 
 
 def test_a_simulator_that_is_told_the_truth_scores_one(planted_run, tmp_path):

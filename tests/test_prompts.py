@@ -1,12 +1,16 @@
+import json
+import re
+
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastexplain.errors import LLMError
-from fastexplain.prompts import explainer, simulator
+from fastexplain.llm.requests import Answer
+from fastexplain.prompts import answers, explainer, simulator, simulator_chats
 from fastexplain.prompts.examples import EXAMPLES
-from fastexplain.prompts.lines import block, escape, unescape
+from fastexplain.prompts.lines import block, escape, json_string, unescape
 from fastexplain.records import Exemplar
 
 
@@ -32,6 +36,17 @@ def test_escaped_tokens_come_back_and_stay_on_their_line(token):
 def test_ordinary_text_is_not_escaped():
     for token in [" the", "if (a<b) {", "<br>", "größer", "中", "😀", "<"]:
         assert escape(token) == token
+        assert json_string(token) == f'"{token}"'
+
+
+@given(st.text())
+@example("<|im_end|></s><start><end>\x85\u2028\x0b\ufffd\x7f\\")
+def test_tokens_come_back_out_of_json_and_stay_on_their_line(token):
+    string = json_string(token)
+    assert json.loads(string) == token
+    assert len(f"x{string}x".splitlines()) == 1
+    assert "<|" not in string and "<end>" not in string and "</s>" not in string
+    assert "\ufffd" not in string
 
 
 def test_a_block_has_one_token_a_line():
@@ -120,29 +135,145 @@ def test_an_empty_answer_is_an_error(answer):
         explainer.parse(answer)
 
 
-@given(
-    st.text(max_size=20),
-    st.lists(st.text(max_size=8), min_size=1, max_size=8),
-    st.sampled_from([9, 10]),
+# The simulator.
+
+ANY_TOKENS = st.lists(
+    st.one_of(st.text(max_size=8), st.sampled_from(["<", "|im_end|>", "\n", "\ufffd", "</", "s>"])),
+    min_size=1,
+    max_size=8,
 )
-def test_places_are_where_the_values_would_stand(explanation, tokens, largest):
-    prompt = simulator.prompt(explanation, tokens, largest)
-    lines = prompt.text[prompt.shared :].splitlines()
-    assert len(lines) == 2 + len(tokens) == 2 + len(prompt.places)
-    for place, token, line in zip(prompt.places, tokens, lines[2:], strict=True):
-        assert line == f"{escape(token)}\tunknown"
-        assert prompt.text[: place + len("unknown\n")].endswith(f"{line}\n")
-        assert prompt.text.startswith("unknown", place)
+# What a chat template or a tokenizer would take for a control token.
+CONTROL = re.compile(r"<\||</?s>|<end>")
+
+
+@given(
+    st.text(max_size=20), ANY_TOKENS, st.sampled_from([9, 10]), st.sampled_from(simulator.FILLERS)
+)
+def test_places_are_where_the_values_would_stand(explanation, tokens, largest, filler):
+    reading = simulator.reading(explanation, tokens, largest, filler)
+    lines = (reading.head + "".join(f"{line}{filler}\n" for line in reading.lines)).splitlines()
+    assert reading.text == reading.shared + "\n".join(lines) + "\n"
+    assert lines[:2] == [f" {escape(explanation)}", "<start>"]
+    assert len(lines) == 2 + len(tokens) == 2 + len(reading.places)
+    for place, token, line in zip(reading.places, tokens, lines[2:], strict=True):
+        assert line == f"{escape(token)}\t{filler}"
+        assert reading.text[: place + len(f"{filler}\n")].endswith(f"{line}\n")
+
+
+@given(st.text(max_size=20), ANY_TOKENS, st.sampled_from([9, 10]))
+def test_a_single_tokens_place_is_the_end_of_the_text(explanation, tokens, largest):
+    reading = simulator.single_reading(explanation, tokens, largest)
+    assert reading.places == [len(reading.text)]
+    lines = reading.text[len(reading.shared) :].splitlines()
+    assert lines[0] == f" {escape(explanation)}"
+    assert unescape(lines[1]) == "Text: " + "".join(tokens)
+    assert lines[2:] == [f"{escape(tokens[-1])}\t"]
 
 
 def test_the_shared_part_is_the_same_for_all():
-    one, other = simulator.prompt("a", ["x"], 9), simulator.prompt("bc", ["y", "z"], 9)
-    assert one.text[: one.shared] == other.text[: other.shared]
+    for ask in (simulator.reading, simulator.single_reading):
+        one, other = ask("a", ["x"], 9), ask("bc", ["y", "z"], 9)
+        assert one.shared == other.shared
+        assert one.shared.endswith(" reacts to:")
 
 
+@pytest.mark.parametrize("ask", [simulator.reading, simulator.single_reading])
 @pytest.mark.parametrize("largest", [9, 10])
-def test_examples_use_the_scale_of_the_tokenizer(largest):
-    prompt = simulator.prompt("x", ["y"], largest)
-    values = [line.split("\t")[1] for line in prompt.text.splitlines() if "\t" in line]
-    assert max(int(value) for value in values if value != "unknown") == largest
-    assert f" {largest} is as strongly" in prompt.text
+def test_examples_use_the_scale_of_the_tokenizer(ask, largest):
+    shared = ask("x", ["y"], largest).shared
+    values = {line.split("\t")[1] for line in shared.splitlines() if "\t" in line} - {"unknown"}
+    assert max(map(int, values)) == largest
+    assert f" {largest} is as strongly" in shared
+
+
+def test_examples_go_over_from_the_filler_to_numbers():
+    for filler in simulator.FILLERS:
+        shared = simulator.reading("x", ["y"], 9, filler).shared
+        assert f"\nShe\t{filler}\n" in shared
+        assert f" kettle\t{8 if filler == '0' else filler}\n" in shared
+        assert (f"it says {filler}." in shared) == (filler != "0")
+
+
+def test_single_examples_end_in_their_token():
+    for neuron, tokens, value in simulator.single_examples(10):
+        [text] = [t for t in neuron.texts if [token for token, _ in t[: len(tokens)]] == tokens]
+        assert text[len(tokens) - 1] == (tokens[-1], value)
+
+
+CHATS = [
+    lambda explanation, tokens: simulator_chats.repeating(explanation, tokens, 9),
+    simulator_chats.structured,
+    lambda explanation, tokens: simulator_chats.single_chat(explanation, tokens, 9),
+]
+
+
+@pytest.mark.parametrize("ask", CHATS)
+def test_examples_are_turns_of_the_simulators_chats(ask):
+    one, other = ask("a", ["x"]), ask("b", ["y"])
+    roles = [message["role"] for message in one.messages]
+    turns = len(roles) // 2 - 1
+    assert roles == ["system", *["user", "assistant"] * turns, "user"] and turns >= 3
+    assert one.messages[:-1] == other.messages[:-1]
+
+
+@pytest.mark.parametrize("ask", CHATS)
+@given(st.text(max_size=20), ANY_TOKENS)
+def test_no_text_breaks_out_of_a_chat(ask, explanation, tokens):
+    content = ask(explanation, tokens).messages[-1]["content"]
+    own = content.replace("\n<end>", "", 1) if ask is CHATS[0] else content
+    assert not CONTROL.search(own)
+    assert "\ufffd" not in content
+    assert content.startswith(f"The neuron reacts to: {escape(explanation)}\n\n")
+
+
+@given(ANY_TOKENS)
+def test_the_chats_show_every_token(tokens):
+    repeat, as_json, single = (ask("a", tokens).messages[-1]["content"] for ask in CHATS)
+    text = repeat.split("\n\n", 1)[1]
+    assert [unescape(line) for line in text.split("\n")[1:-1]] == tokens
+    assert json.loads(as_json.split("\n\n", 1)[1]) == tokens
+    shown, last = single.split("\n\n", 1)[1].split("\n")
+    assert unescape(shown.removeprefix("Text: ")) == "".join(tokens)
+    assert unescape(last.removeprefix("Last token: ")) == tokens[-1]
+
+
+@given(ANY_TOKENS)
+def test_answers_have_room(tokens):
+    """In the worst case, every byte of an answer is a token of its own."""
+    lines = block([(token, 10) for token in tokens])
+    assert len(lines.encode()) <= simulator_chats.repeating("a", tokens, 10).max_tokens
+    items = ", ".join(f'{{"token": {json_string(t)}, "value": 10}}' for t in tokens)
+    most = simulator_chats.structured("a", tokens).max_tokens
+    # But for the two keys, each of which is at most five tokens to any tokenizer.
+    assert len(items.encode()) - 8 * len(tokens) <= most
+
+
+def test_the_examples_answers_are_read_as_they_are_meant():
+    repeats = turns(simulator_chats.repeating("a", ["x"], 10))
+    assert repeats == [block(neuron.texts[0]) for neuron in EXAMPLES]
+    for neuron, chat in zip(EXAMPLES, turns(simulator_chats.structured("a", ["x"])), strict=True):
+        tokens, wanted = zip(*neuron.texts[0], strict=True)
+        values, reason = answers.structured(Answer(chat, "stop"), tokens, 10)
+        assert reason is None
+        assert values.tolist() == list(wanted)
+
+
+def turns(chat):
+    return [m["content"] for m in chat.messages if m["role"] == "assistant"]
+
+
+def test_the_schema_is_one_that_strict_servers_take():
+    """OpenAI's rules: all properties are required, and no others are allowed."""
+
+    def check(schema):
+        if schema["type"] == "object":
+            assert schema["additionalProperties"] is False
+            assert schema["required"] == list(schema["properties"])
+            for inner in schema["properties"].values():
+                check(inner)
+        elif schema["type"] == "array":
+            check(schema["items"])
+
+    schema = simulator_chats.structured("a", ["x"]).schema
+    check(schema)
+    assert simulator_chats.structured("a", ["x"], held=False).schema is None

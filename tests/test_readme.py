@@ -21,7 +21,8 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    joined = "".join(blocks("sh")).replace("\\\n", " ")
+    lines = [line.split("  #")[0].strip() for line in joined.splitlines()]
     return [line for line in lines if line]
 
 
@@ -53,9 +54,24 @@ def test_fastexplain_commands(workplace) -> None:
     ran = []
     for command in commands():
         if command.startswith("fastexplain") and "--base-url" not in command:
-            assert run_command(command, workplace), command
+            if command.startswith("fastexplain ingest"):
+                answer(workplace / "requests.jsonl", workplace / "answers.jsonl")
+            run_command(command, workplace)
             ran.append(shlex.split(command)[1])
-    assert set(ran) == {"sweep", "explain", "top", "show", "bench"}
+    assert set(ran) == {"sweep", "explain", "ingest", "top", "show", "bench"}
+    written = (workplace / "requests.jsonl").read_text().splitlines()
+    assert len(written) == 10  # the simulations, now that there is an explanation
+
+
+def answer(requests: Path, answers: Path) -> None:
+    """Answer a batch file as an offline engine does."""
+    message = {"role": "assistant", "content": "This neuron reacts to names."}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    with answers.open("w") as file:
+        for line in requests.read_text().splitlines():
+            name = json.loads(line)["custom_id"]
+            response = {"status_code": 200, "body": {"choices": [choice]}}
+            print(json.dumps({"custom_id": name, "response": response, "error": None}), file=file)
 
 
 @pytest.mark.server
@@ -71,6 +87,9 @@ def test_server_commands(workplace) -> None:
     for command in found:
         here = re.sub(r"--base-url \S+", f"--base-url {url}", command).replace("MODEL", "smollm2")
         shown = run_command(f"{here} --json", workplace)
+        if "--dry-run" in command:
+            assert json.loads(shown)["requests"] > 0
+            continue
         rows = json.loads(shown.splitlines()[-1])["explanations"]
         assert {row["neuron"] for row in rows} == {"5:131", "12:7"}
         assert all(row["excerpts_top"] == row["excerpts_random"] == 5 for row in rows), rows

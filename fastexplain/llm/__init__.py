@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastexplain.llm.base import Connection
 
-__all__ = ["Connection", "connect"]
+__all__ = ["Connection", "address_of", "connect"]
 
 
-def connect(model: str, *, base_url: str | None = None, local: bool = False) -> Connection:
+def connect(
+    model: str, *, base_url: str | None = None, local: bool = False, **limits: Any
+) -> Connection:
     """Connect to a model by name.
 
     Args:
@@ -16,6 +20,7 @@ def connect(model: str, *, base_url: str | None = None, local: bool = False) -> 
         base_url: the OpenAI-compatible server, OpenAI's own if None. The key, where the server
             wants one, is read from OPENAI_API_KEY.
         local: load the model into this process.
+        limits: of a server connection; see `ServerConnection`.
 
     Raises:
         LLMError: the model can't be loaded, or there is no key for OpenAI.
@@ -26,4 +31,13 @@ def connect(model: str, *, base_url: str | None = None, local: bool = False) -> 
         return LocalConnection(model)
     from fastexplain.llm.server import ServerConnection
 
-    return ServerConnection(model, base_url)
+    return ServerConnection(model, base_url, **limits)
+
+
+def address_of(base_url: str | None, *, local: bool) -> str:
+    """The `address` that a connection would have; arguments as for `connect`."""
+    if local:
+        return "local"
+    from fastexplain.llm.server import address_of
+
+    return address_of(base_url)

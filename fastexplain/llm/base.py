@@ -1,68 +1,49 @@
-"""What explainers and simulators ask of a language model, whichever way it is reached."""
+"""The one small interface through which explainers and simulators reach a language model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-import numpy as np
+from fastexplain.llm.requests import Capabilities, Request, Response
 
 
 class Connection(ABC):
-    """A language model that answers chats and tells the probabilities of parts of a prompt.
-
-    All methods raise LLMError where the model can't be reached or can't do what is asked. A
-    connection serves one event loop.
+    """A language model that answers requests. A connection serves one event loop.
 
     Attributes:
         model: the model's name, as it is stored with what the model says.
-        concurrency: requests worth having in flight at once.
+        address: where it is reached: a URL without credentials, or "local".
+        concurrency: requests worth having in flight at once; more of them wait inside.
+        capabilities: what the model can do there; None until it was probed, or set from a
+            former probe's record.
     """
 
     model: str
+    address: str
     concurrency: int
+    capabilities: Capabilities | None = None
 
     @abstractmethod
-    async def generate(
-        self,
-        messages: Sequence[dict[str, str]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> str:
-        """The model's answer to a chat of `{"role": ..., "content": ...}` messages."""
+    async def probe(self) -> Capabilities:
+        """Find out with a few small requests what the model can do; `capabilities` is then set.
 
-    @abstractmethod
-    async def largest_integer(self) -> int:
-        """The largest value that is one token behind a tab: 10, or 9 where "10" is two tokens.
-
-        Raises LLMError where the integers 0 to 9 are not one token each there.
+        Raises:
+            UnusableError: the model can't be reached, or answers nothing that we can ask.
         """
 
     @abstractmethod
-    async def integer_log_probabilities(
-        self, text: str, places: Sequence[int], *, shared: int = 0
-    ) -> np.ndarray:
-        """What the model would write in place of the words that start at `places`.
+    async def ask(self, request: Request) -> Response:
+        """Have one request answered: a `Chat` by an `Answer`, a `Reading` by a `Distribution`.
 
-        Args:
-            text: the prompt, taken as plain text.
-            places: offsets in `text`, in characters; each follows a tab.
-            shared: the first `shared` characters are common to many requests, so an engine may
-                keep its state there.
+        Retries what is worth it. Many calls may run at once; one that fails leaves the others be.
 
-        Returns:
-            float64 `[places, largest_integer + 1]`: natural logarithms of the probabilities of
-            0, 1, 2, ...; -inf where one is too small for the server to list, NaN through the row
-            where none is listed.
+        Raises:
+            UnusableError: no request at all can be answered: no server, a refused key, no such
+                model.
+            LLMError: this request failed for good; the message says why.
         """
-
-    async def check(self) -> None:
-        """Ask for one token, so that what fails for every request fails before the first."""
-        await self.generate([{"role": "user", "content": "Say yes."}], max_tokens=1)
 
     async def close(self) -> None:
         """Let go of the model; the connection is of no use afterwards."""

@@ -3,165 +3,307 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections.abc import Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastexplain.errors import FastexplainError, LLMError
+from fastexplain.errors import FastexplainError, LLMError, UnusableError
 from fastexplain.hub import load_pretrained
 from fastexplain.llm.base import Connection
+from fastexplain.llm.engine import Engine, Writing, Written
+from fastexplain.llm.pieces import Pieces, Prompt
+from fastexplain.llm.requests import (
+    Answer,
+    Capabilities,
+    Chat,
+    Distribution,
+    Request,
+    Response,
+    Token,
+    Usage,
+)
+from fastexplain.memory import freed_memory_kept
 from fastexplain.smollm2 import smollm2_directory
 
-# A prompt's shared part is kept without its last tokens, since a tokenizer may join the very
-# last with what follows.
-_LOOSE_END = 4
+# Requests that the thread takes at once. What it has taken is answered together, so more would be
+# lost when the command is killed; a CPU reads a few in a second.
+_READINGS = {"cpu": 16, "cuda": 64}
+_CHATS = 16
+
+# What a simulator's prompt may put at its places: any word does, as places are known from the
+# start.
+_FILLERS = ("unknown", "?", "0")
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A request and who waits for its answer."""
+
+    work: Prompt | Writing
+    answer: asyncio.Future[Response]
 
 
 class LocalConnection(Connection):
     """A causal language model from Hugging Face, on the GPU if there is one.
 
-    Requests run one after another, each in a thread so that the event loop goes on.
+    Requests wait in a queue. One thread takes those that can be answered together, so that the
+    event loop goes on.
 
     Args:
         name: the word `smollm2`, a local directory or a Hugging Face id.
+        concurrency: requests worth having in flight at once.
 
     Raises:
-        LLMError: the model can't be loaded, or its tokenizer can't tell where its tokens stand.
+        UnusableError: the model can't be loaded.
     """
 
-    concurrency = 1
+    address = "local"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, concurrency: int = 256) -> None:
         self.model = name
+        self.concurrency = concurrency
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._waiting: list[_Waiting] = []
+        self._worker: asyncio.Task[None] | None = None
+        # The model is loaded by the thread that will run it. Any other that had PyTorch compute
+        # would leave OpenMP's threads behind, and where these are more than there are cores,
+        # libgomp no longer has them spin between two products: 0.255 s a simulation, not 0.217.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fastexplain-local")
+        self._thread.submit(self._load).result()
+
+    def _load(self) -> None:
         # The checkpoint's own precision on a GPU; CPUs are slow in anything but float32.
         dtype: Any = torch.float32 if self._device.type == "cpu" else "auto"
         try:
-            source = str(smollm2_directory()) if name == "smollm2" else name
+            source = str(smollm2_directory()) if self.model == "smollm2" else self.model
             network, tokenizer, _ = load_pretrained(source, device=self._device, dtype=dtype)
         except FastexplainError as error:
-            raise LLMError(str(error)) from error
-        self._network: Any = network
+            raise UnusableError(str(error)) from error
         self._tokenizer: Any = tokenizer
-        if not self._tokenizer.is_fast:
-            raise LLMError(f"the tokenizer of '{name}' does not tell where its tokens stand")
-        self._integers: list[int] | None = None
-        self._kept: tuple[str, list[int], Any] | None = None
-        self._lock = asyncio.Lock()
+        self._pieces = Pieces(tokenizer, self.model)
+        self._integers = _integer_tokens(tokenizer)
+        config: Any = network.config.get_text_config()
+        self._limit: int | None = getattr(config, "max_position_embeddings", None)
+        ends = _ends(network, tokenizer)
+        self._engine = Engine(network, self._pieces.digits, list(self._integers), ends)
 
-    async def generate(
-        self,
-        messages: Sequence[dict[str, str]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> str:
-        async with self._lock:
-            return await asyncio.to_thread(
-                self._generate, list(messages), max_tokens, temperature, seed
-            )
+    async def probe(self) -> Capabilities:
+        listed = len(self._pieces.digits)
+        chats = self._tokenizer.chat_template is not None
+        lacks = {"schema": "the local engine can't hold an answer to a schema"}
+        if not chats:
+            lacks |= dict.fromkeys(("chat", "chat_logprobs"), self._why_no_chat())
+        if not listed:
+            why = self._pieces.why_no_digits()
+            lacks |= dict.fromkeys(("prompt_logprobs", "next_logprobs"), why)
+        if not chats and not listed:
+            raise UnusableError(f"{self._why_no_chat()}; and {self._pieces.why_no_digits()}")
+        self.capabilities = Capabilities(
+            chat=chats,
+            chat_logprobs=len(self._integers) if chats else 0,
+            next_logprobs=listed,
+            prompt_logprobs=listed,
+            largest=max(listed - 1, 9),
+            fillers=_FILLERS if listed else (),
+            lacks=lacks,
+        )
+        return self.capabilities
 
-    async def largest_integer(self) -> int:
-        return len(self._integer_ids()) - 1
+    async def ask(self, request: Request) -> Response:
+        work = self._writing(request) if isinstance(request, Chat) else self._prompt(request)
+        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(work, answer))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        response = await answer
+        return response if isinstance(request, Chat) else _among(response, request.largest)
 
-    async def integer_log_probabilities(
-        self, text: str, places: Sequence[int], *, shared: int = 0
-    ) -> np.ndarray:
-        async with self._lock:
-            return await asyncio.to_thread(self._read, text, places, shared)
+    async def close(self) -> None:
+        self._engine.stop()
+        await asyncio.to_thread(self._thread.shutdown)
 
-    def _generate(
-        self, messages: list[dict[str, str]], max_tokens: int, temperature: float, seed: int
-    ) -> str:
+    def _prompt(self, request: Any) -> Prompt:
+        prompt = self._pieces.prompt(request)
+        self._check_length(len(prompt))
+        return prompt
+
+    def _writing(self, chat: Chat) -> Writing:
+        if chat.schema is not None:
+            raise LLMError("the local engine can't hold an answer to a schema; ask without one")
         if self._tokenizer.chat_template is None:
-            raise LLMError(
-                f"'{self.model}' has no chat template; choose a model trained on instructions"
-            )
-        inputs = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self._device)
-        length = inputs["input_ids"].shape[1]
-        self._check_length(length + max_tokens)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-        with torch.inference_mode(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            output = self._network.generate(
-                **inputs,
-                max_new_tokens=max_tokens,
-                **{"do_sample": False, **sampling},
-                pad_token_id=self._tokenizer.eos_token_id,
-            )
-        return self._tokenizer.decode(output[0, length:], skip_special_tokens=True)
+            raise LLMError(self._why_no_chat())
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                list(chat.messages), add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+        except Exception as error:  # templates raise what they like, as for a system message
+            raise LLMError(f"the chat template of '{self.model}' failed: {error}") from error
+        self._check_length(len(ids) + chat.max_tokens)
+        return Writing(ids, chat.max_tokens, chat.temperature, chat.seed, chat.integers)
 
-    def _read(self, text: str, places: Sequence[int], shared: int) -> np.ndarray:
-        ids, starts = self._tokenize(text)
-        self._check_length(len(ids))
-        rows = []
-        for place in places:
-            row = starts.get(place, 0)
-            token = self._tokenizer.convert_ids_to_tokens(ids[row])
-            if not text.startswith(token, place):
-                raise LLMError(
-                    f"the tokenizer of '{self.model}' joins a tab with the word after it"
-                )
-            # The distribution of a token is what the model gives at the token before it.
-            rows.append(row - 1)
-        with torch.inference_mode():
-            past = self._shared_state(ids, text[:shared])
-            done = past.get_seq_length() if past is not None else 0
-            logits = self._network(
-                torch.tensor([ids[done:]], device=self._device),
-                past_key_values=copy.deepcopy(past),
-                # The model's head runs at these rows only: at all others it costs more than
-                # several layers, and its output, vocabulary wide, would be thrown away.
-                logits_to_keep=torch.tensor(rows, device=self._device) - done,
-            ).logits[0]
-            log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-            return log_probabilities[:, self._integer_ids()].double().cpu().numpy()
-
-    def _shared_state(self, ids: list[int], prefix: str) -> Any:
-        """The model's state after `prefix`, from the last request that began with it."""
-        if self._kept is None or self._kept[0] != prefix:
-            kept = self._tokenize(prefix)[0][:-_LOOSE_END]
-            state = None
-            if kept:
-                tokens = torch.tensor([kept], device=self._device)
-                state = self._network(tokens, use_cache=True, logits_to_keep=1).past_key_values
-            self._kept = prefix, kept, state
-        _, kept, state = self._kept
-        return state if ids[: len(kept)] == kept else None
-
-    def _tokenize(self, text: str) -> tuple[list[int], dict[int, int]]:
-        """Token ids, and for each character offset at which a token starts the token's place."""
-        encoded = self._tokenizer(text, return_offsets_mapping=True)
-        starts: dict[int, int] = {}
-        for place, (start, end) in enumerate(encoded["offset_mapping"]):
-            if end > start:
-                starts.setdefault(start, place)
-        return encoded["input_ids"], starts
-
-    def _integer_ids(self) -> list[int]:
-        """The token ids of 0, 1, ... behind a tab, up to 10 if that is one token."""
-        if self._integers is None:
-            found = [self._integer_id(str(value)) for value in range(11)]
-            if None in found[:10]:
-                raise LLMError(
-                    f"the tokenizer of '{self.model}' has no single tokens for 0 to 9 behind a "
-                    "tab; choose another simulator"
-                )
-            self._integers = [token for token in found if token is not None]
-        return self._integers
-
-    def _integer_id(self, digits: str) -> int | None:
-        ids, starts = self._tokenize(f"a\t{digits}\nb")
-        token = ids[starts.get(2, 0)]
-        return token if self._tokenizer.convert_ids_to_tokens(token) == digits else None
+    def _why_no_chat(self) -> str:
+        return f"'{self.model}' has no chat template; choose a model trained on instructions"
 
     def _check_length(self, tokens: int) -> None:
-        limit = getattr(self._network.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and tokens > limit:
-            raise LLMError(f"a prompt of {tokens} tokens is too long for '{self.model}' ({limit})")
+        if self._limit is not None and tokens > self._limit:
+            raise LLMError(
+                f"a prompt of {tokens} tokens is too long for '{self.model}' ({self._limit})"
+            )
+
+    async def _work(self) -> None:
+        """Have what waits answered, until nothing does."""
+        keeping = freed_memory_kept() if self._device.type == "cpu" else contextlib.nullcontext()
+        try:
+            with keeping:
+                await asyncio.sleep(0)  # those that ask at the same moment are all here then
+                while taken := self._take():
+                    await self._answer(taken)
+        finally:
+            self._worker = None
+
+    def _take(self) -> list[_Waiting]:
+        """The oldest request that waits, and those that can be answered with it."""
+        self._waiting = [each for each in self._waiting if not each.answer.done()]
+        if not self._waiting:
+            return []
+        taken = _together(self._waiting, self._engine, _READINGS[self._device.type])
+        self._waiting = [each for each in self._waiting if each not in taken]
+        return taken
+
+    async def _answer(self, taken: list[_Waiting]) -> None:
+        def run() -> list[Response | LLMError]:
+            return self._run([each.work for each in taken])
+
+        try:
+            self._engine.check()
+            answers = await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        except BaseException as error:
+            for each in taken:
+                if not each.answer.done():
+                    each.answer.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for each, answer in zip(taken, answers, strict=True):
+            if each.answer.done():
+                continue
+            if isinstance(answer, LLMError):
+                each.answer.set_exception(answer)
+            else:
+                each.answer.set_result(answer)
+
+    def _run(self, works: Sequence[Any]) -> list[Response | LLMError]:
+        """Answer requests together, or half of them at a time where there is not enough memory."""
+        answer: Callable[[Sequence[Any]], list[Response]]
+        answer = self._write if isinstance(works[0], Writing) else self._read
+        try:
+            return [*answer(works)]
+        except torch.OutOfMemoryError:
+            if len(works) == 1:
+                return [LLMError(f"'{self.model}' has too little memory left for this request")]
+        half = len(works) // 2
+        return self._run(works[:half]) + self._run(works[half:])
+
+    def _read(self, prompts: Sequence[Prompt]) -> list[Response]:
+        read = self._engine.read(prompts)
+        return [
+            Distribution(values, Usage(prompt_tokens=len(prompt)))
+            for prompt, values in zip(prompts, read, strict=True)
+        ]
+
+    def _write(self, writings: Sequence[Writing]) -> list[Response]:
+        written = self._engine.write(writings)
+        return [self._told(*pair) for pair in zip(writings, written, strict=True)]
+
+    def _told(self, writing: Writing, written: Written) -> Answer:
+        tokens: tuple[Token, ...] = ()
+        if written.integers is not None:
+            texts = self._token_texts(written.ids)
+            tokens = tuple(
+                Token(text, self._by_text(row))
+                for text, row in zip(texts, written.integers, strict=True)
+            )
+        return Answer(
+            self._decode(written.ids),
+            "stop" if written.finished else "length",
+            tokens,
+            Usage(len(writing.ids), len(written.ids) + written.finished),
+        )
+
+    def _by_text(self, row: np.ndarray) -> dict[str, float]:
+        """Log-probabilities by the text of the integer; several tokens may have the same."""
+        result: dict[str, float] = {}
+        for text, value in zip(self._integers.values(), row.tolist(), strict=True):
+            result[text] = float(np.logaddexp(result[text], value)) if text in result else value
+        return result
+
+    def _token_texts(self, ids: list[int]) -> list[str]:
+        """What each token adds to the text, which they make up when put together."""
+        texts, written = [], ""
+        for end in range(1, len(ids) + 1):
+            text = self._decode(ids[:end])
+            if end < len(ids) and text.endswith("\ufffd"):  # the middle of a character
+                text = written
+            texts.append(text[len(written) :])
+            written = text
+        return texts
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _together(waiting: list[_Waiting], engine: Engine, most: int) -> list[_Waiting]:
+    """The first of those that wait, and who may go with it.
+
+    Readings of one head are a group of their own if they fill a pass; that head then runs once.
+    Others are mixed.
+    """
+    first = waiting[0].work
+    if isinstance(first, Writing):
+        chats = [each for each in waiting if isinstance(each.work, Writing)]
+        return chats[:_CHATS]
+    tokens: Counter[tuple[int, ...]] = Counter()
+    readings = []
+    for each in waiting:
+        if isinstance(each.work, Prompt) and each.work.shared == first.shared:
+            readings.append(each)
+            tokens[each.work.head] += len(each.work.rest)
+
+    def group(each: _Waiting) -> tuple[int, ...] | None:
+        head = each.work.head  # type: ignore[union-attr]
+        return head if tokens[head] >= engine.pass_tokens else None
+
+    return [each for each in readings if group(each) == group(waiting[0])][:most]
+
+
+def _among(response: Response, largest: int) -> Response:
+    """The distribution over 0 to `largest` of one over all integers that are one token."""
+    assert isinstance(response, Distribution)
+    return Distribution(response.log_probabilities[:, : largest + 1], response.usage)
+
+
+def _ends(network: Any, tokenizer: Any) -> list[int]:
+    """The tokens with which the model ends what it says."""
+    told = network.generation_config.eos_token_id if network.generation_config else None
+    told = told if isinstance(told, list) else [told]
+    return sorted({token for token in (*told, tokenizer.eos_token_id) if token is not None})
+
+
+def _integer_tokens(tokenizer: Any) -> dict[int, str]:
+    """The tokens that are an integer from 0 to 10, spaces and tabs aside, with their texts."""
+    result = {}
+    for token, id_ in tokenizer.get_vocab().items():
+        if any(digit in token for digit in "0123456789"):
+            text = tokenizer.decode([id_])
+            if text.strip(" \t") in _INTEGERS:
+                result[id_] = f" {text}" if token[0] == "▁" and text[0] != " " else text
+    return dict(sorted(result.items()))
+
+
+_INTEGERS = frozenset(str(value) for value in range(11))

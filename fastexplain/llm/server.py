@@ -1,44 +1,71 @@
 """Any OpenAI-compatible server: OpenAI, vLLM, SGLang, llama.cpp, Ollama, OpenRouter.
 
-Prompt log-probabilities come from the completions endpoint with `echo`, which returns the
-prompt's own tokens, their character offsets and the likeliest alternatives to each.
+This is the transport: how requests get to the server and are tried again. What they say, and how
+the answers are read, is in `wire.py`.
 """
 
 from __future__ import annotations
 
-import math
+import asyncio
+import base64
+import json
 import os
-from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+import time
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-import numpy as np
+import aiohttp
+import httpx2
 import openai
 
-from fastexplain.errors import LLMError
+from fastexplain.errors import LLMError, UnusableError, UsageError
+from fastexplain.llm import probe, wire
 from fastexplain.llm.base import Connection
+from fastexplain.llm.limits import Backoff, Limiter, is_passing, retry_after
+from fastexplain.llm.requests import Capabilities, Request, Response
+from fastexplain.llm.tokens import count
 
-# Alternatives to ask for at each token: vLLM's limit unless it is started with another, then
-# that of OpenAI's own completions.
-_ALTERNATIVES = (20, 5)
+# Seconds in which a server accepts a connection, if there is one.
+_CONNECT_TIMEOUT = 10.0
 
-# Requests in flight at once; a server batches them, and more gain little on one GPU's queue.
-_CONCURRENCY = 8
+# Retries where no server has answered yet: it may be starting, but more likely isn't there.
+_RETRIES_OF_NOBODY = 2
+
+# After so many requests in a row that failed for good, all their retries included, a server is
+# taken to have gone.
+_GONE_AFTER = 20
+
+_OPENAI = "https://api.openai.com/v1"
 
 # Characters of a server's own message that are passed on.
 _LONGEST_MESSAGE = 300
 
-_NEEDED = (
-    "log-probabilities of prompts (completions with echo and logprobs) that the simulator reads; "
-    "if this server has none, simulate with vLLM or a local model"
-)
+# What the openai package says of this machine with each request. Without, a request takes 0.03 ms
+# less to prepare, and tells less.
+_TELLTALES = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 
 
-class _Echo(NamedTuple):
-    """An echoed prompt: token texts by character offset, and the alternatives to each."""
+class _Again(Exception):
+    """A try that failed, where another may not.
 
-    tokens: dict[int, str]
-    alternatives: dict[int, dict[str, float]]
+    Attributes:
+        pause: seconds for which the server wants to be left alone.
+        limited: the server has not looked at the request, being asked too much.
+        absent: no server was reached.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        pause: float | None = None,
+        limited: bool = False,
+        absent: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.pause = pause
+        self.limited = limited
+        self.absent = absent
 
 
 class ServerConnection(Connection):
@@ -46,181 +73,333 @@ class ServerConnection(Connection):
 
     Args:
         model: the name by which the server knows the model.
-        base_url: the API's address, mostly ending in /v1; OpenAI's own if None. The key is read
-            from OPENAI_API_KEY, and only OpenAI's own address insists on one.
+        base_url: the API's address, mostly ending in /v1; OpenAI's own if None (or what
+            OPENAI_BASE_URL names). A user's name and password in it are sent instead of a key.
+        key_variable: the environment variable that holds the key. Only OpenAI's own address
+            insists on one.
+        concurrency: requests in flight at once.
+        requests_per_minute, tokens_per_minute: never sent more; None: no limit. Retries count;
+            tokens are estimated beforehand, and the most that may be answered counts too.
+        timeout: seconds for a request from its sending to its last byte.
+        retries: how often a request is sent again that failed in a way that may pass.
+        backoff: the waits between.
+
+    Attributes:
+        retried: requests that were sent again, so far.
 
     Raises:
-        LLMError: there is no key for OpenAI, or `base_url` is not an address.
+        UnusableError: there is no key for OpenAI, or `base_url` is not an address.
+        UsageError: a number is not above 0.
     """
 
-    concurrency = _CONCURRENCY
-
-    def __init__(self, model: str, base_url: str | None = None) -> None:
-        key = os.environ.get("OPENAI_API_KEY")
-        if base_url is None and not key:
-            raise LLMError(
-                "no server to ask: set OPENAI_API_KEY for OpenAI, give the address of another "
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        *,
+        key_variable: str = "OPENAI_API_KEY",
+        concurrency: int = 64,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        timeout: float = 120.0,
+        retries: int = 6,
+        backoff: Backoff | None = None,
+    ) -> None:
+        _check_above_0(
+            concurrency=concurrency,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            timeout=timeout,
+        )
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        key = _key(key_variable)
+        if not base_url and not key:
+            raise UnusableError(
+                f"no server to ask: set {key_variable} for OpenAI, give the address of another "
                 "server, or use a local model"
             )
-        if base_url is not None and urlsplit(base_url).scheme not in ("http", "https"):
-            raise LLMError(f"'{base_url}' is no server's address; write http://host:port/v1")
+        url, login = _split(base_url) if base_url else (None, "")
+        basic = base64.b64encode(login.encode()).decode()
+        headers: dict[str, Any] = {f"X-Stainless-{name}": openai.Omit() for name in _TELLTALES}
+        if login:
+            headers["Authorization"] = f"Basic {basic}"
         self.model = model
-        self._key = key
-        # A server without keys still gets the header, which the client insists on.
-        self._client = openai.AsyncOpenAI(api_key=key or "none", base_url=base_url)
-        self._alternatives = _ALTERNATIVES[0]
-        self._largest: int | None = None
+        self.concurrency = concurrency
+        self.retried = 0
+        # The longest first: one may be part of another.
+        secrets = {key, basic, login, login.partition(":")[2]} - {""}
+        self._secrets = sorted(secrets, key=len, reverse=True)
+        if login:
+            self._unwelcome = "refused the name and password in its address; correct them"
+        else:
+            wrong = f"refused the key in {key_variable}" if key else "wants a key"
+            self._unwelcome = f"{wrong}; set {key_variable} to one that may use '{model}'"
+        self._client = openai.AsyncOpenAI(
+            # A server without keys still gets the header, which the client insists on.
+            api_key=key or "none",
+            base_url=url,
+            max_retries=0,
+            timeout=httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
+            default_headers=headers,
+            http_client=openai.DefaultAioHttpClient(
+                limits=httpx2.Limits(
+                    max_connections=concurrency, max_keepalive_connections=concurrency
+                )
+            ),
+        )
+        self.address = str(self._client.base_url).rstrip("/")
+        self._timeout = timeout
+        self._retries = retries
+        self._backoff = backoff or Backoff()
+        self._limiter = Limiter(requests_per_minute, tokens_per_minute)
+        self._slots = asyncio.Semaphore(concurrency)
+        self._reached = False  # whether a server ever answered, be it with an error
+        self._answered = 0
+        self._failed_in_a_row = 0
 
     def __repr__(self) -> str:
-        return f"ServerConnection({self.model!r}, {self._address!r})"
+        return f"ServerConnection({self.model!r}, {self.address!r})"
 
-    @property
-    def _address(self) -> str:
-        """The address without a user's name or password."""
-        url = self._client.base_url
-        port = f":{url.port}" if url.port else ""
-        return f"{url.scheme}://{url.host}{port}{url.path}".rstrip("/")
+    async def probe(self) -> Capabilities:
+        self.capabilities = await probe.probe(self._send, self.model)
+        return self.capabilities
 
-    async def generate(
-        self,
-        messages: Sequence[dict[str, str]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> str:
-        chat: Any = list(messages)
-        request = self._client.chat.completions.create(
-            model=self.model,
-            messages=chat,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-        )
-        try:
-            return (await self._first_choice(request)).message.content or ""
-        except openai.OpenAIError as error:
-            # Without its cause: a traceback would show the request, and with it the key.
-            raise await self._explained(error) from None
-
-    async def largest_integer(self) -> int:
-        if self._largest is None:
-            # Every integer behind a tab, as in a simulator's prompt, at a place that is known.
-            text, places = "", []
-            for value in range(11):
-                text += "a\t"
-                places.append(len(text))
-                text += f"{value}\n"
-            echo = await self._echo(text)
-            single = [echo.tokens.get(p) == str(value) for value, p in enumerate(places)]
-            if not all(single[:10]):
-                raise LLMError(
-                    f"the tokenizer of '{self.model}' has no single tokens for 0 to 9 behind a "
-                    "tab; choose another simulator"
-                )
-            self._largest = 10 if single[10] else 9
-        return self._largest
-
-    async def integer_log_probabilities(
-        self, text: str, places: Sequence[int], *, shared: int = 0
-    ) -> np.ndarray:
-        integers = [str(value) for value in range(await self.largest_integer() + 1)]
-        echo = await self._echo(text)
-        result = np.full((len(places), len(integers)), np.nan)
-        for row, place in enumerate(places):
-            token = echo.tokens.get(place, "")
-            if not token or not text.startswith(token, place):
-                raise LLMError(
-                    f"{self._address} returned no token where a value stands in the prompt: the "
-                    f"tokenizer of '{self.model}' joins a tab with the word after it, or the "
-                    "offsets are not those of characters"
-                )
-            listed = echo.alternatives[place]
-            if any(integer in listed for integer in integers):
-                result[row] = [listed.get(integer, -math.inf) for integer in integers]
-        return result
+    async def ask(self, request: Request) -> Response:
+        capabilities = self.capabilities or await self.probe()
+        path, body = wire.body(request, self.model, capabilities)
+        return wire.read(request, await self._send(path, body), capabilities)
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def _echo(self, text: str) -> _Echo:
-        """Send `text` as a prompt and get it back in tokens."""
-        choice = await self._complete(text)
-        given = choice.logprobs
-        if given is None or not given.tokens or not given.text_offset or not given.top_logprobs:
-            raise LLMError(f"{self._address} gives none of the {_NEEDED}")
-        # A token put before the prompt by the server (BOS) moves all offsets by its length.
-        shift = 0 if text.startswith(given.tokens[0]) else len(given.tokens[0])
-        tokens: dict[int, str] = {}
-        alternatives: dict[int, dict[str, float]] = {}
-        for offset, token, listed in zip(
-            given.text_offset, given.tokens, given.top_logprobs, strict=False
-        ):
-            if token:  # vLLM: part of a character, which comes whole with its last token
-                tokens.setdefault(offset - shift, token)
-                alternatives.setdefault(offset - shift, listed or {})
-        return _Echo(tokens, alternatives)
+    @property
+    def client(self) -> openai.AsyncOpenAI:
+        """The openai package's client, for the batch API; it does its own retries."""
+        return self._client.with_options(max_retries=self._retries)
 
-    async def _complete(self, text: str) -> Any:
-        asked = self._alternatives
-        request = self._client.completions.create(
-            model=self.model,
-            prompt=text,
-            echo=True,
-            logprobs=asked,
-            # One token is made and left aside: not every server accepts 0.
-            max_tokens=1,
-            temperature=0.0,
-        )
-        try:
-            return await self._first_choice(request)
-        except openai.OpenAIError as error:
-            smaller = [k for k in _ALTERNATIVES if k < asked]
-            too_many = isinstance(error, openai.BadRequestError) and "logprobs" in str(error)
-            if not (too_many and smaller):
-                raise await self._explained(error, f"; it is asked for the {_NEEDED}") from None
-        self._alternatives = min(self._alternatives, smaller[0])
-        return await self._complete(text)
+    def told(self, error: openai.OpenAIError) -> LLMError:
+        """An error of `client` in a line, without what could show the key."""
+        return LLMError(f"{self.address}: {self._clean(str(error))}")
 
-    async def _first_choice(self, request: Awaitable[Any]) -> Any:
-        choices = getattr(await request, "choices", None)
-        if not choices:
-            raise LLMError(f"{self._address} answers, but not as an OpenAI-compatible API does")
-        return choices[0]
+    async def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a request until it is answered, has failed too often, or never will be answered.
 
-    async def _explained(self, error: openai.OpenAIError, purpose: str = "") -> LLMError:
-        """The error in words for the user, without what could show the key.
+        Args:
+            path: below the API's address, such as "/chat/completions".
 
-        `purpose` says what the request was for, where the server may not know such requests.
+        Raises:
+            UnusableError: no request can be answered.
+            Refused: the server won't have this one.
+            LLMError: this one was not answered in all its tries.
         """
-        where = self._address
-        if isinstance(error, openai.APITimeoutError):
-            return LLMError(f"{where} did not answer in time")
-        if isinstance(error, openai.APIConnectionError):
-            return LLMError(
-                f"no server answers at {where}; is it running, and is the address right?"
+        async with self._slots:
+            tokens = _tokens(body) if self._limiter.counts_tokens else 0
+            content = json.dumps(body).encode()
+            tries = counted = 0
+            while True:
+                tries += 1
+                answered = self._answered
+                await self._limiter.admit(tokens)
+                try:
+                    data = await self._try(path, content)
+                except _Again as again:
+                    failure = again
+                    self._limiter.pause(again.pause or 0.0)
+                else:
+                    self._answered += 1
+                    return data
+                # A server that answers others gets to this one too, if it is asked often enough.
+                counted += not (failure.limited and self._answered > answered)
+                retries = self._retries
+                if self._is_nobody(failure):
+                    retries = min(retries, _RETRIES_OF_NOBODY)
+                if counted > retries:
+                    break
+                self.retried += 1
+                await asyncio.sleep((failure.pause or 0.0) + self._backoff.wait(tries))
+        self._give_up(failure, tries)
+
+    async def _try(self, path: str, content: bytes) -> dict[str, Any]:
+        """Send a request once.
+
+        Raises:
+            _Again: where another try may help.
+            UnusableError, Refused: where it won't.
+        """
+        failure: Exception
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._client.post(
+                    self.address + path, cast_to=httpx2.Response, content=content
+                )
+        except openai.APIStatusError as error:
+            failure = await self._refusal(error.status_code, error.body, error.response.headers)
+        except (OSError, aiohttp.ClientError, openai.APIConnectionError) as error:
+            failure = self._lost(error)
+        else:
+            data = _parse(response.content)
+            if not isinstance(data, dict):
+                failure = self._unreadable(response.content)
+            elif not (reported := data.get("error")) or "choices" in data:
+                self._reached = True
+                self._failed_in_a_row = 0
+                return data
+            else:
+                # So OpenRouter reports what failed at a model's own provider.
+                code = reported.get("code") if isinstance(reported, dict) else None
+                status = code if isinstance(code, int) and code >= 400 else 400
+                failure = await self._refusal(status, reported, response.headers)
+        # Without a cause or context: a traceback would show the request, and with it the key.
+        raise failure
+
+    def _lost(self, error: BaseException) -> _Again | UnusableError:
+        """Why there is no response at all."""
+        causes = [error]
+        while (cause := causes[-1].__cause__) is not None:
+            causes.append(cause)
+        if any(isinstance(cause, aiohttp.ClientSSLError) for cause in causes):
+            reason = self._clean(str(causes[-1]))
+            if not self._reached:
+                return UnusableError(f"no secure connection to {self.address}: {reason}")
+            return _Again(f"the connection to {self.address} was not secure: {reason}")
+        nobody = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+        if any(isinstance(cause, nobody) for cause in causes):
+            return _Again(
+                f"no server answers at {self.address}; is it running, and is the address right?",
+                absent=True,
             )
-        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-            wrong = "refused the key in OPENAI_API_KEY" if self._key else "wants a key"
-            return LLMError(
-                f"{where} {wrong}; set OPENAI_API_KEY to one that may use '{self.model}'"
+        late = (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout)
+        if any(isinstance(cause, late) for cause in causes):
+            return _Again(f"{self.address} did not answer within {self._timeout:g} s")
+        return _Again(f"{self.address} dropped the connection")
+
+    def _unreadable(self, content: bytes) -> _Again | UnusableError:
+        """What came in place of a JSON object."""
+        if not self._reached and not content.lstrip().startswith(b"{"):
+            return UnusableError(
+                f"{self.address} answers, but not as an OpenAI-compatible API does; most "
+                "addresses end in /v1"
             )
-        if isinstance(error, openai.NotFoundError):
+        self._reached = True
+        return _Again(f"{self.address} sent an answer that is cut off or no JSON")
+
+    async def _refusal(self, status: int, body: object, headers: httpx2.Headers) -> Exception:
+        """What an error status means, in words for the user."""
+        self._reached = True
+        where = self.address
+        given: dict[str, Any] = body if isinstance(body, dict) else {}
+        said = self._clean(str(given.get("message") or given.get("detail") or body or "no reason"))
+        if given.get("code") == "insufficient_quota" or given.get("type") == "insufficient_quota":
+            return UnusableError(
+                f"{where} answers no more: the quota of this key is used up; what was answered is "
+                "stored, and the same command goes on from there"
+            )
+        if is_passing(status):
+            pause = retry_after(headers, time.time())
+            return _Again(f"{where}: {said} (status {status})", pause=pause, limited=status == 429)
+        self._failed_in_a_row = 0
+        # Once others were answered, the key is good, and it is this request that is forbidden.
+        if status == 401 or (status == 403 and not self._answered):
+            return UnusableError(f"{where} {self._unwelcome}")
+        if status == 404:
             models = await self._models()
             if models is None:
-                return LLMError(f"no OpenAI-compatible API at {where}; most addresses end in /v1")
+                return UnusableError(
+                    f"no OpenAI-compatible API at {where}; most addresses end in /v1"
+                )
             if self.model not in models:
                 has = ", ".join(models[:10]) + (", ..." if len(models) > 10 else "")
-                return LLMError(f"{where} has no model '{self.model}'; it has: {has or 'none'}")
-        text = " ".join(str(error).split())
-        if self._key:
-            text = text.replace(self._key, "***")
-        return LLMError(f"{where}: {text[:_LONGEST_MESSAGE]}{purpose}")
+                return UnusableError(
+                    f"{where} has no model '{self.model}'; it has: {has or 'none'}"
+                )
+        return wire.Refused(f"{where}: {said} (status {status})", status)
 
     async def _models(self) -> list[str] | None:
         """The names that the server lists; None if it has no such list."""
         try:
-            listed = getattr(await self._client.models.list(), "data", None)
-        except openai.OpenAIError:
+            async with asyncio.timeout(self._timeout):
+                response = await self._client.get(f"{self.address}/models", cast_to=httpx2.Response)
+            return [str(model["id"]) for model in _parse(response.content)["data"]]
+        except (openai.OpenAIError, aiohttp.ClientError, OSError, KeyError, TypeError):
             return None
-        return None if listed is None else [model.id for model in listed]
+
+    def _is_nobody(self, failure: _Again) -> bool:
+        return failure.absent and not self._reached
+
+    def _give_up(self, failure: _Again, tries: int) -> NoReturn:
+        self._failed_in_a_row += 1
+        times = f" (tried {tries} times)" if tries > 1 else ""
+        if self._is_nobody(failure):
+            raise UnusableError(str(failure))
+        if self._failed_in_a_row >= _GONE_AFTER:
+            raise UnusableError(
+                f"{self.address} has stopped answering: {failure}{times}; what was answered is "
+                "stored, and the same command goes on from there"
+            )
+        raise LLMError(f"{failure}{times}")
+
+    def _clean(self, text: str) -> str:
+        """A server's message on one line, not too long, and without what must not show."""
+        text = " ".join(text.split())
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text[:_LONGEST_MESSAGE]
+
+
+def address_of(base_url: str | None) -> str:
+    """The address of a connection with this `base_url`, without making one.
+
+    Raises:
+        UnusableError: it is not an address.
+    """
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
+    return _split(base_url)[0].rstrip("/")
+
+
+def _key(variable: str) -> str:
+    """The key that an environment variable holds, "" if none."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        # The client would say so too, but show the key.
+        raise UnusableError(f"what {variable} holds is no key: it has characters that no key has")
+    return key
+
+
+def _split(base_url: str) -> tuple[str, str]:
+    """An address without the user's name and password in it, and these: "name:password" or ""."""
+    try:
+        parts = urlsplit(base_url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
+        place = parts.netloc.rpartition("@")[2]
+        _ = parts.port  # raises ValueError if it is no number
+    except ValueError:
+        known = False
+    if not known:
+        shown = base_url.partition("?")[0].rpartition("@")[2]
+        raise UnusableError(f"'{shown}' is no server's address; write http://host:port/v1")
+    login = ""
+    if parts.username:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return urlunsplit(parts._replace(netloc=place)), login
+
+
+def _parse(content: bytes) -> Any:
+    """What JSON says; None where it can't be read."""
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def _tokens(body: dict[str, Any]) -> int:
+    """The tokens of a request, of its prompt roughly and of its answer at most."""
+    prompt = body.get("prompt", "")
+    asked = count(prompt) if isinstance(prompt, str) else len(prompt)
+    asked += sum(count(str(message["content"])) for message in body.get("messages", ()))
+    return asked + int(body.get("max_tokens") or body.get("max_completion_tokens") or 0)
+
+
+def _check_above_0(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number <= 0:
+            raise UsageError(f"{name.replace('_', ' ')} has to be above 0")

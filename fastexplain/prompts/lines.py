@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 START, END = "<start>", "<end>"
 
@@ -16,6 +18,8 @@ _LITERAL = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}
 # bytes that are no character on their own, because vLLM leaves it out of the prompts it echoes
 # (seen in 0.32), which moves all character offsets behind it.
 _SPECIAL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
+# The same without those that JSON escapes anyway.
+_SPECIAL_IN_JSON = re.compile(rf"[\x7f-\x9f\u2028\u2029\ufffd]|{_MARKER.pattern}")
 _ESCAPED = re.compile(r"\\(?:([\\ntr])|x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
 
@@ -33,6 +37,20 @@ def unescape(text: str) -> str:
     """The token that `escape` wrote as `text`."""
     return _ESCAPED.sub(
         lambda match: _LITERAL.get(match[1]) or chr(int(match[2] or match[3], 16)), text
+    )
+
+
+@lru_cache(maxsize=2**16)
+def line(token: str) -> str:
+    """A token's line as far as its tab. The same tokens come again in text after text."""
+    return f"{escape(token)}\t"
+
+
+@lru_cache(maxsize=2**16)
+def json_string(token: str) -> str:
+    r"""A token as a JSON string, with `\u2028` and the like where `escape` has an escape."""
+    return _SPECIAL_IN_JSON.sub(
+        lambda match: f"\\u{ord(match[0]):04x}", json.dumps(token, ensure_ascii=False)
     )
 
 

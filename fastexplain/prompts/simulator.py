@@ -1,71 +1,106 @@
-"""The all-at-once simulator's prompt: an explanation and a text in, a value behind every token.
+"""The simulator's prompts for plain texts: an explanation and a text in, values read behind tokens.
 
-Every token is followed by a tab and the word `unknown`. What the model would have written in
-place of each `unknown` is its prediction; all are read from one pass over the prompt. The
-examples go over from `unknown` to numbers in mid-text, so that the model learns that numbers may
-follow `unknown`. Source: Bills et al. 2023, "Step 2: Simulate the neuron's activations", and its
-section on simulating all at once. The wording and the examples are our own.
+`reading` asks about all tokens of a text at once. Every token is followed by a tab and a filler,
+mostly the word `unknown`; what the model would have written in place of each filler is its
+prediction, and all are read from one pass over the prompt. The examples go over from the filler
+to numbers in mid-text, so that the model learns that numbers may follow it. `single_reading` asks
+about one token, behind the text up to there.
+
+Source: Bills et al. 2023, "Step 2: Simulate the neuron's activations", and its section on
+simulating all at once. The wording and the examples are our own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
-from fastexplain.prompts.examples import EXAMPLES
-from fastexplain.prompts.lines import START, block, escape
+from fastexplain.llm.requests import Reading
+from fastexplain.prompts.examples import EXAMPLES, Example
+from fastexplain.prompts.lines import START, block, escape, line
 
 VERSION = "simulator-1"
 
 UNKNOWN = "unknown"
+ZERO = "0"
+# What may stand at a place, in the order in which we like them.
+FILLERS = (UNKNOWN, "?", ZERO)
 
 # In the first text of each example, this many tokens come before the first number.
 _HIDDEN = (4, 9, 1)
 
+# Examples of single tokens: which neuron, which of its texts, up to which token.
+_SINGLE = [(0, 0, 3), (2, 0, 2), (1, 0, 5), (1, 0, 3), (0, 1, 7), (2, 0, 5), (0, 1, 5), (1, 1, 9)]
 
-@dataclass(frozen=True)
-class SimulatorPrompt:
-    """A prompt for prompt log-probabilities.
+_TASK = """\
+These are records of single neurons of a language model. Each names what a neuron reacts to, and \
+then gives a text, one token a line. Behind each token, after a tab, stands how strongly the \
+neuron reacts to it: 0 is not at all, {largest} is as strongly as it ever does. Most values are \
+0."""
 
-    Attributes:
-        text: the prompt, a plain text without chat roles.
-        places: for each token of the excerpt, the offset in `text` (in characters) of the word
-            in whose place the value would stand.
-        shared: the first `shared` characters are the same for all explanations and texts.
+_SINGLE_TASK = """\
+These are records of single neurons of a language model. Each names what a neuron reacts to, and \
+then gives a text and once more its last token. Behind that, after a tab, stands how strongly the \
+neuron reacts to that token there: 0 is not at all, {largest} is as strongly as it ever does."""
+
+
+def reading(
+    explanation: str, tokens: Sequence[str], largest: int, filler: str = UNKNOWN
+) -> Reading:
+    """Asks for a neuron's values on all of `tokens`, on the scale 0..`largest`.
+
+    With "0" as the filler it reads as though the neuron had reacted to nothing so far.
     """
+    head = f" {escape(explanation)}\n{START}\n"
+    lines = tuple([line(token) for token in tokens])
+    return Reading(_prefix(largest, filler), head, lines, filler, largest)
 
-    text: str
-    places: list[int]
-    shared: int
+
+def single_reading(explanation: str, tokens: Sequence[str], largest: int) -> Reading:
+    """Asks for a neuron's value on the last of `tokens`, on the scale 0..`largest`."""
+    head = f" {escape(explanation)}\n"
+    text = f"Text: {so_far(tokens)}\n{line(tokens[-1])}"
+    return Reading(_single_prefix(largest), head, (text,), "", largest)
 
 
-def prompt(explanation: str, tokens: Sequence[str], largest: int) -> SimulatorPrompt:
-    """The prompt that predicts a neuron's values on `tokens`, on the scale 0..`largest`."""
-    prefix = _prefix(largest)
-    text = f"{prefix} {escape(explanation)}\n{START}\n"
-    places = []
-    for token in tokens:
-        text += f"{escape(token)}\t"
-        places.append(len(text))
-        text += f"{UNKNOWN}\n"
-    return SimulatorPrompt(text, places, len(prefix))
+def so_far(tokens: Sequence[str]) -> str:
+    """Tokens as one line of text. Escaped together, since several may make up a marker."""
+    return escape("".join(tokens))
+
+
+def single_examples(largest: int) -> list[tuple[Example, list[str], int]]:
+    """Examples of one token each: the neuron, a text up to that token, and its value."""
+    result = []
+    for neuron, text, place in _SINGLE:
+        example = EXAMPLES[neuron]
+        shown = example.texts[text][: place + 1]
+        result.append((example, [token for token, _ in shown], shown[-1][1] * largest // 10))
+    return result
 
 
 @cache
-def _prefix(largest: int) -> str:
-    parts = [
-        "These are records of single neurons of a language model. Each names what a neuron reacts "
-        "to, and then gives a text, one token a line. Behind each token, after a tab, stands how "
-        f"strongly the neuron reacts to it: 0 is not at all, {largest} is as strongly as it ever "
-        "does. Most values are 0. Where a value has not been filled in yet, it says "
-        f"{UNKNOWN}."
-    ]
+def _prefix(largest: int, filler: str) -> str:
+    task = _TASK.format(largest=largest)
+    if filler != ZERO:
+        task += f" Where a value has not been filled in yet, it says {filler}."
+    parts = [task]
     for number, (example, hidden) in enumerate(zip(EXAMPLES, _HIDDEN, strict=True), start=1):
         lines = [
-            (token, UNKNOWN if place < hidden else value * largest // 10)
+            (token, filler if place < hidden and filler != ZERO else value * largest // 10)
             for place, (token, value) in enumerate(example.texts[0])
         ]
         parts.append(f"Neuron {number} reacts to: {example.explanation}\n{block(lines)}")
     parts.append(f"Neuron {len(EXAMPLES) + 1} reacts to:")
+    return "\n\n".join(parts)
+
+
+@cache
+def _single_prefix(largest: int) -> str:
+    parts = [_SINGLE_TASK.format(largest=largest)]
+    for number, (example, tokens, value) in enumerate(single_examples(largest), start=1):
+        parts.append(
+            f"Neuron {number} reacts to: {example.explanation}\n"
+            f"Text: {so_far(tokens)}\n{line(tokens[-1])}{value}"
+        )
+    parts.append(f"Neuron {len(parts)} reacts to:")
     return "\n\n".join(parts)

@@ -1,0 +1,331 @@
+"""The job of `fastexplain explain` with language models: connections, store, budget, display.
+
+1. The explainer and the simulator are connected and, on their first use in a run, probed.
+2. Both are put behind the store of responses, with one budget and one set of counters.
+3. `explain_neurons` does the work; what fails is told, and stored with its reason.
+
+A rehearsal does it without sending anything. For batches see `asking_batches.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from fastexplain.batches import Collector
+from fastexplain.database import Database
+from fastexplain.errors import BudgetError, UnusableError
+from fastexplain.explain import explain_neurons
+from fastexplain.live import display
+from fastexplain.llm import Connection, address_of, connect
+from fastexplain.llm.budget import Budget, Estimate
+from fastexplain.llm.prices import Price, price_of
+from fastexplain.llm.requests import Capabilities
+from fastexplain.llm.stored import Meter, StoredConnection
+from fastexplain.prompts.simulator import FILLERS
+from fastexplain.records import NeuronId
+from fastexplain.rehearsal import Rehearsal
+from fastexplain.responses import Responses
+from fastexplain.run import Run
+from fastexplain.score import RANDOM_EXCERPTS, TEST_RANKS
+from fastexplain.simulate import Simulator, choose_mode
+from fastexplain.terminal import messages
+
+# Requests of a neuron: its explanation, and a simulation of each of its test excerpts.
+REQUESTS = 1 + len(TEST_RANKS) + RANDOM_EXCERPTS
+
+# Of more neurons, so many are rehearsed in place of all: a second or two, whatever the run.
+_REHEARSED = 200
+
+# Failures that are told one by one; all are stored with their reasons.
+_TOLD = 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """A language model, and how it is reached.
+
+    Attributes:
+        name: as the server knows it; with `local` the word `smollm2`, a directory or a hub id.
+        base_url: of an OpenAI-compatible server; OpenAI's own if None.
+        local: load it into this process.
+        price: in place of the tables' price.
+        key_variable: the environment variable that holds the server's key.
+    """
+
+    name: str
+    base_url: str | None = None
+    local: bool = False
+    price: Price | None = None
+    key_variable: str = "OPENAI_API_KEY"
+
+
+def simulator_model(
+    explainer: Model,
+    name: str | None,
+    *,
+    base_url: str | None = None,
+    local: bool = False,
+    price: Price | None = None,
+) -> Model:
+    """The simulator: the explainer, or another model in its place, or at a place of its own.
+
+    Its key is read from SIMULATOR_API_KEY if it has a server of its own and that is set.
+
+    Args:
+        explainer: the explainer.
+        name: of the simulator; the explainer's if None.
+        base_url, local: its own place; the explainer's if neither is given.
+        price: of the simulator; the explainer's, if that is the same model.
+    """
+    own = base_url is not None or local
+    key = "SIMULATOR_API_KEY" if base_url and "SIMULATOR_API_KEY" in os.environ else None
+    same = not own and name in (None, explainer.name)
+    return Model(
+        name or explainer.name,
+        base_url if own else explainer.base_url,
+        local if own else explainer.local,
+        price or (explainer.price if same else None),
+        key or explainer.key_variable,
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How neurons are to be explained.
+
+    Attributes:
+        explainer, simulator: the models.
+        mode: a way to simulate, one of `simulate.MODES`; the best that there is if None.
+        readout: one of `simulate.READOUTS`.
+        limits: of the server connections: concurrency, requests_per_minute, tokens_per_minute
+            and timeout; see `ServerConnection`.
+        fresh: ask again for what is stored.
+        max_cost: in US dollars; stop before it is passed.
+        max_requests: stop before more are sent.
+    """
+
+    explainer: Model
+    simulator: Model
+    mode: str | None = None
+    readout: str = "expected"
+    limits: dict[str, Any] = field(default_factory=dict)
+    fresh: bool = False
+    max_cost: float | None = None
+    max_requests: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        explained: neurons that have an explanation now.
+        stopped: the limit that was reached, if one was.
+        finished: whether nothing waits for the answers to a batch.
+    """
+
+    explained: int
+    stopped: BudgetError | None = None
+    finished: bool = True
+
+
+def explain_by_model(run: Run, neurons: list[NeuronId], settings: Settings) -> Outcome:
+    """Explain, simulate and score; failures go to standard error, results to the database.
+
+    Raises:
+        LLMError: a model can't be reached, or lacks what is needed.
+        UsageError: a limit on the cost was set, and a price is not known.
+    """
+    return asyncio.run(_explain(run, neurons, settings))
+
+
+async def _explain(run: Run, neurons: list[NeuronId], settings: Settings) -> Outcome:
+    meter, told = Meter(), Failures()
+    explained = done = 0
+    stopped: BudgetError | None = None
+    with run.database() as database:
+        responses = Responses(database)
+        async with _connections(settings) as (explaining, simulating):
+            explainer, simulator, _ = await put_behind_store(
+                explaining, simulating, settings, responses, meter
+            )
+            records = (run.neuron(neuron) for neuron in neurons)
+            results = explain_neurons(
+                records, database, explainer=explainer, simulator=simulator, fresh=settings.fresh
+            )
+            title = f"Explaining by {settings.explainer.name}"
+            inner = {id(c): c for c in (explaining, simulating)}.values()
+            with display(
+                title,
+                len(neurons),
+                meter,
+                REQUESTS * len(neurons),
+                retried=lambda: sum(getattr(c, "retried", 0) for c in inner),
+            ) as advance:
+                try:
+                    async for result in results:
+                        done += 1
+                        explained += result.text is not None
+                        advance(done)
+                        told.add(result.neuron, result.failures)
+                except BudgetError as error:
+                    stopped = error
+    told.summary()
+    return Outcome(explained, stopped)
+
+
+def rehearse(run: Run, neurons: list[NeuronId], settings: Settings) -> Estimate:
+    """What `explain_by_model` would ask and cost at the most, without sending anything.
+
+    Of many neurons a sample is rehearsed. What the connections can do is taken from the run's
+    record of a former probe; where there is none, that they can do what their kind mostly can.
+
+    Raises:
+        UnusableError: the simulator is known to lack what is asked for.
+    """
+    chosen = neurons
+    if len(neurons) > _REHEARSED:
+        places = np.random.default_rng(0).choice(len(neurons), _REHEARSED, replace=False)
+        chosen = [neurons[place] for place in np.sort(places)]
+    total = Estimate()
+    with run.database(read_only=True) as database, Database(":memory:") as scratch:
+        responses = Responses(database)
+
+        def stand_in(model: Model, purpose: str) -> Rehearsal:
+            address = address_of(model.base_url, local=model.local)
+            can = responses.capabilities(model.name, address) or _usual(model, address)
+            price = model.price or price_of(model.name, address)
+            return Rehearsal(
+                model.name, address, can, responses, purpose, price, total, fresh=settings.fresh
+            )
+
+        simulating = stand_in(settings.simulator, "simulation")
+        assert simulating.capabilities is not None
+        mode = choose_mode(simulating.capabilities, settings.mode, settings.readout)
+
+        async def work() -> None:
+            records = (run.neuron(neuron) for neuron in chosen)
+            async for _ in explain_neurons(
+                records,
+                scratch,
+                explainer=stand_in(settings.explainer, "explanation"),
+                simulator=Simulator(simulating, mode, settings.readout),
+            ):
+                pass
+
+        asyncio.run(work())
+    return total.scaled(len(neurons) / len(chosen)) if chosen else total
+
+
+def _usual(model: Model, address: str) -> Capabilities:
+    """What a connection of this kind can mostly do."""
+    if model.local:
+        return Capabilities(chat=True, prompt_logprobs=11, fillers=FILLERS)
+    can = Capabilities(chat=True, chat_logprobs=20, schema="json_schema")
+    if urlsplit(address).hostname == "api.openai.com":
+        return can
+    return replace(can, prompt_logprobs=20, fillers=FILLERS)
+
+
+def reach(model: Model, settings: Settings) -> Connection:
+    """Connect to a model, within the limits of the settings."""
+    if model.local:
+        return connect(model.name, local=True)
+    return connect(
+        model.name, base_url=model.base_url, key_variable=model.key_variable, **settings.limits
+    )
+
+
+@contextlib.asynccontextmanager
+async def _connections(settings: Settings) -> AsyncIterator[tuple[Connection, Connection]]:
+    """Explainer and simulator; one connection where they are the same model at the same place."""
+    explainer, simulator = settings.explainer, settings.simulator
+    async with contextlib.AsyncExitStack() as stack:
+        explaining = await stack.enter_async_context(reach(explainer, settings))
+        where = [(m.name, m.base_url, m.local) for m in (explainer, simulator)]
+        if where[0] == where[1]:
+            yield explaining, explaining
+        else:
+            yield explaining, await stack.enter_async_context(reach(simulator, settings))
+
+
+async def put_behind_store(
+    explaining: Connection,
+    simulating: Connection,
+    settings: Settings,
+    responses: Responses,
+    meter: Meter,
+) -> tuple[StoredConnection, Simulator, dict[str, Price | None]]:
+    """Put both models behind the store, and see that they can do what is asked.
+
+    Returns:
+        The explainer, the simulator, and the prices by the models' names.
+
+    Raises:
+        UnusableError: one of them can't.
+        UsageError: a limit on the cost was set, and a price is not known.
+    """
+    budget = Budget(settings.max_cost, settings.max_requests)
+    prices: dict[str, Price | None] = {}
+
+    def behind(connection: Connection, model: Model, purpose: str) -> StoredConnection:
+        price = model.price or price_of(model.name, connection.address)
+        if price is not None and isinstance(connection, Collector):
+            price = price.in_batch()
+        budget.check_price(model.name, price)
+        prices[model.name] = price
+        return StoredConnection(
+            connection,
+            responses,
+            purpose,
+            price=price,
+            budget=budget,
+            fresh=settings.fresh,
+            meter=meter,
+        )
+
+    explainer = behind(explaining, settings.explainer, "explanation")
+    # The simulator comes first, since explanations that can't be scored may cost money.
+    simulator = behind(simulating, settings.simulator, "simulation")
+    mode = choose_mode(await simulator.probe(), settings.mode, settings.readout)
+    can = await explainer.probe()
+    if not can.chat:
+        why = (can.lacks or {}).get("chat")
+        raise UnusableError(
+            f"'{explainer.model}' at {explainer.address} answers no chats, so it can't explain"
+            f"{f' ({why})' if why else ''}; choose a model that was trained on instructions"
+        )
+    return explainer, Simulator(simulator, mode, settings.readout), prices
+
+
+class Failures:
+    """Tells the first failures as they come, and at the end how many there were of each kind."""
+
+    def __init__(self) -> None:
+        self._reasons: Counter[str] = Counter()
+
+    def add(self, neuron: NeuronId, failures: list[str]) -> None:
+        for failure in failures:
+            if self._reasons.total() < _TOLD:
+                messages.print(f"{neuron}: {failure}", markup=False, soft_wrap=True)
+            self._reasons[failure.partition(": ")[2]] += 1
+
+    def summary(self) -> None:
+        if self._reasons.total() > _TOLD:
+            often = self._reasons.most_common(3)
+            messages.print(
+                f"{self._reasons.total():,} requests failed: "
+                f"{'; '.join(f'{count:,} times {reason}' for reason, count in often)}. "
+                "The same command asks them again.",
+                markup=False,
+                soft_wrap=True,
+            )

@@ -1,0 +1,177 @@
+"""Explaining through a batch API, or through files for an offline engine.
+
+The work is done in rounds. A round explains, simulates and scores as far as the store has the
+answers, and notes the requests that are missing; these are then answered as a whole. So there is
+a round for the explanations, one for the simulations from them, and a last one that finds nothing
+missing. Files for an offline engine end the command after each round; the answers are ingested,
+and the same command goes on with the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from fastexplain.asking import Failures, Model, Outcome, Settings, put_behind_store, reach
+from fastexplain.batches import (
+    OFFLINE,
+    Collector,
+    Ingested,
+    ingest_file,
+    lines,
+    split,
+    write_files,
+)
+from fastexplain.errors import BudgetError, LLMError, UsageError
+from fastexplain.explain import explain_neurons
+from fastexplain.llm import Connection, address_of
+from fastexplain.llm.batch import BatchClient
+from fastexplain.llm.prices import Price
+from fastexplain.llm.server import ServerConnection
+from fastexplain.llm.stored import Meter, StoredConnection
+from fastexplain.records import NeuronId
+from fastexplain.responses import Responses
+from fastexplain.run import Run
+from fastexplain.terminal import messages
+
+
+def explain_in_batches(
+    run: Run, neurons: list[NeuronId], settings: Settings, file: Path | None = None
+) -> Outcome:
+    """As `explain_by_model`, in batches. A model in this process is asked at once.
+
+    Args:
+        file: only write what has to be asked first; then see `take_answers`.
+
+    Raises:
+        LLMError: a server can't be reached, takes no batches, or answers nothing in them.
+        RunError: the file can't be written.
+        UsageError: there is nothing to send in a batch, or what is stored shall be asked again.
+    """
+    if settings.explainer.local and settings.simulator.local:
+        raise UsageError("models that are loaded here answer at once: leave the batch away")
+    if settings.fresh:
+        raise UsageError("--fresh and batches exclude each other")
+    try:
+        return asyncio.run(_rounds(run, neurons, settings, file))
+    except KeyboardInterrupt:
+        if file is None:
+            _say("What was submitted goes on at the server; the same command fetches it.")
+        raise
+
+
+def take_answers(run: Run, file: Path, price: Price | None) -> Ingested:
+    """Store the answers to a file that `explain_in_batches` wrote.
+
+    Args:
+        price: of the model that gave them, as it is paid; unknown if None.
+
+    Raises:
+        UsageError: the file can't be read, or answers nothing that this run asked.
+    """
+    with run.database() as database:
+        responses = Responses(database)
+        models = responses.waiting_models()
+        found = ingest_file(file, responses, {}, dict.fromkeys(models, price))
+    if found.unreadable and not (found.answered or found.failed or found.unknown):
+        raise UsageError(f"{file} is no output of a batch: none of its lines can be read")
+    return found
+
+
+async def _rounds(
+    run: Run, neurons: list[NeuronId], settings: Settings, file: Path | None
+) -> Outcome:
+    told, explained = Failures(), set[NeuronId]()
+    waiting, stopped = list(neurons), None
+    with run.database() as database:
+        responses = Responses(database)
+        responses.forget_failures()
+        async with contextlib.AsyncExitStack() as stack:
+            desks = [
+                await _desk(stack, model, settings, responses, purpose, offline=file is not None)
+                for model, purpose in (
+                    (settings.explainer, "explanation"),
+                    (settings.simulator, "simulation"),
+                )
+            ]
+            (explaining, _), (simulating, _) = desks
+            collectors = [c for c, _ in desks if isinstance(c, Collector)]
+            can = {c.model: c.capabilities or OFFLINE for c in collectors}
+            explainer, simulator, prices = await put_behind_store(
+                explaining, simulating, settings, responses, Meter()
+            )
+            offices = {
+                server.address: BatchClient(server, responses, prices, _say)
+                for _, server in desks
+                if server is not None
+            }
+            for office in offices.values():  # what an earlier command submitted
+                await office.finish(can)
+            while waiting and stopped is None:
+                records = (run.neuron(neuron) for neuron in waiting)
+                waiting = []
+                try:
+                    async for result in explain_neurons(
+                        records, database, explainer=explainer, simulator=simulator
+                    ):
+                        if result.waiting:
+                            waiting.append(result.neuron)
+                        if result.text is not None:
+                            explained.add(result.neuron)
+                        told.add(result.neuron, result.failures)
+                except BudgetError as error:
+                    stopped = error
+                noted = {c.address: list(dict.fromkeys(c.noted)) for c in collectors if c.noted}
+                if not noted:
+                    break
+                if file is not None:
+                    requests = responses.pending([n for names in noted.values() for n in names])
+                    written = write_files(file, split(lines(requests, can)))
+                    _say(
+                        f"{len(requests):,} requests written to {', '.join(map(str, written))}; "
+                        f"take the answers with: fastexplain ingest {run.path} FILE"
+                    )
+                    return Outcome(len(explained), stopped, finished=False)
+                progress = 0
+                for collector in collectors:
+                    await offices[collector.address].submit(
+                        responses.pending(collector.noted), can[collector.model]
+                    )
+                    collector.noted.clear()
+                for office in offices.values():
+                    progress += await office.finish(can)
+                if not progress:
+                    raise LLMError(
+                        "the batches ended without an answer to any request; the same command "
+                        "submits them again"
+                    )
+    told.summary()
+    return Outcome(len(explained), stopped)
+
+
+async def _desk(
+    stack: contextlib.AsyncExitStack,
+    model: Model,
+    settings: Settings,
+    responses: Responses,
+    purpose: str,
+    *,
+    offline: bool,
+) -> tuple[Connection, ServerConnection | None]:
+    """What a model's requests are handed to, and the server that its batches go to."""
+    if model.local:
+        return await stack.enter_async_context(reach(model, settings)), None
+    address = address_of(model.base_url, local=False)
+    server: ServerConnection | None = None
+    found = responses.capabilities(model.name, address)
+    if not offline:
+        connection = await stack.enter_async_context(reach(model, settings))
+        assert isinstance(connection, ServerConnection)
+        server = connection
+        found = await StoredConnection(server, responses, purpose).probe()
+    return Collector(model.name, address, found or OFFLINE, responses, purpose), server
+
+
+def _say(line: str) -> None:
+    messages.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,255 @@
+"""Batch files: requests out, answers in, in the form of OpenAI's batch API.
+
+A line of an input file is a request with its name in the store, `{"custom_id": ..., "method":
+"POST", "url": ..., "body": ...}`; a line of an output file has the same name with the response,
+`{"custom_id": ..., "response": {"status_code": ..., "body": ...}, "error": ...}`. vLLM's
+`run-batch` reads and writes the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from fastexplain.errors import Deferred, LLMError, RunError, UsageError
+from fastexplain.llm import wire
+from fastexplain.llm.base import Connection
+from fastexplain.llm.prices import Price, cost
+from fastexplain.llm.requests import Capabilities, Request, Response, key
+from fastexplain.responses import PendingRequest, Responses
+
+# OpenAI's limits on a file.
+MOST_REQUESTS = 50_000
+MOST_BYTES = 200_000_000
+
+# What a batch's engine can do, where it could not be probed: OpenAI's and vLLM's `run-batch` both
+# answer chats, with log-probabilities and held to a schema.
+OFFLINE = Capabilities(chat=True, chat_logprobs=20, schema="json_schema")
+
+
+class Collector(Connection):
+    """Stands for a connection in a batch: notes the requests in place of sending them.
+
+    Args:
+        model, address, capabilities: of the connection that it stands for.
+        responses: where they are noted.
+        purpose: "explanation" or "simulation".
+
+    Attributes:
+        noted: names of the requests noted so far.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        address: str,
+        capabilities: Capabilities,
+        responses: Responses,
+        purpose: str,
+    ) -> None:
+        self.model, self.address, self.capabilities = model, address, capabilities
+        self.concurrency = 1
+        self.noted: list[str] = []
+        self._responses = responses
+        self._purpose = purpose
+
+    async def probe(self) -> Capabilities:
+        assert self.capabilities is not None
+        return self.capabilities
+
+    async def ask(self, request: Request) -> Response:
+        """Note a request.
+
+        Raises:
+            Deferred: it is noted.
+            LLMError: a batch of this command was to answer it, and failed to.
+        """
+        name = key(self.model, request)
+        failure = self._responses.pending_failure(name)
+        if failure is not None:
+            raise LLMError(failure)
+        self._responses.add_pending([PendingRequest(name, self.model, self._purpose, request)])
+        self.noted.append(name)
+        raise Deferred("noted for a batch")
+
+
+class Ingested(NamedTuple):
+    """What came of an output file: how many of its lines were what.
+
+    `unknown` lines answer nothing that was asked, or what is answered already; `unreadable` ones
+    are no JSON of this form. `failed` requests are recorded with their reasons.
+    """
+
+    answered: int
+    failed: int
+    unknown: int
+    unreadable: int
+
+    def line(self) -> str:
+        """As a sentence."""
+        parts = [f"{self.answered:,} answers stored"]
+        parts += [f"{self.failed:,} requests failed"] * bool(self.failed)
+        parts += [f"{self.unknown:,} lines answer nothing that waits"] * bool(self.unknown)
+        parts += [f"{self.unreadable:,} lines can't be read"] * bool(self.unreadable)
+        return ", ".join(parts) + "."
+
+
+class Line(NamedTuple):
+    """A line of an input file: the request's name and model, where it is asked, and itself."""
+
+    key: str
+    model: str
+    endpoint: str
+    content: bytes
+
+
+def lines(requests: Iterable[PendingRequest], can: Mapping[str, Capabilities]) -> Iterator[Line]:
+    """The lines of input files for requests.
+
+    Args:
+        requests: what to ask.
+        can: what each model's connection can do, by the model's name.
+    """
+    for request in requests:
+        path, body = wire.body(request.request, request.model, can[request.model])
+        line = {"custom_id": request.key, "method": "POST", "url": f"/v1{path}", "body": body}
+        content = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        yield Line(request.key, request.model, f"/v1{path}", content)
+
+
+def split(
+    found: Iterable[Line], *, most_requests: int = MOST_REQUESTS, most_bytes: int = MOST_BYTES
+) -> Iterator[list[Line]]:
+    """Deal lines out to files: each of one model and one endpoint, and within the limits.
+
+    Raises:
+        RunError: a line alone is more than a file may hold.
+    """
+    open_files: dict[tuple[str, str], tuple[list[Line], int]] = {}
+    for line in found:
+        if len(line.content) > most_bytes:
+            raise RunError(
+                f"a request of {len(line.content):,} bytes is more than a batch file may hold"
+            )
+        kind = line.model, line.endpoint
+        held, size = open_files.get(kind, ([], 0))
+        if len(held) == most_requests or size + len(line.content) > most_bytes:
+            yield held
+            held, size = [], 0
+        held.append(line)
+        open_files[kind] = held, size + len(line.content)
+    yield from (held for held, _ in open_files.values())
+
+
+def write_files(path: Path, files: Iterable[list[Line]]) -> list[Path]:
+    """Write input files: the first to `path`, others beside it with a number in their names.
+
+    A file is whole or absent. Files of an earlier call are replaced.
+
+    Raises:
+        RunError: one can't be written.
+    """
+    written: list[Path] = []
+    for number, held in enumerate(files, start=1):
+        target = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        partial = target.with_name(f"{target.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.writelines(line.content for line in held)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RunError(f"{target} can't be written: {error.strerror}") from error
+        written.append(target)
+    return written
+
+
+def ingest_file(
+    path: Path,
+    responses: Responses,
+    can: Mapping[str, Capabilities],
+    prices: Mapping[str, Price | None],
+) -> Ingested:
+    """Store the answers in an output file, or in one with errors.
+
+    Args:
+        can, prices: by the model's name; where a model is absent, `OFFLINE` and unknown.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return ingest(file, responses, can, prices)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+
+
+def ingest(
+    file: IO[bytes] | Iterable[bytes],
+    responses: Responses,
+    can: Mapping[str, Capabilities],
+    prices: Mapping[str, Price | None],
+) -> Ingested:
+    """Store the answers in an output file, line by line; see `ingest_file`.
+
+    A request that was answered waits no longer, so the same file again changes nothing.
+    """
+    answered = failed = unknown = unreadable = 0
+    for text in file:
+        if not text.strip():
+            continue
+        line = _parse(text)
+        if line is None:
+            unreadable += 1
+            continue
+        waiting = responses.pending([line["custom_id"]])
+        if not waiting:
+            unknown += 1
+            continue
+        [request] = waiting
+        try:
+            body = _body(line)
+            response = wire.read(request.request, body, can.get(request.model, OFFLINE))
+        except LLMError as error:
+            responses.fail_pending(request, str(error))
+            failed += 1
+            continue
+        price = prices.get(request.model)
+        spent = None if price is None else cost(response.usage, price)
+        responses.add(request.key, request.model, request.purpose, response, spent)
+        answered += 1
+    return Ingested(answered, failed, unknown, unreadable)
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    """A line of an output file; None if it is no JSON of that form."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    named = isinstance(line, dict) and isinstance(line.get("custom_id"), str)
+    return line if named else None
+
+
+def _body(line: dict[str, Any]) -> dict[str, Any]:
+    """The response's body in a line of an output file.
+
+    Raises:
+        LLMError: the line says that there is none, and why.
+    """
+    response = line.get("response")
+    given = response if isinstance(response, dict) else {}
+    body, status = given.get("body"), given.get("status_code", 200)
+    if not line.get("error") and status == 200 and isinstance(body, dict):
+        return body
+    why = line.get("error") or (body.get("error", body) if isinstance(body, dict) else body)
+    if isinstance(why, dict):
+        why = why.get("message") or why.get("code")
+    told = " ".join(str(why or "no reason").split())[:300]
+    raise LLMError(f"the batch has no answer: {told} (status {status})")

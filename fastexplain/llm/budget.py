@@ -1,0 +1,162 @@
+"""Limits on what a command asks and spends, and what a dry run adds up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from fastexplain.errors import BudgetError, UsageError
+from fastexplain.llm.prices import Price, dollars, users_file
+from fastexplain.llm.requests import Usage
+
+
+class Budget:
+    """What a command may still send. A request reserves the most that it may cost, then settles.
+
+    Prompts' tokens are estimated before they are sent. Where a response costs more than was
+    reserved, all that is reserved then and later counts for as much more as the worst of them.
+
+    Args:
+        max_cost: in US dollars; None: no limit.
+        max_requests: None: no limit.
+
+    Raises:
+        UsageError: a limit is negative or no number.
+    """
+
+    def __init__(self, max_cost: float | None, max_requests: int | None) -> None:
+        for option, limit in (("--max-cost", max_cost), ("--max-requests", max_requests)):
+            if limit is not None and not 0 <= limit < math.inf:
+                raise UsageError(f"{option} is {limit}; it has to be 0 or more")
+        self._max_cost = max_cost
+        self._max_requests = max_requests
+        self._reserved = 0.0
+        self._in_flight = 0
+        self._overrun = 1.0
+        self.spent = 0.0
+        self.requests = 0
+
+    def check_price(self, model: str, price: Price | None) -> None:
+        """Make sure that a limit on the cost can be kept with a model.
+
+        Raises:
+            UsageError: it can't, as the model's price is not known.
+        """
+        if self._max_cost is not None and price is None:
+            raise UsageError(
+                f"the price of '{model}' is not known, so --max-cost can't be kept; give it by "
+                f"--price or --simulator-price, or in {users_file()}"
+            )
+
+    def reserve(self, most: float) -> float:
+        """Let one more request be sent; returns what is to be handed to `settle`.
+
+        Args:
+            most: what it may cost at the most, in US dollars.
+
+        Raises:
+            BudgetError: it might pass a limit.
+        """
+        if self._max_requests is not None and self.requests >= self._max_requests:
+            raise BudgetError(f"stopped after {self.requests:,} requests; --max-requests")
+        if self._max_cost is not None:
+            at_the_most = self.spent + self._overrun * (self._reserved + most)
+            if at_the_most > self._max_cost:
+                raise BudgetError(
+                    f"stopped before {dollars(self._max_cost)}: {self._state()}, and the next "
+                    f"request may cost {dollars(self._overrun * most)}; --max-cost"
+                )
+        self._reserved += most
+        self._in_flight += 1
+        self.requests += 1
+        return most
+
+    def settle(self, reserved: float, actual: float) -> None:
+        """Book what a request cost that had been reserved for; 0 if it failed."""
+        self._in_flight -= 1
+        # Rounding may leave a residue, but not where nothing is in flight.
+        self._reserved = max(0.0, self._reserved - reserved) if self._in_flight else 0.0
+        self.spent += actual
+        if reserved > 0:
+            self._overrun = max(self._overrun, actual / reserved)
+
+    def _state(self) -> str:
+        spent = f"{dollars(self.spent)} spent"
+        if not self._in_flight:
+            return spent
+        return f"{spent}, up to {dollars(self._overrun * self._reserved)} in flight"
+
+
+@dataclass
+class Share:
+    """A part of an estimate.
+
+    Attributes:
+        requests: how many are to be sent.
+        prompt_tokens, completion_tokens: at the most, as far as they can be told beforehand.
+        cost: in US dollars, of those requests whose price is known.
+        unpriced: requests whose price is not.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    unpriced: int = 0
+
+    def plus(self, other: Share) -> Share:
+        return Share(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cost + other.cost,
+            self.unpriced + other.unpriced,
+        )
+
+
+@dataclass
+class Estimate:
+    """What a command would ask; see `--dry-run`.
+
+    Attributes:
+        purposes: "explanation", "simulation", in the order in which they were added.
+    """
+
+    purposes: dict[str, Share] = field(default_factory=dict)
+
+    def add(self, purpose: str, usage: Usage, cost: float | None) -> None:
+        """Count one request.
+
+        Args:
+            purpose: of the request.
+            usage: the most that it is expected to take.
+            cost: in US dollars; None if the price is not known.
+        """
+        share = self.purposes.setdefault(purpose, Share())
+        share.requests += 1
+        share.prompt_tokens += usage.prompt_tokens
+        share.completion_tokens += usage.completion_tokens
+        share.cost += cost or 0.0
+        share.unpriced += cost is None
+
+    @property
+    def total(self) -> Share:
+        result = Share()
+        for share in self.purposes.values():
+            result = result.plus(share)
+        return result
+
+    def scaled(self, factor: float) -> Estimate:
+        """So many times as much: of all neurons, where this is of a sample of them."""
+        return Estimate(
+            {
+                purpose: Share(
+                    round(share.requests * factor),
+                    round(share.prompt_tokens * factor),
+                    round(share.completion_tokens * factor),
+                    share.cost * factor,
+                    round(share.unpriced * factor),
+                )
+                for purpose, share in self.purposes.items()
+            }
+        )

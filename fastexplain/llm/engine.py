@@ -1,0 +1,494 @@
+"""Forward passes that compute only what is read.
+
+For readings that begin with the same text:
+1. the keys and values of the common text are computed once and kept, a `State`;
+2. where many readings have the same head, it is run once behind that, which gives a longer state;
+3. what is left of each reading is packed with others of about its length, and runs behind the
+   state. The head of the model is applied to the hidden states at the places alone, and only to
+   the rows of its weight that belong to digits.
+
+Padding stands behind the texts: attention is causal, so no text sees it. Chats are generated
+behind a state too, that of what they begin with in common.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor
+from transformers.cache_utils import DynamicLayer
+
+from fastexplain.errors import LLMError
+from fastexplain.hub import quiet
+from fastexplain.llm import attention
+from fastexplain.llm.pieces import Prompt
+from fastexplain.onednn import OneDnnLinear
+
+# Tokens in a pass: on 2 cores a text of 256 tokens took 0.245 s alone and 0.219 s among 3 to 10
+# others, and small passes are padded less; a GPU wants more work in each launch.
+_PASS = {"cpu": 1024, "cuda": 16384}
+# States of common texts that are kept; a simulator has one for each kind of prompt.
+_STATES = 4
+# Tokens with which the ways to run a model are compared, and by how much of the range of what is
+# read they may differ: rounding is 1e-5 in float32 and 1e-2 in bfloat16.
+_TRIAL, _TRIAL_LOGITS = 24, 8
+_TOLERANCE, _ROUGH_TOLERANCE = 1e-3, 0.1
+
+
+class State(NamedTuple):
+    """What a model keeps of a text of `length` tokens.
+
+    `layers` are keys and values, `[1, groups of heads, length, d]`; empty where the text is.
+    """
+
+    length: int
+    layers: list[tuple[Tensor, Tensor]]
+
+
+_EMPTY = State(0, [])
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A text to be generated behind a prompt.
+
+    Attributes:
+        ids: the prompt's.
+        max_tokens: of the text.
+        temperature, seed: of the sampling, which the other texts in a batch don't change.
+        integers: whether the log-probabilities of the engine's integers are wanted at each token.
+    """
+
+    ids: list[int]
+    max_tokens: int
+    temperature: float
+    seed: int
+    integers: bool
+
+
+@dataclass(frozen=True)
+class Written:
+    """A generated text: its tokens, without the one that ends it.
+
+    Attributes:
+        ids: of the tokens.
+        finished: whether the model ended it.
+        integers: float32 `[tokens, integers]`, log-probabilities, or None.
+    """
+
+    ids: list[int]
+    finished: bool
+    integers: np.ndarray | None
+
+
+class Engine:
+    """A causal language model that reads and writes. It serves one thread at a time.
+
+    Args:
+        network: the model, from transformers, in evaluation mode. Its own settings for generation,
+            such as penalties, are dropped.
+        digits: the ids of the tokens whose probabilities are read, in their order.
+        integers: those whose probabilities may be wanted of what is generated.
+        ends: the ids of the tokens that end a text.
+
+    Attributes:
+        pass_tokens: in a forward pass at most, but for a single text that is longer.
+    """
+
+    def __init__(
+        self, network: Any, digits: Sequence[int], integers: Sequence[int], ends: Sequence[int]
+    ) -> None:
+        self.pass_tokens = _PASS[network.device.type]
+        network.generation_config = GenerationConfig()
+        if network.device.type == "cpu":
+            _transpose_weights(network)
+        self._network = network
+        self._device = network.device
+        self._digits = self._long(digits)
+        self._integers = self._long(integers)
+        self._ends = list(ends)
+        self._states: OrderedDict[tuple[int, ...], State] = OrderedDict()
+        self._written: tuple[list[int], State] = [], _EMPTY
+        self._shares: bool | None = None  # whether texts may run behind a state; None: not tried
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Have the work that is going on end soon; may be called from any thread."""
+        self._stopping = True
+
+    def read(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """Read prompts that have the same `shared`: float32 log-probabilities `[places, digits]`.
+
+        Their heads run once if they are all the same.
+        """
+        with self._running():
+            shared, head = prompts[0].shared, prompts[0].head
+            if self._shares is None:
+                self._settle([*shared, *head, *prompts[0].rest][:_TRIAL])
+            state = self._state(shared) if self._shares else _EMPTY
+            before = [[] if self._shares else list(shared)] * len(prompts)
+            if self._shares and len(prompts) > 1 and all(each.head == head for each in prompts):
+                state = self._extend(state, head)
+            else:
+                before = [[*ids, *each.head] for ids, each in zip(before, prompts, strict=True)]
+            texts = [
+                ([*ids, *each.rest], [len(ids) + row for row in each.rows])
+                for ids, each in zip(before, prompts, strict=True)
+            ]
+            read: dict[int, np.ndarray] = {}
+            for some in self._passes([len(ids) for ids, _ in texts]):
+                read |= zip(some, self._pass(state, [texts[i] for i in some]), strict=True)
+            return [read[i] for i in range(len(prompts))]
+
+    def write(self, writings: Sequence[Writing]) -> list[Written]:
+        """Generate texts, in one batch where the model can."""
+        with self._running():
+            if self._shares is None:
+                self._settle(writings[0].ids[:_TRIAL])
+            if not self._can_pad():
+                return [self._write([each])[0] for each in writings]
+            return self._write(writings)
+
+    def _write(self, writings: Sequence[Writing]) -> list[Written]:
+        state = self._common_state([each.ids for each in writings])
+        longest = max(len(each.ids) for each in writings)
+        rows, seen = [], []
+        for each in writings:
+            padding = longest - len(each.ids)
+            start, rest = each.ids[: state.length], each.ids[state.length :]
+            rows.append([*start, *[0] * padding, *rest])
+            seen.append([*[1] * len(start), *[0] * padding, *[1] * len(rest)])
+        most = max(each.max_tokens for each in writings)
+        cache = {"past_key_values": _room(state, len(rows), longest + most)} if state.length else {}
+        chosen = _Choice(self, writings, self._integers)
+        output = self._network.generate(
+            self._long(rows),
+            attention_mask=self._long(seen),
+            logits_processor=[chosen],
+            generation_config=GenerationConfig(
+                max_new_tokens=most,
+                do_sample=False,
+                eos_token_id=self._ends or None,
+                pad_token_id=self._ends[0] if self._ends else 0,
+            ),
+            **cache,
+        )
+        texts = output[:, longest:].tolist()
+        return [
+            self._cut(each, ids, row, chosen)
+            for row, (each, ids) in enumerate(zip(writings, texts, strict=True))
+        ]
+
+    def check(self) -> None:
+        """Raise LLMError if `stop` was called."""
+        if self._stopping:
+            raise LLMError("the local engine was stopped before it had answered")
+
+    def _can_pad(self) -> bool:
+        """Whether texts may have padding inside, between the common text and their own.
+
+        A window of attention counts the padding as tokens, and so do models that can't be told
+        their tokens' positions.
+        """
+        config = self._network.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or ["full_attention"]
+        windowed = getattr(config, "sliding_window", None) is not None
+        told = "position_ids" in inspect.signature(self._network.forward).parameters
+        return bool(self._shares) and told and not windowed and set(kinds) == {"full_attention"}
+
+    def _cut(self, writing: Writing, ids: list[int], row: int, chosen: _Choice) -> Written:
+        ids = ids[: writing.max_tokens]
+        end = next((i for i, token in enumerate(ids) if token in self._ends), None)
+        ids = ids[:end]
+        integers = None
+        if writing.integers:
+            steps = [step[row] for step in chosen.integers[: len(ids)]]
+            integers = np.array(steps, dtype=np.float32).reshape(len(ids), len(self._integers))
+        return Written(ids, end is not None, integers)
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        multiplying = OneDnnLinear() if self._device.type == "cpu" else contextlib.nullcontext()
+        with torch.inference_mode(), multiplying:
+            yield
+
+    def _long(self, numbers: Sequence[Any]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self._device)
+
+    def _passes(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Which texts to run together: those of about the same length."""
+        some: list[int] = []
+        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if some and (len(some) + 1) * lengths[i] > self.pass_tokens:
+                yield some
+                some = []
+            some.append(i)
+        yield some
+
+    def _pass(self, state: State, texts: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+        """Read texts that run behind a state.
+
+        Args:
+            texts: of each its ids, and the positions to read.
+        """
+        self.check()
+        longest = max(len(ids) for ids, _ in texts)
+        rows = [ids + [0] * (longest - len(ids)) for ids, _ in texts]
+        which = [i for i, (_, positions) in enumerate(texts) for _ in positions]
+        where = [position for _, positions in texts for position in positions]
+        logits = self._logits(state, rows, which, where, self._digits)
+        read = logits.log_softmax(-1).cpu().numpy()
+        ends = np.cumsum([len(positions) for _, positions in texts])
+        return np.split(read, ends[:-1])
+
+    def _logits(
+        self,
+        state: State,
+        rows: list[list[int]],
+        which: list[int],
+        where: list[int],
+        tokens: Tensor,
+    ) -> Tensor:
+        """Logits `[read, tokens]`, float32, of the places at `where` in the rows `which`."""
+        cache = {}
+        if state.length:
+            cache["past_key_values"] = Cache(layers=[_Passing(*layer) for layer in state.layers])
+        with self._narrowed(tokens, which, where):
+            output = self._network(self._long(rows), use_cache=bool(state.length), **cache)
+        return output.logits[0].float()
+
+    @contextlib.contextmanager
+    def _narrowed(
+        self, tokens: Tensor, which: Sequence[int] = (), where: Sequence[int] = ()
+    ) -> Iterator[None]:
+        """Have the model's head applied to these places and tokens only."""
+        at = self._long(which), self._long(where)
+        head = self._network.get_output_embeddings()
+        self._network.set_output_embeddings(_NarrowHead(head, tokens, at))
+        try:
+            yield
+        finally:
+            self._network.set_output_embeddings(head)
+
+    def _state(self, ids: tuple[int, ...]) -> State:
+        """The state of a common text, which is kept."""
+        if ids not in self._states:
+            while len(self._states) >= _STATES:
+                self._states.popitem(last=False)
+            self._states[ids] = self._extend(_EMPTY, ids)
+        self._states.move_to_end(ids)
+        return self._states[ids]
+
+    def _extend(self, state: State, ids: Sequence[int]) -> State:
+        """The state of a text that goes on with `ids`."""
+        if not ids:
+            return state
+        self.check()
+        cache: Any = DynamicCache()
+        if state.length:
+            cache = Cache(layers=[_grown(*layer) for layer in state.layers])
+        with self._narrowed(self._digits):
+            self._network(self._long([list(ids)]), past_key_values=cache, use_cache=True)
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        return State(state.length + len(ids), layers)
+
+    def _common_state(self, texts: list[list[int]]) -> State:
+        """The state of what these texts begin with in common, made from that of the former call.
+
+        At least one token is left of each text.
+        """
+        if not self._shares:
+            return _EMPTY
+        before, state = self._written
+        common = texts[0][: min(len(text) for text in texts) - 1]
+        for text in texts[1:]:
+            common = common[: _alike(common, text)]
+        length = _alike(before, common)
+        kept = [(keys[:, :, :length], values[:, :, :length]) for keys, values in state.layers]
+        state = self._extend(State(length, kept) if length else _EMPTY, common[length:])
+        self._written = common, state
+        return state
+
+    def _settle(self, ids: list[int]) -> None:
+        """Choose how the model is run, by trying on a short text.
+
+        From the fastest: behind a state, with our attention; behind a state with its own; whole
+        texts, for models that keep something else than keys and values. The first that reads
+        what the model's own way reads is taken.
+        """
+        half = len(ids) // 2
+        own, dtype = self._network.config._attn_implementation, self._network.dtype
+        exact = dtype in (torch.float32, torch.float64)
+        tolerance = _TOLERANCE if exact else _ROUGH_TOLERANCE
+        expected = self._trial(_EMPTY, ids, half)
+        self._shares = False
+        ours = own == "sdpa" and self._device.type == "cpu" and dtype == torch.float32
+        for name in [attention.NAME] * ours + [own]:
+            with quiet():  # some models say that they can't; that is what the trial is for
+                self._network.set_attn_implementation(name)
+            try:
+                read = self._trial(self._extend(_EMPTY, ids[:half]), ids[half:], 0)
+            except Exception:  # each of the models that keep no keys and values fails its own way
+                continue
+            if (read - expected).abs().max() <= tolerance * (expected.max() - expected.min()):
+                self._shares = True
+                return
+
+    def _trial(self, state: State, ids: list[int], start: int) -> Tensor:
+        """Some logits behind each token from `start` on."""
+        where = list(range(start, len(ids)))
+        vocabulary = self._network.config.get_text_config().vocab_size
+        tokens = self._long(range(min(_TRIAL_LOGITS, vocabulary)))
+        return self._logits(state, [ids], [0] * len(where), where, tokens)
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), min(len(a), len(b)))
+
+
+def _transpose_weights(network: Any) -> None:
+    """Lay out the weights of linear layers column by column, which changes nothing but the speed.
+
+    For passes of 798 tokens through SmolLM2's layers oneDNN took 0.88 of the time on two cores and
+    0.97 on one; for 8 to 16 tokens, as when chats are generated, 0.81 and 0.70.
+    """
+    head = network.get_output_embeddings()  # whose weight may be that of the input too
+    for module in network.modules():
+        if type(module) is nn.Linear and module is not head:
+            module.weight.data = module.weight.data.t().contiguous().t()
+
+
+class _NarrowHead(nn.Module):
+    """A model's head at some places and for some tokens: `[1, places, tokens]`.
+
+    What a model does to all logits alike, such as scaling or capping them, it does to these too,
+    which are float32 whatever it computes in.
+
+    Args:
+        head: turns hidden states into logits.
+        tokens: the ids wanted.
+        at: text and position of each place.
+    """
+
+    def __init__(self, head: Any, tokens: Tensor, at: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self._whole = head
+        self._tokens, self._at = tokens, at
+        self.weight = head.weight  # some models ask it for its type
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        rows = hidden[self._at]
+        if type(self._whole) is not nn.Linear:  # of a kind that may keep its weight otherwise
+            return self._whole(rows)[None, :, self._tokens]
+        weight = self._whole.weight[self._tokens].float()
+        bias = None if self._whole.bias is None else self._whole.bias[self._tokens].float()
+        return nn.functional.linear(rows.float(), weight, bias)[None]
+
+
+class _Passing(DynamicLayer):
+    """Keys and values of a state for a pass of many texts, whose own are not kept.
+
+    What a layer computes with is freed when it has been computed, and serves the next one.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = self._kept = keys, values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = (each.expand(len(key_states), -1, -1, -1) for each in self._kept)
+        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
+
+
+def _grown(keys: Tensor, values: Tensor) -> DynamicLayer:
+    """Keys and values to which others are added."""
+    layer = DynamicLayer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
+
+
+class _Room(DynamicLayer):
+    """Keys and values with room for those to come, which are written behind them.
+
+    `DynamicLayer` copies all there are with every token, 46 MB a text of 1,000 tokens for SmolLM2.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, texts: int, most: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._length = keys.shape[2]
+        self._keys, self._values = (self._with_room(each, texts, most) for each in (keys, values))
+        self._show()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        end = self._length + key_states.shape[2]
+        self._keys[:, :, self._length : end] = key_states
+        self._values[:, :, self._length : end] = value_states
+        self._length = end
+        return self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        self.keys = keys = self._keys[:, :, : self._length]
+        self.values = values = self._values[:, :, : self._length]
+        return keys, values
+
+    @staticmethod
+    def _with_room(given: Tensor, texts: int, most: int) -> Tensor:
+        _, groups, length, d = given.shape
+        room = given.new_empty(texts, groups, most, d)
+        room[:, :, :length] = given
+        return room
+
+
+def _room(state: State, texts: int, most: int) -> Cache:
+    """A state for `texts` texts that become `most` tokens long."""
+    return Cache(layers=[_Room(*layer, texts, most) for layer in state.layers])
+
+
+class _Choice(LogitsProcessor):
+    """Chooses each token: what is left for `generate` is to take the largest.
+
+    Gumbel noise is added to the logits over the temperature; the largest is then distributed as
+    their softmax is. Each text has its own noise, so the others in its batch don't matter.
+
+    Attributes:
+        integers: for each token so far, for each text, log-probabilities `[integers]`.
+    """
+
+    def __init__(self, engine: Engine, writings: Sequence[Writing], integers: Tensor) -> None:
+        self.integers: list[np.ndarray] = []
+        self._engine = engine
+        self._writings = writings
+        self._wanted = integers if any(each.integers for each in writings) else None
+        self._random = [
+            torch.Generator(integers.device).manual_seed(each.seed) for each in writings
+        ]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._engine.check()
+        scores = scores.float()
+        if self._wanted is not None:
+            self.integers.append(scores.log_softmax(-1)[:, self._wanted].cpu().numpy())
+        chosen = scores.clone()
+        for row, (each, random) in enumerate(zip(self._writings, self._random, strict=True)):
+            if each.temperature > 0:
+                noise = torch.empty_like(scores[row], dtype=torch.float64)
+                noise.exponential_(generator=random).log_().neg_()
+                chosen[row] = scores[row] / each.temperature + noise
+        return chosen

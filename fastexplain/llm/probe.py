@@ -1,0 +1,348 @@
+"""Finding out what a server can do, with a few small requests.
+
+Each ability is asked about by itself and judged by what comes back: many servers ignore what they
+don't know, and some answer 500 to it.
+
+- Chats: in which form their limit and their sampling may be set; whether log-probabilities come
+  with them, and whether an answer can be held to a schema.
+- Completions: whether log-probabilities of the token behind a text come with them.
+- Echo: a text of lines that repeats itself is asked for with log-probabilities. Behind the first
+  time its tokens are as good as certain, which shows to which token a list of alternatives belongs:
+  llama-cpp-python 0.3.36 lists those of the next one. The same text shows which words and integers
+  are tokens of their own behind a tab.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from itertools import product
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from fastexplain.errors import LLMError, UnusableError
+from fastexplain.llm import wire
+from fastexplain.llm.requests import (
+    Answer,
+    Capabilities,
+    Chat,
+    Distribution,
+    Message,
+    Reading,
+    Request,
+    Response,
+)
+
+_T = TypeVar("_T")
+
+Send = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+# Alternatives to ask for at each token: the limit of vLLM and of OpenAI's chats, then what other
+# services allow, then the limit of OpenAI's completions.
+_ALTERNATIVES = (20, 10, 5)
+
+# The forms of a chat, those that say the most first. OpenAI's models that think refuse the first
+# limit and a temperature, and several services a seed.
+_LIMITS: tuple[Literal["max_tokens", "max_completion_tokens"], ...]
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_SAMPLING = (("temperature", "seed"), ("temperature",), ("seed",), ())
+_FORMS: tuple[Literal["json_schema", "json_object_schema", "json_object"], ...]
+_FORMS = ("json_schema", "json_object_schema", "json_object")
+
+# Of HTTP: the server has no such address, or does nothing there.
+_NOT_THERE = (404, 405, 501)
+
+_HELLO = "Say hello."
+_TEN = "Write the number 10 and nothing else."
+# Nobody would answer this with a code who is not held to it.
+_ANIMAL = "Name an animal, as JSON."
+_CODES = [17, 28, 39]
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"code": {"type": "integer", "enum": _CODES}},
+    "required": ["code"],
+    "additionalProperties": False,
+}
+
+# Lines of a letter, a tab and a word, as in a simulator's prompt. When they come again, each token
+# is certain.
+_FILLERS = ("unknown", "0", "?")
+_WORDS = ("unknown", "?", *map(str, range(11)))
+_LINES = [f"{letter}\t" for letter in "abcdefghijklm"]
+_TIMES = 3
+_BLOCK = "".join(f"{line}{word}\n" for line, word in zip(_LINES, _WORDS, strict=True))
+_TEXT = _BLOCK * _TIMES
+# What comes next is 10.
+_BEFORE_TEN = (_BLOCK * _TIMES).removesuffix("10\n")
+
+# Tokens by which a list of alternatives may come before its token.
+_SHIFTS = (0, 1)
+# How often the alternatives' likeliest has to be the token that is certain, at the right shift,
+# and may be at a wrong one.
+_CERTAIN, _CHANCE = 0.4, 0.2
+
+Fields = dict[str, Any]
+
+
+async def probe(send: Send, model: str) -> Capabilities:
+    """What a server's model can do.
+
+    Args:
+        send: posts a JSON object below the API's address and returns the one that is answered;
+            raises `wire.Refused` where the server won't have it.
+        model: the name by which the server knows it.
+
+    Raises:
+        UnusableError: nothing can be asked at all, or nothing that is of use to us.
+    """
+    return await _Prober(send, model).probe()
+
+
+class _Prober:
+    def __init__(self, send: Send, model: str) -> None:
+        self._send = send
+        self._model = model
+        self._lacks: dict[str, str] = {}
+
+    async def probe(self) -> Capabilities:
+        chats, completions = await _together(self._chats(), self._completions())
+        # Completions tell the tokens behind a tab more exactly than chats do.
+        fields = chats | completions
+        if not fields:
+            reasons = "; ".join(dict.fromkeys(self._lacks.values()))
+            raise UnusableError(
+                f"'{self._model}' answers neither chats nor completions with log-probabilities "
+                f"({reasons}); use a server that does, such as vLLM, or a local model"
+            )
+        return Capabilities(**fields, lacks=self._lacks)
+
+    async def _able(self, name: str, ability: Awaitable[Fields]) -> Fields:
+        """What an ability adds to the capabilities; nothing, and the reason noted, if it lacks."""
+        try:
+            return await ability
+        except UnusableError:
+            raise
+        except LLMError as error:
+            self._lacks[name] = str(error)
+            return {}
+
+    async def _ask(self, request: Request, able: Capabilities) -> tuple[Fields, Response]:
+        """The JSON object that answers a request, and what we read in it."""
+        data = await self._send(*wire.body(request, self._model, able))
+        return data, wire.read(request, data, able)
+
+    async def _chats(self) -> Fields:
+        found = await self._able("chat", self._chat())
+        if not found:
+            return {}
+        able = Capabilities(**found)
+        more = await _together(
+            self._able("chat_logprobs", self._chat_logprobs(able)),
+            self._able("schema", self._schema(able)),
+        )
+        return found | more[0] | more[1]
+
+    async def _chat(self) -> Fields:
+        """In the first form in which a chat is answered."""
+        refusal: LLMError | None = None
+        for sampling, limit in product(_SAMPLING, _LIMITS):
+            form = Capabilities(limit=limit, sampling=sampling)
+            try:
+                await self._ask(Chat(_said(_HELLO), max_tokens=16), form)
+            except wire.Refused as error:
+                refusal = refusal or error
+                if error.status in _NOT_THERE:
+                    break
+            else:
+                return {"chat": True, "limit": limit, "sampling": sampling}
+        assert refusal is not None
+        raise refusal
+
+    async def _chat_logprobs(self, able: Capabilities) -> Fields:
+        chat = Chat(_said(_TEN), max_tokens=8, integers=True)
+
+        async def ask(count: int) -> wire.Listing:
+            data, _ = await self._ask(chat, replace(able, chat_logprobs=count))
+            return _of_several(wire.listing(wire.choice(data)))
+
+        count, listing = await _most(ask)
+        single = any(token.strip() == "10" for token in listing.tokens)
+        return {"chat_logprobs": count} | ({"largest": 10} if single else {})
+
+    async def _schema(self, able: Capabilities) -> Fields:
+        """In the first form in which an answer follows a schema."""
+        chat = Chat(_said(_ANIMAL), max_tokens=64, schema=_SCHEMA)
+        failure: LLMError | None = None
+        for schema in _FORMS:
+            try:
+                _, answer = await self._ask(chat, replace(able, schema=schema))
+                assert isinstance(answer, Answer)
+                _check_schema(answer.text, schema)
+            except UnusableError:
+                raise
+            except LLMError as error:
+                failure = failure or error
+            else:
+                return {"schema": schema}
+        assert failure is not None
+        raise failure
+
+    async def _completions(self) -> Fields:
+        behind, echo, digits = await _together(
+            self._able("next_logprobs", self._next_logprobs()),
+            self._able("prompt_logprobs", self._prompt_logprobs()),
+            self._able("digits", self._digits()),
+        )
+        found = behind | echo
+        if behind and digits:
+            found["digits"] = digits["digits"][: found["largest"] + 1]
+        return found
+
+    async def _next_logprobs(self) -> Fields:
+        async def ask(count: int) -> dict[str, float]:
+            data = await self._complete(_BEFORE_TEN, logprobs=count)
+            return wire.next_token(data)
+
+        count, listed = await _most(ask)
+        _of_several(wire.Listing([""], [listed]))
+        if not any(str(value) in listed for value in range(11)):
+            raise LLMError("the server lists no integer behind a tab where only one can follow")
+        return {"next_logprobs": count, "largest": 10 if "10" in listed else 9}
+
+    async def _prompt_logprobs(self) -> Fields:
+        async def ask(count: int) -> wire.Listing:
+            data = await self._complete(_TEXT, logprobs=count, echo=True)
+            listing = wire.listing(wire.choice(data))
+            if len(listing.tokens) == 1:
+                raise LLMError("the server does not echo the prompt's tokens")
+            return _of_several(listing)
+
+        count, listing = await _most(ask)
+        tokens = listing.tokens
+        behind = _behind_tabs(tokens, _TEXT)
+        return {
+            "prompt_logprobs": count,
+            "shift": _shift(listing),
+            "largest": len(_integers(tokens, behind)) - 1,
+            "fillers": tuple(word for word in _FILLERS if behind[word] is not None),
+        }
+
+    async def _digits(self) -> Fields:
+        """The ids of the integers' tokens, where a server (vLLM) lists the tokens of given ids."""
+        data = await self._complete(_BLOCK, logprobs=1, echo=True, return_token_ids=True)
+        choice = wire.choice(data)
+        tokens, ids = wire.listing(choice).tokens, choice.get("prompt_token_ids")
+        integers = _integers(tokens, _behind_tabs(tokens, _BLOCK))
+        if not isinstance(ids, list) or len(ids) not in (len(tokens), len(tokens) - 1):
+            raise LLMError("the server does not tell the ids of a text's tokens")
+        digits = tuple(ids[index] for index in integers)
+        reading = Reading("", _BEFORE_TEN, ("",), "", largest=len(digits) - 1)
+        able = Capabilities(digits=digits, largest=reading.largest)
+        _, exact = await self._ask(reading, able)
+        assert isinstance(exact, Distribution)
+        if not np.isfinite(exact.log_probabilities).all():
+            raise LLMError("the server does not list the tokens that are asked for by their ids")
+        return {"digits": digits}
+
+    async def _complete(self, prompt: str, **more: Any) -> Fields:
+        return await self._send("/completions", wire.completion(prompt, self._model, **more))
+
+
+def _said(content: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": content},)
+
+
+async def _most(ask: Callable[[int], Awaitable[_T]]) -> tuple[int, _T]:
+    """With as many alternatives as the server gives. Raises its first refusal if it gives none."""
+    refusal: LLMError | None = None
+    for count in _ALTERNATIVES:
+        try:
+            return count, await ask(count)
+        except wire.Refused as error:
+            refusal = refusal or error
+            if error.status in _NOT_THERE:
+                break
+    assert refusal is not None
+    raise refusal
+
+
+def _of_several(listing: wire.Listing) -> wire.Listing:
+    """A listing that holds numbers, and more than the tokens themselves."""
+    rows = [row for row in listing.listed if isinstance(row, dict)]
+    if not all(
+        isinstance(value, float | int) and value < np.inf for r in rows for value in r.values()
+    ):
+        raise LLMError("the log-probabilities that the server lists are no numbers")
+    if not any(len(row) > 1 for row in rows):
+        raise LLMError("the server lists the log-probabilities of the tokens, but no alternatives")
+    return listing
+
+
+def _check_schema(text: str, schema: str) -> None:
+    """Raise LLMError unless the server held this answer to the schema, or to JSON at least."""
+    # It may be cut off: small models put white space without end wherever it is allowed.
+    said = "".join(text.split())
+    if schema == "json_object":
+        held = said.startswith("{")
+    else:
+        held = said.startswith('{"code"') and any(
+            f'{{"code":{code}}}'.startswith(said) for code in _CODES
+        )
+    if not held:
+        raise LLMError("the server's answers do not follow a schema that is asked for")
+
+
+def _behind_tabs(tokens: list[str], text: str) -> dict[str, int | None]:
+    """Which token begins each word of the last lines; None where it is one with the tab."""
+    places, at = [], len(text) - len(_BLOCK)
+    for line, word in zip(_LINES, _WORDS, strict=True):
+        places.append(at + len(line))
+        at += len(line) + len(word) + 1
+    return dict(zip(_WORDS, wire.indices(tokens, text, places), strict=True))
+
+
+def _integers(tokens: list[str], behind: dict[str, int | None]) -> list[int]:
+    """Which tokens are 0, 1, ... up to 10, or up to 9 where that is two."""
+    found = [behind[str(value)] for value in range(11)]
+    single = [
+        index
+        for value, index in enumerate(found)
+        if index is not None and tokens[index] == str(value)
+    ]
+    if single[:10] != found[:10]:
+        raise LLMError("the model's tokenizer has no single tokens for 0 to 9 behind a tab")
+    return single
+
+
+def _shift(listing: wire.Listing) -> int:
+    """By how many tokens the alternatives come before their token."""
+    tokens, listed = listing
+    shares = []
+    for shift in _SHIFTS:
+        certain = range(len(tokens) // _TIMES, len(tokens))
+        hits = [_likeliest(listed[index - shift]) == tokens[index] for index in certain]
+        shares.append(sum(hits) / len(hits))
+    best = max(shares)
+    if best < _CERTAIN or sorted(shares)[-2] > _CHANCE:
+        raise LLMError(
+            "it can't be told which tokens the alternatives belong to that the server lists: "
+            "where a text repeats itself, the likeliest are not its tokens"
+        )
+    return _SHIFTS[shares.index(best)]
+
+
+def _likeliest(row: dict[str, float] | None) -> str | None:
+    return max(row, key=row.__getitem__) if row else None
+
+
+async def _together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Results of calls that run at once; the others end with the first that fails."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

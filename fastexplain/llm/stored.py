@@ -1,0 +1,149 @@
+"""A connection whose responses are kept: nothing that was answered is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from fastexplain.errors import Deferred, LLMError
+from fastexplain.llm.base import Connection
+from fastexplain.llm.budget import Budget
+from fastexplain.llm.prices import Price, cost
+from fastexplain.llm.requests import Capabilities, Chat, Request, Response, Usage, key
+from fastexplain.llm.tokens import estimate
+from fastexplain.responses import Responses
+
+
+@dataclass
+class Meter:
+    """What a command's requests have come to so far.
+
+    Attributes:
+        answered, failed, stored: requests that were answered, that failed for good, and those
+            whose response was in the store already.
+        prompt_tokens, completion_tokens: of those answered.
+        cost: of those answered, in US dollars, as far as the prices are known.
+    """
+
+    answered: int = 0
+    failed: int = 0
+    stored: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+    @property
+    def done(self) -> int:
+        return self.answered + self.failed + self.stored
+
+
+class StoredConnection(Connection):
+    """A connection behind the store of responses.
+
+    Requests that are alike and asked at the same time are sent once. A response is stored before
+    anybody gets it. What was in flight when the command ended is asked again by the next one.
+
+    Args:
+        inner: reaches the model. It is closed by whoever opened it.
+        responses: the store.
+        purpose: "explanation" or "simulation", for the ledger.
+        price: of the model; None if unknown.
+        budget: asked before every request that is sent; None: no limit.
+        fresh: ask once more for what was stored before this connection was made.
+        meter: counts; connections may share one.
+    """
+
+    def __init__(
+        self,
+        inner: Connection,
+        responses: Responses,
+        purpose: str,
+        *,
+        price: Price | None = None,
+        budget: Budget | None = None,
+        fresh: bool = False,
+        meter: Meter | None = None,
+    ) -> None:
+        self.model, self.address, self.concurrency = inner.model, inner.address, inner.concurrency
+        self.meter = meter or Meter()
+        self._inner = inner
+        self._responses = responses
+        self._purpose = purpose
+        self._price = price
+        self._budget = budget
+        self._fresh = fresh
+        self._asked: set[str] = set()
+        self._in_flight: dict[str, asyncio.Future[Response]] = {}
+
+    async def probe(self) -> Capabilities:
+        """What the model can do: as the run's record has it, else by a probe, which is recorded.
+
+        Two connections over one inner connection probe it once.
+        """
+        found = self._inner.capabilities
+        if found is None and not self._fresh:
+            found = self._responses.capabilities(self.model, self.address)
+        if found is None:
+            found = await self._inner.probe()
+            self._responses.record_capabilities(self.model, self.address, found)
+        self.capabilities = self._inner.capabilities = found
+        return found
+
+    async def ask(self, request: Request) -> Response:
+        name = key(self.model, request)
+        if name in self._in_flight:
+            return await self._in_flight[name]
+        if not self._fresh or name in self._asked:
+            response = self._responses.find(name, request)
+            if response is not None:
+                self.meter.stored += 1
+                return response
+        waiting = self._in_flight[name] = asyncio.get_running_loop().create_future()
+        try:
+            response = await self._send(name, request)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                waiting.cancel()
+            else:
+                waiting.set_exception(error)
+                waiting.exception()  # no complaint where nobody else waits
+            raise
+        else:
+            waiting.set_result(response)
+            return response
+        finally:
+            del self._in_flight[name]
+
+    async def _send(self, name: str, request: Request) -> Response:
+        reserved = None if self._budget is None else self._budget.reserve(self._most(request))
+        paid: float | None = 0.0
+        try:
+            response = await self._inner.ask(request)
+            paid = None if self._price is None else cost(response.usage, self._price)
+        except Deferred:
+            reserved = None  # it will be asked and paid for, only not by us
+            raise
+        except LLMError:
+            self.meter.failed += 1
+            self._responses.add_failure(self.model, self._purpose)
+            raise
+        finally:
+            if self._budget is not None and reserved is not None:
+                self._budget.settle(reserved, paid or 0.0)
+        self._responses.add(name, self.model, self._purpose, response, paid)
+        if self._fresh:
+            self._asked.add(name)
+        self.meter.answered += 1
+        self.meter.prompt_tokens += response.usage.prompt_tokens
+        self.meter.completion_tokens += response.usage.completion_tokens
+        self.meter.cost += paid or 0.0
+        return response
+
+    def cost(self, usage: Usage) -> float | None:
+        """What a response of this model costs, in US dollars; None if its price is unknown."""
+        return None if self._price is None else cost(usage, self._price)
+
+    def _most(self, request: Request) -> float:
+        """The most that a request may cost, as far as its tokens can be told beforehand."""
+        answer = request.max_tokens if isinstance(request, Chat) else 1
+        return self.cost(Usage(estimate(request), answer)) or 0.0

@@ -1,0 +1,289 @@
+"""What a simulator wrote, read by place: line or item i of an answer is about token i of the text.
+
+A line or item that is not about its token ends the reading; nothing is ever looked for further
+on. All that was not read is missing, which is NaN, together with the first reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from math import exp
+
+import numpy as np
+
+from fastexplain.llm.requests import Answer, Token
+from fastexplain.prompts.lines import END, START, line
+
+# Where the tokenizer splits "10", a share of the probabilities up to this may lie on a "1" that
+# is not known to be a 1; it is left out. Above it the place is missing.
+_NEGLIGIBLE = 0.01
+
+# An integer's token, behind what precedes the number in it.
+_INTEGER = re.compile(r" *(0|[1-9][0-9]?)[ \r\n]*")
+# Digits with which a number of two begins, and those that may follow.
+_CONTINUED = frozenset("123456789")
+_DIGITS = frozenset("0123456789")
+_WRITTEN = re.compile(r"0|[1-9][0-9]?")
+_FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
+
+# Characters of an answer that are quoted in a reason.
+_QUOTED = 30
+
+Read = tuple[np.ndarray, str | None]
+
+
+def repeated(answer: Answer, tokens: Sequence[str], largest: int) -> Read:
+    """Read an answer to `simulator_chats.repeating`.
+
+    Returns:
+        Natural logarithms of the probabilities of 0..`largest` at each token, float64
+        `[tokens, largest + 1]`, up to a constant of each row; and the first reason why one is
+        missing, if one is.
+    """
+    if not answer.tokens:
+        missing = np.full((len(tokens), largest + 1), np.nan)
+        return missing, "the answer came without log-probabilities"
+    rows, reason = _rows(answer, tokens, largest)
+    with np.errstate(divide="ignore"):
+        return np.log(rows), reason
+
+
+def _rows(answer: Answer, tokens: Sequence[str], largest: int) -> Read:
+    """As `repeated`, but probabilities."""
+    rows = np.full((len(tokens), largest + 1), np.nan)
+    lines, pieces = _lines(answer.text), _Pieces(answer.tokens)
+    split = _splits_ten(lines, pieces)
+    reason = None
+    for place, token in enumerate(tokens):
+        number = _number(lines[place] if place < len(lines) else "", token)
+        last = place >= len(lines) - 1
+        if number is None or (last and answer.finish == "length"):
+            if answer.finish == "length" and last:
+                return rows, reason or f"the answer was cut off at {named(place, tokens)}"
+            return rows, reason or _deviation(lines, place, tokens)
+        text = number.strip(" \r")
+        if not _WRITTEN.fullmatch(text) or int(text) > largest:
+            reason = reason or _no_number(text, place, tokens, largest)
+            continue
+        row = _row(pieces, place, number, largest, split)
+        if row is None:
+            reason = reason or f"no probabilities of numbers at {named(place, tokens)}"
+        else:
+            rows[place] = row
+    return rows, reason
+
+
+def single(answer: Answer, largest: int) -> Read:
+    """Read an answer to `simulator_chats.single_chat`.
+
+    Returns:
+        As `repeated`, for the one token: float64 `[1, largest + 1]`.
+    """
+    rows = np.full((1, largest + 1), np.nan)
+    # White space may come first, in tokens of its own.
+    first = next((i for i, token in enumerate(answer.tokens) if token.text.strip()), None)
+    if first is None:
+        return rows, "the answer is empty or came without log-probabilities"
+    text = answer.tokens[first].text
+    if not _INTEGER.fullmatch(text.lstrip()):
+        return rows, f"the answer is not a number: {_quote(answer.text)}"
+    lead = text[: len(text) - len(text.lstrip())].rstrip(" ")
+    try:
+        row = _listed(_masses(answer.tokens, first, lead), largest)
+    except OverflowError:
+        row = None
+    if row is None:
+        return rows, "the answer came without probabilities of numbers"
+    with np.errstate(divide="ignore"):
+        return np.log([row]), None
+
+
+def structured(answer: Answer, tokens: Sequence[str], largest: int) -> Read:
+    """Read an answer to `simulator_chats.structured`.
+
+    Returns:
+        The value of each token, float64 `[tokens]`, and the first reason why one is missing.
+    """
+    values = np.full(len(tokens), np.nan)
+    fenced = _FENCED.fullmatch(answer.text)
+    try:
+        data = json.loads(fenced[1] if fenced else answer.text)
+    except (ValueError, RecursionError):
+        if answer.finish == "length":
+            return values, "the answer was cut off"
+        return values, f"the answer is not JSON: {_quote(answer.text)}"
+    items = data.get("activations") if isinstance(data, dict) else None
+    if not isinstance(items, list):
+        return values, "the answer's JSON has no list of activations"
+    reason = None
+    for place, token in enumerate(tokens):
+        if place >= len(items):
+            return values, reason or f"the answer ends before {named(place, tokens)}"
+        item = items[place] if isinstance(items[place], dict) else {}
+        said, value = item.get("token"), item.get("value")
+        if not isinstance(said, str) or not _same(said, token):
+            has = _quote(said) if isinstance(said, str) else "no token"
+            return values, reason or f"the answer has {has} at {named(place, tokens)}"
+        if type(value) is int and 0 <= value <= largest:
+            values[place] = value
+        else:
+            reason = reason or _no_number(json.dumps(value), place, tokens, largest)
+    return values, reason
+
+
+class _Pieces:
+    """The tokens of an answer, and the lines that they make up together.
+
+    That is the answer's text, but for tokens that are parts of a character: these may stand in
+    other words. Such parts are never a tab or a line break, so places are taken from here.
+    """
+
+    def __init__(self, tokens: tuple[Token, ...]) -> None:
+        self.tokens = tokens
+        self._starts = list(accumulate((len(token.text) for token in tokens), initial=0))[:-1]
+        lines = "".join([token.text for token in tokens]).split("\n")
+        starts = accumulate((len(text) + 1 for text in lines), initial=0)
+        skipped = _skipped(lines)
+        self._lines = list(zip(starts, lines, strict=False))[skipped:]
+
+    def number(self, place: int, written: str) -> int | None:
+        """The offset of the number of a line, if it is there as it is written in the text."""
+        if place >= len(self._lines):
+            return None
+        start, text = self._lines[place]
+        before, tab, number = text.partition("\t")
+        if not tab or not number.startswith(written):
+            return None
+        return start + len(before) + 1 + len(written) - len(written.lstrip(" "))
+
+    def at(self, offset: int) -> tuple[int, str]:
+        """The token that holds this offset: which one it is, and its text before there."""
+        index = bisect_right(self._starts, offset) - 1
+        return index, self.tokens[index].text[: offset - self._starts[index]]
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.split("\n")
+    return lines[_skipped(lines) :]
+
+
+def _skipped(lines: list[str]) -> int:
+    """Lines before the first token's: blank ones, and the marker."""
+    blank = next((count for count, text in enumerate(lines) if text.strip()), 0)
+    return blank + 1 if lines[blank].strip() == START else blank
+
+
+def _number(text: str, token: str) -> str | None:
+    """What stands behind the token and its tab; None if the line is not the token's."""
+    beginning = line(token)
+    if text.startswith(beginning):
+        return text[len(beginning) :]
+    said, tab, number = text.partition("\t")
+    return number if tab and _same(said, beginning[:-1]) else None
+
+
+def _same(said: str, token: str) -> bool:
+    """Whether a model meant this token: models are careless with the spaces around a word."""
+    return said == token or said.strip() == token.strip() != ""
+
+
+def _splits_ten(lines: list[str], pieces: _Pieces) -> bool:
+    """Whether a 10 in the answer is a "1" and a "0", so that a "1" elsewhere may be half of it."""
+    for place, text in enumerate(lines):
+        number = text.partition("\t")[2]
+        if number.strip(" \r") == "10" and (offset := pieces.number(place, number)) is not None:
+            index, lead = pieces.at(offset)
+            return pieces.tokens[index].text[len(lead) :].rstrip() == "1"
+    return False
+
+
+def _row(pieces: _Pieces, place: int, number: str, largest: int, split: bool) -> list[float] | None:
+    """The probabilities at the number of a line; None where they can't be known."""
+    offset = pieces.number(place, number)
+    if offset is None:
+        return None
+    index, lead = pieces.at(offset)
+    try:
+        masses = _masses(pieces.tokens, index, lead.rstrip(" "))
+    except OverflowError:  # a "log-probability" far above 0
+        return None
+    if split and not number.strip().startswith("1"):
+        # What would follow this "1" was not seen, so it may as well begin a 10.
+        one = masses.pop(1, 0.0)
+        if one > _NEGLIGIBLE * (one + sum(masses.values())):
+            return None
+    return _listed(masses, largest)
+
+
+def _masses(tokens: Sequence[Token], index: int, lead: str) -> dict[int, float]:
+    """The probability of each number that is listed where one begins in token `index`.
+
+    Args:
+        lead: what precedes the number in the token, but for spaces.
+    """
+    token, numbers = tokens[index], _numbers(lead)
+    masses: dict[int, float] = {}
+    for text, logarithm in token.integers.items():
+        number = numbers[text]
+        if number in masses:  # once more, with a space
+            masses[number] += exp(logarithm)
+        elif number is not None:
+            masses[number] = exp(logarithm)
+    digit = token.text[len(lead) :].lstrip(" ")
+    if digit in _CONTINUED and index + 1 < len(tokens) and token.text in token.integers:
+        # By the chain rule: how much of it goes on, and how, is seen at the next token.
+        whole, further = exp(token.integers[token.text]), _numbers("")
+        for text, logarithm in tokens[index + 1].integers.items():
+            if text[:1] in _DIGITS and (number := further[text]) is not None and number < 10:
+                part, longer = whole * exp(logarithm), 10 * int(digit) + number
+                # Below 0 by rounding only.
+                masses[int(digit)] = max(masses[int(digit)] - part, 0.0)
+                masses[longer] = masses.get(longer, 0.0) + part
+    return masses
+
+
+def _listed(masses: dict[int, float], largest: int) -> list[float] | None:
+    """The probabilities of 0..`largest`; None if there is nothing."""
+    row = [masses.get(number, 0.0) for number in range(largest + 1)]
+    return row if any(row) else None
+
+
+class _Numbers(dict[str, int | None]):
+    """The number that a token is, by its text, behind what precedes it there; None for others."""
+
+    def __init__(self, lead: str) -> None:
+        self._lead = lead
+
+    def __missing__(self, text: str) -> int | None:
+        behind = text.startswith(self._lead)
+        match = _INTEGER.fullmatch(text, len(self._lead)) if behind else None
+        self[text] = number = int(match[1]) if match else None
+        return number
+
+
+_numbers = lru_cache(maxsize=64)(_Numbers)
+
+
+def _deviation(lines: list[str], place: int, tokens: Sequence[str]) -> str:
+    text = lines[place] if place < len(lines) else ""
+    if text.strip() in ("", END):
+        return f"the answer ends before {named(place, tokens)}"
+    return f"the answer has {_quote(text)} at {named(place, tokens)}"
+
+
+def _no_number(text: str, place: int, tokens: Sequence[str], largest: int) -> str:
+    return f"{_quote(text)} is no number from 0 to {largest}, at {named(place, tokens)}"
+
+
+def named(place: int, tokens: Sequence[str]) -> str:
+    """A token of a text, as reasons name it."""
+    return f"token {place + 1} of {len(tokens)}, {_quote(tokens[place])}"
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= _QUOTED else text[: _QUOTED - 3] + "...")

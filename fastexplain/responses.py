@@ -1,0 +1,244 @@
+"""The store of responses: what was answered is never asked again, and what it cost is known.
+
+It lives in the run's database. A response is written in one transaction with its entry in the
+ledger, as it arrives, so that a command that is killed loses only what was in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+from fastexplain.database import Database, now
+from fastexplain.llm.requests import (
+    Capabilities,
+    Request,
+    Response,
+    Usage,
+    decode,
+    from_json,
+    to_json,
+)
+
+
+class LedgerRow(NamedTuple):
+    """What one command asked one model for one purpose, "explanation" or "simulation".
+
+    `cost` is in US dollars, of all answers but the `unpriced` ones. Tokens that a server read from
+    its cache are counted in `prompt_tokens` too.
+    """
+
+    command: str
+    model: str
+    purpose: str
+    answered: int
+    failed: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    cost: float
+    unpriced: int
+
+
+class PendingRequest(NamedTuple):
+    """A request that a batch file asks."""
+
+    key: str
+    model: str
+    purpose: str
+    request: Request
+
+
+class Batch(NamedTuple):
+    """A batch that was submitted, or is being.
+
+    `name` is what we call its file, `file` and `batch` are the server's ids.
+    """
+
+    id: int
+    name: str
+    model: str
+    address: str
+    file: str | None
+    batch: str | None
+    status: str
+
+
+class Responses:
+    """The responses, the ledger, and the requests that wait in batches.
+
+    Args:
+        database: the run's; it stays open as long as this is used.
+        command: under what the ledger books, by default the time of this call.
+
+    All methods raise RunError where the database can't be used.
+    """
+
+    def __init__(self, database: Database, command: str | None = None) -> None:
+        self._database = database
+        self.command = command or now()
+
+    def find(self, key: str, request: Request) -> Response | None:
+        """The stored response to a request, by its `requests.key`."""
+        rows = self._database.query(
+            """SELECT content, prompt_tokens, completion_tokens, cached_tokens FROM responses
+            WHERE request = ?""",
+            (key,),
+        )
+        if not rows:
+            return None
+        [(content, *usage)] = rows
+        return decode(request, content, Usage(*usage))
+
+    def add(
+        self, key: str, model: str, purpose: str, response: Response, cost: float | None
+    ) -> None:
+        """Store a response and book it; a former one to the same request is replaced.
+
+        Args:
+            cost: in US dollars, None if unknown.
+        """
+        usage = response.usage
+        counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+        with self._database.transaction() as sqlite:
+            sqlite.execute(
+                "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, model, response.encode(), *counts, cost, now()),
+            )
+            sqlite.execute("DELETE FROM pending WHERE request = ?", (key,))
+            sqlite.execute(
+                f"""INSERT INTO ledger (command, model, purpose, {_COUNTS})
+                VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?)
+                ON CONFLICT DO UPDATE SET {_ADDED}""",
+                (
+                    *(self.command, model, purpose, usage.prompt_tokens),
+                    *(usage.cached_tokens, usage.completion_tokens),
+                    *(cost or 0.0, int(cost is None)),
+                ),
+            )
+
+    def add_failure(self, model: str, purpose: str) -> None:
+        """Book a request that failed for good."""
+        with self._database.transaction() as sqlite:
+            sqlite.execute(
+                """INSERT INTO ledger (command, model, purpose, failed) VALUES (?, ?, ?, 1)
+                ON CONFLICT DO UPDATE SET failed = failed + 1""",
+                (self.command, model, purpose),
+            )
+
+    def ledger(self) -> list[LedgerRow]:
+        """All that was booked, oldest command first."""
+        rows = self._database.query(
+            f"SELECT {', '.join(LedgerRow._fields)} FROM ledger ORDER BY command, purpose, model"
+        )
+        return [LedgerRow(*row) for row in rows]
+
+    def capabilities(self, model: str, address: str) -> Capabilities | None:
+        """What a former probe of this connection found."""
+        rows = self._database.query(
+            "SELECT capabilities FROM connections WHERE model = ? AND address = ?",
+            (model, address),
+        )
+        if not rows:
+            return None
+        fields = json.loads(rows[0][0])
+        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        return Capabilities(**(fields | lists))
+
+    def record_capabilities(self, model: str, address: str, found: Capabilities) -> None:
+        """Record what a probe found, in place of a former record."""
+        with self._database.transaction() as sqlite:
+            sqlite.execute(
+                "INSERT OR REPLACE INTO connections VALUES (?, ?, ?, ?)",
+                (model, address, json.dumps(asdict(found)), now()),
+            )
+
+    def add_pending(self, requests: Iterable[PendingRequest]) -> None:
+        """Note requests that a batch is to ask; those noted already stay as they are."""
+        with self._database.transaction() as sqlite:
+            sqlite.executemany(
+                """INSERT OR IGNORE INTO pending (request, model, purpose, content)
+                VALUES (?, ?, ?, ?)""",
+                ((r.key, r.model, r.purpose, to_json(r.request)) for r in requests),
+            )
+
+    def fail_pending(self, request: PendingRequest, reason: str) -> None:
+        """Record that a batch did not answer a request."""
+        with self._database.transaction() as sqlite:
+            sqlite.execute(
+                "UPDATE pending SET failure = ?, batch = NULL WHERE request = ?",
+                (reason, request.key),
+            )
+
+    def pending_failure(self, key: str) -> str | None:
+        """Why a batch did not answer a request; None if none failed to."""
+        rows = self._database.query("SELECT failure FROM pending WHERE request = ?", (key,))
+        return rows[0][0] if rows else None
+
+    def forget_failures(self) -> None:
+        """Have what batches failed to answer asked again."""
+        with self._database.transaction() as sqlite:
+            sqlite.execute("DELETE FROM pending WHERE failure IS NOT NULL")
+
+    def add_batch(self, model: str, address: str, keys: Sequence[str]) -> Batch:
+        """Make a batch of noted requests, which is to be submitted."""
+        name = f"fastexplain-{uuid.uuid4().hex}.jsonl"
+        with self._database.transaction() as sqlite:
+            [number] = sqlite.execute(
+                """INSERT INTO batches (name, model, address, status, created)
+                VALUES (?, ?, ?, 'new', ?) RETURNING id""",
+                (name, model, address, now()),
+            ).fetchone()
+            sqlite.executemany(
+                "UPDATE pending SET batch = ? WHERE request = ?", ((number, key) for key in keys)
+            )
+        return Batch(number, name, model, address, None, None, "new")
+
+    def record_batch(self, batch: Batch) -> None:
+        """Record how far a batch has got."""
+        with self._database.transaction() as sqlite:
+            sqlite.execute(
+                "UPDATE batches SET file = ?, batch = ?, status = ? WHERE id = ?",
+                (batch.file, batch.batch, batch.status, batch.id),
+            )
+
+    def end_batch(self, batch: Batch) -> None:
+        """Note that a batch is done with; what it left unanswered belongs to none again."""
+        with self._database.transaction() as sqlite:
+            sqlite.execute("UPDATE pending SET batch = NULL WHERE batch = ?", (batch.id,))
+            sqlite.execute("DELETE FROM batches WHERE id = ?", (batch.id,))
+
+    def batches(self) -> list[Batch]:
+        """The batches that are not done with, oldest first."""
+        columns = ", ".join(Batch._fields)
+        rows = self._database.query(f"SELECT {columns} FROM batches ORDER BY id")
+        return [Batch(*row) for row in rows]
+
+    def requests_of(self, batch: Batch) -> list[PendingRequest]:
+        """A batch's requests that are not answered yet, in order of keys."""
+        return self._pending("WHERE batch = ? ORDER BY request", (batch.id,))
+
+    def pending(self, keys: Sequence[str]) -> list[PendingRequest]:
+        """Those of these requests that wait for a batch's answers, in order of keys."""
+        return [
+            request
+            for key in sorted(set(keys))
+            for request in self._pending("WHERE request = ?", (key,))
+        ]
+
+    def waiting_models(self) -> list[str]:
+        """The models that batches are to ask."""
+        return [name for (name,) in self._database.query("SELECT DISTINCT model FROM pending")]
+
+    def _pending(self, rest: str, values: tuple[str | int, ...]) -> list[PendingRequest]:
+        rows = self._database.query(
+            f"SELECT request, model, purpose, content FROM pending {rest}", values
+        )
+        return [PendingRequest(k, model, purpose, from_json(c)) for k, model, purpose, c in rows]
+
+
+_COUNTS = "answered, prompt_tokens, cached_tokens, completion_tokens, cost, unpriced"
+_ADDED = ", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTS.split(", "))

@@ -1,0 +1,362 @@
+"""Batches: files out and in, and the batch API with a command that ends anywhere."""
+
+import asyncio
+import io
+import json
+import shutil
+
+import planted
+import pytest
+from batch_server import BatchServer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastexplain import asking_batches, batches
+from fastexplain.asking import Model, Settings
+from fastexplain.batches import Collector, Line, ingest, lines, split, write_files
+from fastexplain.database import Database
+from fastexplain.errors import Deferred, LLMError, RunError, UsageError
+from fastexplain.llm.batch import BatchClient
+from fastexplain.llm.prices import Price
+from fastexplain.llm.requests import Capabilities, Chat, Reading, key
+from fastexplain.llm.server import ServerConnection
+from fastexplain.responses import PendingRequest, Responses
+from fastexplain.run import open_run
+
+
+def chat(text):
+    return Chat(({"role": "user", "content": text},), 5)
+
+
+def waiting(texts):
+    return [PendingRequest(key("m", chat(t)), "m", "explanation", chat(t)) for t in texts]
+
+
+def answer(name, text="rivers", **response):
+    message = {"role": "assistant", "content": text}
+    body = {
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 2},
+    }
+    given = {"status_code": 200, "body": body, **response}
+    return json.dumps({"custom_id": name, "response": given, "error": None}).encode() + b"\n"
+
+
+@pytest.fixture
+def database(tmp_path):
+    with Database(tmp_path / "run.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def responses(database):
+    return Responses(database, "now")
+
+
+@pytest.fixture
+def server():
+    serving = BatchServer()
+    yield serving
+    serving.close()
+
+
+def test_a_request_is_noted_and_deferred(responses):
+    collector = Collector("m", "here", batches.OFFLINE, responses, "explanation")
+    with pytest.raises(Deferred):
+        asyncio.run(collector.ask(chat("a")))
+    assert responses.pending(collector.noted) == waiting(["a"])
+
+
+def test_a_file_holds_what_was_noted(tmp_path, responses):
+    requests = waiting(["a", "b"])
+    [path] = write_files(tmp_path / "x.jsonl", split(lines(requests, {"m": batches.OFFLINE})))
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["custom_id"] for line in written] == [r.key for r in requests]
+    assert {(line["method"], line["url"]) for line in written} == {("POST", "/v1/chat/completions")}
+    assert written[0]["body"]["messages"] == [{"role": "user", "content": "a"}]
+    assert written[0]["body"]["model"] == "m"
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_a_file_that_cannot_be_written_says_so(tmp_path):
+    found = split(lines(waiting(["a"]), {"m": batches.OFFLINE}))
+    with pytest.raises(RunError, match="can't be written"):
+        write_files(tmp_path / "absent" / "x.jsonl", found)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("mn"), st.sampled_from(["/a", "/b"]), st.integers(1, 9))),
+    st.integers(1, 4),
+)
+def test_files_keep_to_the_limits(sizes, most):
+    found = [Line(str(i), model, end, b"x" * size) for i, (model, end, size) in enumerate(sizes)]
+    files = list(split(found, most_requests=most, most_bytes=12))
+    assert sorted(line.key for held in files for line in held) == sorted(line.key for line in found)
+    for held in files:
+        assert len({(line.model, line.endpoint) for line in held}) == 1
+        assert 0 < len(held) <= most
+        assert sum(len(line.content) for line in held) <= 12
+
+
+def test_a_request_that_no_file_can_hold_is_named():
+    with pytest.raises(RunError, match="13 bytes"):
+        list(split([Line("a", "m", "/a", b"x" * 13)], most_bytes=12))
+
+
+def test_answers_are_stored_and_a_file_may_come_twice(responses):
+    requests = waiting(["a", "b", "c"])
+    responses.add_pending(requests)
+    a, b, c = (r.key for r in requests)
+    error = {"error": {"message": "too\nhard"}}
+    file = (
+        answer(b, "This neuron reacts to b")
+        + b"\n{broken\n[1]\n"
+        + answer("0" * 32)
+        + answer(c, status_code=429, body=error)
+    )
+    found = ingest(io.BytesIO(file), responses, {}, {"m": Price(1, 1, 10)})
+    assert found == (1, 1, 1, 2)
+    assert found.line() == (
+        "1 answers stored, 1 requests failed, 1 lines answer nothing that waits, "
+        "2 lines can't be read."
+    )
+    assert responses.find(b, chat("b")).text == "This neuron reacts to b"
+    assert responses.pending_failure(c) == "the batch has no answer: too hard (status 429)"
+    assert responses.pending_failure(a) is None
+    [row] = responses.ledger()
+    assert (row.answered, row.prompt_tokens, row.cost) == (1, 10, pytest.approx(30e-6))
+    ingest(io.BytesIO(answer(b)), responses, {}, {})
+    assert responses.ledger() == [row]
+
+    # What failed is told once asked, and asked again by the next command.
+    collector = Collector("m", "here", batches.OFFLINE, responses, "explanation")
+    with pytest.raises(LLMError, match="too hard"):
+        asyncio.run(collector.ask(chat("c")))
+    responses.forget_failures()
+    with pytest.raises(Deferred):
+        asyncio.run(collector.ask(chat("c")))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"response": None, "error": {"code": "expired", "message": "late"}}, "late"),
+        ({"response": {"status_code": 200, "body": None}, "error": None}, "no reason"),
+        ({"response": {"status_code": 200, "body": {"choices": []}}}, "choice"),
+        ({"error": "gone"}, "gone"),
+    ],
+)
+def test_a_line_without_an_answer_is_a_failure(responses, line, reason):
+    [request] = waiting(["a"])
+    responses.add_pending([request])
+    text = json.dumps({"custom_id": request.key, **line}).encode()
+    assert ingest([text], responses, {}, {}).failed == 1
+    assert reason in responses.pending_failure(request.key)
+
+
+class Ended(Exception):
+    """Stands for the end of the process."""
+
+
+def submit_and_finish(url, responses, texts=(), told=None, sleep=None, prices=None):
+    """What a command does: submit what is new, wait for all, store the answers."""
+
+    async def main():
+        async with ServerConnection("m", url, retries=2) as connection:
+            more = {} if sleep is None else {"sleep": sleep}
+            tell = (lambda line: None) if told is None else told.append
+            client = BatchClient(connection, responses, prices or {}, tell, **more)
+            requests = waiting(texts)
+            responses.add_pending(requests)
+            if requests:
+                await client.submit(requests, batches.OFFLINE)
+            return await client.finish({"m": batches.OFFLINE})
+
+    return asyncio.run(main())
+
+
+def test_a_batch_is_answered(server, responses):
+    server.states = ["in_progress", "in_progress", "finalizing", "completed"]
+    server.broken = {1}
+    told, waits = [], []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    done = submit_and_finish(server.url, responses, "abc", told, sleep, {"m": Price(1, 1, 1)})
+    assert done == 3
+    found = [responses.find(r.key, r.request) for r in waiting("abc")]
+    failures = [responses.pending_failure(r.key) for r in waiting("abc")]
+    assert sum(f is not None for f in found) == 2
+    assert [f for f in failures if f] == ["the batch has no answer: too hard (status 400)"]
+    assert responses.batches() == []
+    assert waits == [5.0, 10.0, 20.0]
+    assert told[0] == "batch batch-0: 3 requests submitted"
+    assert told[-1] == "batch batch-0 completed: 2 answers stored, 1 requests failed."
+    assert responses.ledger()[0].cost > 0
+
+
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("after", [False, True])
+def test_a_command_that_ends_anywhere_goes_on_from_there(server, responses, step, after):
+    """It ends before or after each write to the database; nothing is sent twice or lost."""
+    steps = 0
+
+    def ending(method):
+        def wrapped(*arguments):
+            nonlocal steps
+            steps += 1
+            if steps - 1 == step and not after:
+                raise Ended
+            result = method(*arguments)
+            if steps - 1 == step:
+                raise Ended
+            return result
+
+        return wrapped
+
+    names = ("add_batch", "record_batch", "add", "end_batch")
+    for name in names:
+        setattr(responses, name, ending(getattr(responses, name)))
+    texts = "ab"
+    with pytest.raises(Ended):
+        submit_and_finish(server.url, responses, texts)
+    for name in names:
+        delattr(responses, name)
+    begun = step > 0 or after
+    submit_and_finish(server.url, responses, "" if begun else texts)
+    assert all(responses.find(r.key, r.request) for r in waiting(texts))
+    assert (server.uploads, server.creations) == (1, 1)
+    assert responses.batches() == [] and responses.ledger()[0].answered == 2
+
+
+def test_faults_of_the_api_are_tried_again(server, responses):
+    server.fail_next = [500, 0, 500, 0, 503, 0]
+    assert submit_and_finish(server.url, responses, "ab") == 2
+    assert (server.uploads, server.creations) == (1, 1)
+
+
+def test_a_server_without_batches_says_so(server, responses):
+    server.fail_next = [404] * 9
+    with pytest.raises(LLMError, match=r"127\.0\.0\.1.*a fault: 404"):
+        submit_and_finish(server.url, responses, "a")
+
+
+def test_a_batch_that_is_refused_says_why_and_is_done_with(server, responses):
+    server.states = ["validating", "failed"]
+
+    async def sleep(seconds):
+        return
+
+    with pytest.raises(LLMError, match="refused the batch batch-0: line 1 is no good"):
+        submit_and_finish(server.url, responses, "ab", sleep=sleep)
+    assert responses.batches() == []
+
+
+def test_what_an_expired_batch_left_out_is_submitted_again(server, responses):
+    server.states, server.unanswered = ["expired"], {0}
+    assert submit_and_finish(server.url, responses, "ab") == 1
+    server.unanswered = set()
+    left = [r for r in waiting("ab") if responses.find(r.key, r.request) is None]
+    assert len(left) == 1
+    [text] = [r.request.messages[0]["content"] for r in left]
+    assert submit_and_finish(server.url, responses, text) == 1
+    assert server.creations == 2
+
+
+@pytest.fixture
+def run(planted_run, tmp_path):
+    return open_run(shutil.copytree(planted_run.path, tmp_path / "run"))
+
+
+def settings(url, **more):
+    model = Model("m", url)
+    return Settings(model, model, **more)
+
+
+NEURONS = [planted.CAT, planted.DIGIT, planted.ALWAYS]
+
+
+def test_neurons_are_explained_in_two_batches(server, run):
+    neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
+    outcome = asking_batches.explain_in_batches(run, neurons, settings(server.url))
+    assert (outcome.explained, outcome.finished) == (3, True)
+    kinds = [state["endpoint"] for state in server.batches.values()]
+    assert kinds == ["/v1/chat/completions", "/v1/completions"]
+    with run.database() as database:
+        for neuron in neurons:
+            [row] = database.explanations(neuron)
+            assert row.text and row.simulation
+            assert len(database.simulations(row.id)) == 10
+        ledger = Responses(database).ledger()
+    assert {row.purpose: row.answered for row in ledger}["explanation"] == 3
+    asking_batches.explain_in_batches(run, neurons, settings(server.url))
+    assert server.creations == 2
+
+
+def test_a_request_that_a_batch_cannot_answer_costs_only_itself(server, run, capsys):
+    server.broken = {0}
+    neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
+    outcome = asking_batches.explain_in_batches(run, neurons, settings(server.url))
+    assert (outcome.explained, outcome.finished) == (2, True)
+    assert "too hard" in capsys.readouterr().err
+    server.broken = set()
+    assert asking_batches.explain_in_batches(run, neurons, settings(server.url)).explained == 3
+
+
+def test_a_limit_on_requests_holds_in_batches(server, run):
+    neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
+    outcome = asking_batches.explain_in_batches(run, neurons, settings(server.url, max_requests=2))
+    assert "--max-requests" in str(outcome.stopped)
+    written = [f for f in server.files.values() if f["filename"].startswith("fastexplain")]
+    assert sum(len(f["content"].splitlines()) for f in written) == 2
+
+
+def test_files_for_an_offline_engine_and_back(server, run, tmp_path):
+    """Round by round; the engine is the server's way to answer."""
+    neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
+    asked, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    counts = []
+    for _ in range(3):
+        outcome = asking_batches.explain_in_batches(
+            run, neurons, settings("http://elsewhere/v1"), asked
+        )
+        if outcome.finished:
+            break
+        requests = [json.loads(line) for line in asked.read_text().splitlines()]
+        counts.append(len(requests))
+        with answers.open("wb") as file:
+            for line in requests:
+                _, body = server.faulty.answer(line["url"], line["body"])
+                response = {"status_code": 200, "body": body}
+                answered = {"custom_id": line["custom_id"], "response": response}
+                file.write(json.dumps(answered).encode() + b"\n")
+        found = asking_batches.take_answers(run, answers, Price(1, 1, 1))
+        assert (found.answered, found.failed) == (len(requests), 0)
+    assert outcome.finished and outcome.explained == 3
+    assert counts[0] == 3 and counts[1] > 10 and len(counts) == 2
+    with run.database() as database:
+        assert all(database.explanations(n)[0].scores.excerpts_top == 5 for n in neurons)
+
+
+def test_a_file_that_answers_nothing_is_refused(run, tmp_path):
+    with pytest.raises(UsageError, match="can't be read"):
+        asking_batches.take_answers(run, tmp_path / "absent", None)
+    (tmp_path / "x").write_text("hello\n")
+    with pytest.raises(UsageError, match="no output of a batch"):
+        asking_batches.take_answers(run, tmp_path / "x", None)
+
+
+def test_batches_are_for_servers(run):
+    here = Model("smollm2", local=True)
+    with pytest.raises(UsageError, match="leave the batch away"):
+        asking_batches.explain_in_batches(run, [], Settings(here, here))
+    with pytest.raises(UsageError, match="--fresh"):
+        asking_batches.explain_in_batches(run, [], settings("http://x/v1", fresh=True))
+
+
+def test_readings_go_to_completions():
+    reading = Reading("a", "b\n", ("c\t",), "unknown", 9)
+    can = Capabilities(prompt_logprobs=20, fillers=("unknown",))
+    [line] = lines([PendingRequest("k", "m", "simulation", reading)], {"m": can})
+    assert line.endpoint == "/v1/completions"

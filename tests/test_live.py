@@ -1,0 +1,55 @@
+"""What is shown while requests are under way."""
+
+import threading
+
+import pytest
+
+from fastexplain import live
+from fastexplain.llm.stored import Meter
+
+
+def line(meter, neurons=10, total=100, seconds=20.0, retried=0):
+    return live.progress_line("Explaining by m", neurons, total, meter, 1100, seconds, retried)
+
+
+def test_a_line_says_what_is_done_how_fast_and_for_how_much():
+    meter = Meter(100, 4, 6, 40_000, 2_000, 0.1234)
+    assert line(meter, retried=3) == (
+        "Explaining by m: 10 of 100 neurons; requests 100 answered, 6 stored before, 4 failed, "
+        "3 retries; 5.0 requests/s; 2,100 tokens/s; $0.1234; 3:10 left"
+    )
+
+
+def test_a_line_says_nothing_that_is_not_known():
+    assert line(Meter(), neurons=0, seconds=0.0) == (
+        "Explaining by m: 0 of 100 neurons; requests 0 answered"
+    )
+    assert "left" not in line(Meter(1100), neurons=100)
+    assert "left" not in line(Meter(stored=50))
+    assert "left" not in line(Meter(), neurons=1)
+    assert line(Meter(1), seconds=20.0).endswith("6:05:60 left") is False
+    assert line(Meter(1), seconds=20.0).endswith("6:06:20 left")
+
+
+def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(monkeypatch, capsys):
+    printed = threading.Event()
+    lines = []
+
+    class Console:
+        is_terminal = False
+
+        def print(self, text, **options):
+            lines.append(text)
+            printed.set()
+
+    monkeypatch.setattr(live, "messages", Console())
+    with live.display("Explaining", 2, Meter(), 22, seconds=0.01) as advance:
+        advance(1)
+        assert printed.wait(30)
+    assert lines[0].startswith("Explaining: 1 of 2 neurons")
+    assert lines[-1].startswith("Explaining: 1 of 2 neurons")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3600, "1:00:00")])
+def test_times_are_rounded_to_seconds(seconds, text):
+    assert live._duration(seconds) == text

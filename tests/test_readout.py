@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastexplain.readout import contrast, expected
+
+ROWS = st.lists(
+    st.lists(st.floats(-30, 0, width=32), min_size=10, max_size=10), min_size=1, max_size=5
+)
+
+
+def test_a_value_is_the_expectation_over_renormalised_integers():
+    probabilities = np.array([[0.1, 0.1, 0, 0, 0, 0, 0, 0, 0, 0, 0.2], [1e-9] * 11])
+    with np.errstate(divide="ignore"):
+        values = expected(np.log(probabilities))
+    assert values == pytest.approx([(0.1 * 1 + 0.2 * 10) / 0.4, 5.0])
+
+
+def test_probabilities_too_small_for_a_float_still_count():
+    assert expected(np.array([[-2000.0, -np.inf, -2000.0]])) == pytest.approx([1.0])
+
+
+def test_a_token_without_any_integer_is_missing_and_not_zero():
+    values = expected(np.array([[np.nan] * 10, [0.0] + [-np.inf] * 9]))
+    assert np.isnan(values[0])
+    assert values[1] == 0
+
+
+@given(ROWS)
+def test_no_explanation_raises_nothing(rows):
+    assert contrast(np.array(rows), np.array(rows)).tolist() == [0] * len(rows)
+
+
+@given(ROWS, st.floats(-5, 5))
+def test_a_rows_constant_does_not_matter(rows, constant):
+    rows = np.array(rows)
+    null = np.log(np.linspace(1, 0.1, 10))[None].repeat(len(rows), axis=0)
+    moved = contrast(rows + constant, null - constant)
+    np.testing.assert_allclose(moved, contrast(rows, null), atol=1e-9)
+
+
+def test_a_contrast_is_how_much_the_explanation_raises_a_value():
+    null = np.log([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2]])
+    rows = np.log([[0.2, 0.8], [0.6, 0.4], [0.9, 0.1]])
+    assert contrast(rows, null) == pytest.approx([np.log(4), np.log(2), 0])
+
+
+def test_what_a_server_does_not_list_raises_little():
+    """The second is next to nothing too; only the first server did not list it."""
+    none, little, much = [0.0, -np.inf], np.log([0.999, 0.001]), np.log([0.5, 0.5])
+    values = contrast(np.array([little, much]), np.array([none, none]))
+    assert values == pytest.approx([0, np.log(50)])
+
+
+def test_a_contrast_is_missing_where_either_reading_is():
+    row, missing = [0.0, -1.0], [np.nan, np.nan]
+    values = contrast(np.array([row, missing, row]), np.array([row, row, missing]))
+    assert np.isnan(values).tolist() == [False, True, True]

@@ -1,0 +1,239 @@
+"""The store of responses and the ledger; and the connection behind it."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastexplain.database import Database
+from fastexplain.errors import BudgetError, Deferred, LLMError
+from fastexplain.llm import Connection
+from fastexplain.llm.budget import Budget
+from fastexplain.llm.prices import Price
+from fastexplain.llm.requests import (
+    Answer,
+    Capabilities,
+    Chat,
+    Distribution,
+    Reading,
+    Token,
+    Usage,
+    decode,
+    from_json,
+    key,
+    to_json,
+)
+from fastexplain.llm.stored import Meter, StoredConnection
+from fastexplain.responses import PendingRequest, Responses
+
+CHAT = Chat(({"role": "user", "content": "é\n"},), 5)
+READING = Reading("shared", " head\n", ("a\t", "b\t"), "unknown", 9)
+DISTRIBUTION = Distribution(np.log(np.full((2, 10), 0.1, np.float32)), Usage(40, 1, 8))
+FOUND = Capabilities(chat=True, prompt_logprobs=20, fillers=("unknown",), lacks={"schema": "no"})
+
+
+class Inner(Connection):
+    model, address, concurrency = "m", "here", 4
+
+    def __init__(self, *outcomes):
+        self.outcomes, self.asked, self.probed = list(outcomes), [], 0
+        self.gate = None
+
+    async def probe(self):
+        self.probed += 1
+        self.capabilities = FOUND
+        return FOUND
+
+    async def ask(self, request):
+        self.asked.append(request)
+        if self.gate is not None:
+            await self.gate.wait()
+        await asyncio.sleep(0)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+@pytest.fixture
+def responses(tmp_path):
+    with Database(tmp_path / "run.sqlite") as database:
+        yield Responses(database, "now")
+
+
+def same(a, b):
+    if isinstance(a, Distribution):
+        np.testing.assert_array_equal(a.log_probabilities, b.log_probabilities)
+        return a.usage == b.usage
+    return a == b
+
+
+def test_places_are_where_the_fillers_begin():
+    assert READING.text == "shared head\na\tunknown\nb\tunknown\n"
+    assert [READING.text[place:][:7] for place in READING.places] == ["unknown"] * 2
+    last = Reading("", "q\n", ("a\t",), "", 9)
+    assert (last.text, last.places) == ("q\na\t", [4])
+
+
+@given(st.lists(st.text(max_size=5), min_size=1), st.sampled_from(["unknown", "0", "?"]), st.text())
+def test_places_follow_every_line(tokens, filler, head):
+    reading = Reading("shared", head, tuple(f"{t}\t" for t in tokens), filler, 9)
+    for line, place in zip(reading.lines, reading.places, strict=True):
+        assert reading.text[place - len(line) : place] == line
+        assert reading.text[place:].startswith(f"{filler}\n")
+
+
+@pytest.mark.parametrize(
+    ("request_", "response"),
+    [
+        (CHAT, Answer("ü", "length", (Token("\t7", {"\t7": -0.25, "8": -2.0}),), Usage(1, 2, 3))),
+        (READING, DISTRIBUTION),
+    ],
+)
+def test_what_is_stored_comes_back(responses, request_, response):
+    name = key("m", request_)
+    assert responses.find(name, request_) is None
+    responses.add(name, "m", "simulation", response, 0.5)
+    assert same(responses.find(name, request_), response)
+    assert same(decode(request_, response.encode(), response.usage), response)
+    assert from_json(to_json(request_)) == request_
+
+
+def test_keys_tell_requests_apart():
+    others = [
+        CHAT,
+        Chat(CHAT.messages, 6),
+        Chat(CHAT.messages, 5, 0.5),
+        Chat(CHAT.messages, 5, seed=1),
+        Chat(CHAT.messages, 5, integers=True),
+        Chat(CHAT.messages, 5, schema={"type": "object"}),
+        Chat(({"role": "system", "content": "é\n"},), 5),
+        READING,
+        Reading("shared", " head\n", ("a\t", "b\t"), "0", 9),
+        Reading("shared", " head\n", ("a\t", "b\t"), "unknown", 10),
+        Reading("shared", " head\n", ("a\tunknown\nb\t",), "unknown", 9),
+    ]
+    names = {key(model, request) for model in ("m", "n") for request in others}
+    assert len(names) == 2 * len(others)
+    # The same text, however it was cut, is the same request.
+    assert key("m", Reading("shared head\n", "", ("a\t", "b\t"), "unknown", 9)) == key("m", READING)
+
+
+def test_the_ledger_adds_up(responses):
+    responses.add("a", "m", "simulation", DISTRIBUTION, 0.5)
+    responses.add("b", "m", "simulation", DISTRIBUTION, None)
+    responses.add_failure("m", "simulation")
+    responses.add_failure("m", "explanation")
+    explanation, simulation = responses.ledger()
+    assert (explanation.purpose, explanation.answered, explanation.failed) == ("explanation", 0, 1)
+    assert simulation == ("now", "m", "simulation", 2, 1, 80, 16, 2, 0.5, 1)
+
+
+def test_capabilities_are_recorded(responses):
+    assert responses.capabilities("m", "here") is None
+    responses.record_capabilities("m", "here", FOUND)
+    assert responses.capabilities("m", "here") == FOUND
+
+
+def test_what_was_answered_waits_no_longer(responses):
+    rows = [PendingRequest(key("m", r), "m", "simulation", r) for r in (CHAT, READING)]
+    responses.add_pending(rows)
+    responses.add_pending(rows)
+    names = [row.key for row in rows]
+    assert sorted(responses.pending(names)) == sorted(rows)
+    assert responses.pending([rows[1].key]) == [rows[1]]
+    responses.add(rows[1].key, "m", "simulation", DISTRIBUTION, None)
+    assert responses.pending(names) == [rows[0]]
+
+
+def ask(connection, *requests):
+    async def main():
+        outcomes = (connection.ask(request) for request in requests)
+        return await asyncio.gather(*outcomes, return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+def test_nothing_is_asked_twice(responses):
+    inner, meter = Inner(Answer("1", "stop", usage=Usage(10, 2))), Meter()
+    stored = StoredConnection(inner, responses, "explanation", price=Price(1, 1, 10), meter=meter)
+    [first] = ask(stored, CHAT)
+    [again] = ask(stored, CHAT)
+    assert first == again
+    assert len(inner.asked) == 1
+    assert (meter.answered, meter.stored, meter.failed) == (1, 1, 0)
+    assert meter.cost == pytest.approx(30e-6)
+    assert responses.ledger()[0].cost == pytest.approx(30e-6)
+
+
+def test_requests_alike_at_one_time_are_sent_once(responses):
+    inner = Inner(Answer("1", "stop"), LLMError("no"))
+    stored = StoredConnection(inner, responses, "explanation")
+    assert [a.text for a in ask(stored, CHAT, CHAT, CHAT)] == ["1"] * 3
+    assert [str(e) for e in ask(stored, READING, READING)] == ["no"] * 2
+    assert len(inner.asked) == 2
+    assert stored.meter.failed == 1
+
+
+def test_a_failure_is_booked_and_asked_again(responses):
+    inner = Inner(LLMError("no"), Answer("1", "stop"))
+    stored = StoredConnection(inner, responses, "explanation")
+    assert str(ask(stored, CHAT)[0]) == "no"
+    assert ask(stored, CHAT)[0].text == "1"
+    [row] = responses.ledger()
+    assert (row.answered, row.failed) == (1, 1)
+
+
+def test_what_is_deferred_is_not_booked(responses):
+    stored = StoredConnection(Inner(Deferred("later")), responses, "explanation")
+    assert isinstance(ask(stored, CHAT)[0], Deferred)
+    assert responses.ledger() == [] and stored.meter.done == 0
+
+
+def test_fresh_asks_once_more_and_only_once(responses):
+    responses.add(key("m", CHAT), "m", "explanation", Answer("old", "stop"), None)
+    inner = Inner(Answer("new", "stop"))
+    stored = StoredConnection(inner, responses, "explanation", fresh=True)
+    assert [ask(stored, CHAT)[0].text for _ in range(2)] == ["new", "new"]
+    assert len(inner.asked) == 1
+
+
+def test_a_cancelled_request_leaves_the_next_one_be(responses):
+    inner = Inner(Answer("1", "stop"))
+    stored = StoredConnection(inner, responses, "explanation")
+
+    async def main():
+        inner.gate = asyncio.Event()
+        first = asyncio.create_task(stored.ask(CHAT))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        inner.gate.set()
+        return await stored.ask(CHAT)
+
+    assert asyncio.run(main()).text == "1"
+
+
+def test_a_budget_holds_nothing_back_for_what_failed(responses):
+    inner = Inner(LLMError("no"), Answer("1", "stop", usage=Usage(10, 5)))
+    budget = Budget(7e-5, None)  # room for one of them
+    stored = StoredConnection(inner, responses, "explanation", price=Price(1, 1, 10), budget=budget)
+    assert [type(o) for o in ask(stored, CHAT)] == [LLMError]
+    assert ask(stored, CHAT)[0].text == "1"
+    assert isinstance(ask(stored, READING)[0], BudgetError)
+    assert len(inner.asked) == 2
+
+
+def test_a_connection_is_probed_once_and_again_when_fresh(responses):
+    inner = Inner()
+    for _ in range(2):
+        stored = StoredConnection(inner, responses, "simulation")
+        assert asyncio.run(stored.probe()) == stored.capabilities == FOUND
+    assert inner.probed == 1
+    other = Inner()
+    assert asyncio.run(StoredConnection(other, responses, "x").probe()) == other.capabilities
+    assert other.probed == 0
+    asyncio.run(StoredConnection(other := Inner(), responses, "x", fresh=True).probe())
+    assert other.probed == 1
