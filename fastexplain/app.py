@@ -334,7 +334,8 @@ def explain(
         if dry_run:
             _print_estimate(asking.rehearse(opened, chosen, settings), as_json)
             return
-        if not yes and len(chosen) > _UNASKED:
+        everything = "all" in (neurons or []) and sample is None and where is None
+        if not yes and (everything or len(chosen) > _UNASKED):
             _confirm(asking.rehearse(opened, chosen, settings), len(chosen))
         if batch or batch_file:
             from fastexplain.asking_batches import explain_in_batches

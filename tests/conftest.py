@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from transformers import (  # noqa: E402
 )
 
 import fastexplain  # noqa: E402
-from fastexplain import Corpus, Run, Subject, load_subject  # noqa: E402
+from fastexplain import Corpus, Run, Subject, app, load_subject  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -117,3 +118,17 @@ def stdlib_run(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Ru
     """A sweep of SmolLM2 over 200 excerpts of the standard library's text."""
     corpus = Corpus(["stdlib"], smollm2.tokenizer, excerpts=200)
     return fastexplain.sweep(smollm2, corpus, tmp_path_factory.mktemp("runs") / "stdlib")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run `fastexplain ARGUMENTS`; gives exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastexplain", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            app.main()
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return run

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 from rich.console import Console
 
 import fastexplain
-from fastexplain import app, demo
+from fastexplain import demo
 from fastexplain.baseline import store_lookup
 from fastexplain.errors import RunError, UsageError
 from fastexplain.schema import ExplanationRow
@@ -26,20 +25,6 @@ from fastexplain.selection import parse_layers, select_neurons
 from fastexplain.show import print_neuron
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Run `fastexplain ARGUMENTS`; gives exit code, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fastexplain", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            app.main()
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
