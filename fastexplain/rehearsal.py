@@ -23,6 +23,7 @@ from fastexplain.llm.requests import (
     key,
 )
 from fastexplain.llm.tokens import estimate
+from fastexplain.llm.wire import most_tokens
 from fastexplain.responses import Responses
 
 _STAND_IN = "words for things that people put on, and the places where one finds"
@@ -73,7 +74,7 @@ class Rehearsal(Connection):
             return found
         if name not in self._seen:
             self._seen.add(name)
-            usage = Usage(estimate(request), request.max_tokens if isinstance(request, Chat) else 1)
+            usage = Usage(estimate(request), most_tokens(request, await self.probe()))
             spent = None if self._price is None else cost(usage, self._price)
             self._total.add(self._purpose, usage, spent)
         if isinstance(request, Chat):

@@ -9,8 +9,9 @@ from fastexplain.errors import Deferred, LLMError
 from fastexplain.llm.base import Connection
 from fastexplain.llm.budget import Budget
 from fastexplain.llm.prices import Price, cost
-from fastexplain.llm.requests import Capabilities, Chat, Request, Response, Usage, key
+from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
 from fastexplain.llm.tokens import estimate
+from fastexplain.llm.wire import most_tokens
 from fastexplain.responses import Responses
 
 
@@ -145,5 +146,5 @@ class StoredConnection(Connection):
 
     def _most(self, request: Request) -> float:
         """The most that a request may cost, as far as its tokens can be told beforehand."""
-        answer = request.max_tokens if isinstance(request, Chat) else 1
+        answer = most_tokens(request, self._inner.capabilities or Capabilities())
         return self.cost(Usage(estimate(request), answer)) or 0.0

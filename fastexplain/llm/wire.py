@@ -208,7 +208,7 @@ def _rows(
     if not request.filler:
         return [next_token(data)]
     tokens, listed = listing(choice(data))
-    result = []
+    result: list[dict[str, float]] = []
     for index in indices(tokens, request.text, request.places):
         if index is None:
             result.append({})
