@@ -545,7 +545,7 @@ def test_a_request_that_is_too_long_fails_alone(tmp_path):
 def test_a_hundred_requests_at_once(tmp_path):
     directory = save_tiny(tmp_path)
     connection = connect(directory, local=True)
-    connection._engine.pass_tokens = 300  # so that some heads are run once, and some are not
+    connection._engine.group_tokens = 300  # so that some heads are run once, and some are not
     random = np.random.default_rng(0)
     requests = [
         reading(f"number {min(i % 7, 4)}", random.choice(TOKENS, size=random.integers(1, 9)))

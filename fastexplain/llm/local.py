@@ -261,8 +261,8 @@ class LocalConnection(Connection):
 def _together(waiting: list[_Waiting], engine: Engine, most: int) -> list[_Waiting]:
     """The first of those that wait, and who may go with it.
 
-    Readings of one head are a group of their own if they fill a pass; that head then runs once.
-    Others are mixed.
+    Readings of one head are a group of their own where it pays to run that head once. Others are
+    mixed.
     """
     first = waiting[0].work
     if isinstance(first, Writing):
@@ -277,7 +277,7 @@ def _together(waiting: list[_Waiting], engine: Engine, most: int) -> list[_Waiti
 
     def group(each: _Waiting) -> tuple[int, ...] | None:
         head = each.work.head  # type: ignore[union-attr]
-        return head if tokens[head] >= engine.pass_tokens else None
+        return head if tokens[head] >= engine.group_tokens else None
 
     return [each for each in readings if group(each) == group(waiting[0])][:most]
 
