@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fastexplain.asking import Failures, Model, Outcome, Settings, put_behind_store, reach
@@ -18,6 +19,7 @@ from fastexplain.batches import (
     OFFLINE,
     Collector,
     Ingested,
+    for_files,
     ingest_file,
     lines,
     split,
@@ -28,10 +30,11 @@ from fastexplain.explain import explain_neurons
 from fastexplain.llm import Connection, address_of
 from fastexplain.llm.batch import BatchClient
 from fastexplain.llm.prices import Price
+from fastexplain.llm.requests import Capabilities
 from fastexplain.llm.server import ServerConnection
 from fastexplain.llm.stored import Meter, StoredConnection
 from fastexplain.records import NeuronId
-from fastexplain.responses import Responses
+from fastexplain.responses import PendingRequest, Responses
 from fastexplain.run import Run
 from fastexplain.terminal import messages
 
@@ -97,17 +100,18 @@ async def _rounds(
             ]
             (explaining, _), (simulating, _) = desks
             collectors = [c for c, _ in desks if isinstance(c, Collector)]
-            can = {c.model: c.capabilities or OFFLINE for c in collectors}
             explainer, simulator, prices = await put_behind_store(
                 explaining, simulating, settings, responses, Meter()
             )
             offices = {
-                server.address: BatchClient(server, responses, prices, _say)
+                server.address: BatchClient(
+                    server, responses, _abilities(collectors, server.address), prices, _say
+                )
                 for _, server in desks
                 if server is not None
             }
             for office in offices.values():  # what an earlier command submitted
-                await office.finish(can)
+                await office.finish()
             while waiting and stopped is None:
                 records = (run.neuron(neuron) for neuron in waiting)
                 waiting = []
@@ -122,26 +126,22 @@ async def _rounds(
                         told.add(result.neuron, result.failures)
                 except BudgetError as error:
                     stopped = error
-                noted = {c.address: list(dict.fromkeys(c.noted)) for c in collectors if c.noted}
+                noted = [name for collector in collectors for name in collector.noted]
                 if not noted:
                     break
                 if file is not None:
-                    requests = responses.pending([n for names in noted.values() for n in names])
-                    written = write_files(file, split(lines(requests, can)))
+                    found = lines(_requests(responses, noted), _abilities(collectors))
+                    written = write_files(file, split(found))
                     _say(
-                        f"{len(requests):,} requests written to {', '.join(map(str, written))}; "
+                        f"{len(noted):,} requests written to {', '.join(map(str, written))}; "
                         f"take the answers with: fastexplain ingest {run.path} FILE"
                     )
                     return Outcome(len(explained), stopped, finished=False)
-                progress = 0
                 for collector in collectors:
-                    await offices[collector.address].submit(
-                        responses.pending(collector.noted), can[collector.model]
-                    )
+                    await offices[collector.address].submit(_requests(responses, collector.noted))
                     collector.noted.clear()
-                for office in offices.values():
-                    progress += await office.finish(can)
-                if not progress:
+                useful = [await office.finish() for office in offices.values()]
+                if not any(useful):
                     raise LLMError(
                         "the batches ended without an answer to any request; the same command "
                         "submits them again"
@@ -170,7 +170,19 @@ async def _desk(
         assert isinstance(connection, ServerConnection)
         server = connection
         found = await StoredConnection(server, responses, purpose).probe()
-    return Collector(model.name, address, found or OFFLINE, responses, purpose), server
+    can = for_files(found) if found is None or offline else found
+    return Collector(model.name, address, can, responses, purpose), server
+
+
+def _abilities(collectors: list[Collector], address: str | None = None) -> dict[str, Capabilities]:
+    """What models can do, by their names; those at one address, or all."""
+    return {c.model: c.capabilities or OFFLINE for c in collectors if address in (None, c.address)}
+
+
+def _requests(responses: Responses, names: Iterable[str]) -> Iterator[PendingRequest]:
+    """Noted requests one by one, since all of a round may be more than memory holds."""
+    for name in names:
+        yield from responses.pending([name])
 
 
 def _say(line: str) -> None:

@@ -3,7 +3,7 @@
 A line of an input file is a request with its name in the store, `{"custom_id": ..., "method":
 "POST", "url": ..., "body": ...}`; a line of an output file has the same name with the response,
 `{"custom_id": ..., "response": {"status_code": ..., "body": ...}, "error": ...}`. vLLM's
-`run-batch` reads and writes the same.
+`run-batch` reads and writes the same, but takes chats only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -29,6 +30,27 @@ MOST_BYTES = 200_000_000
 # answer chats, with log-probabilities and held to a schema.
 OFFLINE = Capabilities(chat=True, chat_logprobs=20, schema="json_schema")
 
+# Codes of errors by which a batch lists the requests that it did not get to before it ended.
+_NOT_REACHED = ("batch_expired", "batch_cancelled")
+
+
+def for_files(found: Capabilities | None) -> Capabilities:
+    """What can be asked by files for an offline engine: chats only.
+
+    Args:
+        found: by a probe of a server with the same model, if there was one.
+    """
+    why = "files for offline engines hold chats only"
+    lacks = dict.fromkeys(("next_logprobs", "prompt_logprobs", "fillers"), why)
+    return replace(
+        found or OFFLINE,
+        next_logprobs=0,
+        digits=(),
+        prompt_logprobs=0,
+        fillers=(),
+        lacks={**((found or OFFLINE).lacks or {}), **lacks},
+    )
+
 
 class Collector(Connection):
     """Stands for a connection in a batch: notes the requests in place of sending them.
@@ -39,7 +61,7 @@ class Collector(Connection):
         purpose: "explanation" or "simulation".
 
     Attributes:
-        noted: names of the requests noted so far.
+        noted: names of the requests noted so far, in their order and each once.
     """
 
     def __init__(
@@ -52,7 +74,7 @@ class Collector(Connection):
     ) -> None:
         self.model, self.address, self.capabilities = model, address, capabilities
         self.concurrency = 1
-        self.noted: list[str] = []
+        self.noted: dict[str, None] = {}
         self._responses = responses
         self._purpose = purpose
 
@@ -72,29 +94,44 @@ class Collector(Connection):
         if failure is not None:
             raise LLMError(failure)
         self._responses.add_pending([PendingRequest(name, self.model, self._purpose, request)])
-        self.noted.append(name)
+        self.noted[name] = None
         raise Deferred("noted for a batch")
 
 
 class Ingested(NamedTuple):
     """What came of an output file: how many of its lines were what.
 
-    `unknown` lines answer nothing that was asked, or what is answered already; `unreadable` ones
-    are no JSON of this form. `failed` requests are recorded with their reasons.
+    `failed` requests are recorded with their reasons, the first of which is `reason`. `left` ones
+    the batch did not get to; they still wait. `unknown` lines answer nothing that was asked, or
+    what is answered already; `unreadable` ones are no JSON of this form.
     """
 
-    answered: int
-    failed: int
-    unknown: int
-    unreadable: int
+    answered: int = 0
+    failed: int = 0
+    left: int = 0
+    unknown: int = 0
+    unreadable: int = 0
+    reason: str | None = None
+
+    def __or__(self, other: Ingested) -> Ingested:
+        """What came of two files."""
+        return Ingested(
+            self.answered + other.answered,
+            self.failed + other.failed,
+            self.left + other.left,
+            self.unknown + other.unknown,
+            self.unreadable + other.unreadable,
+            self.reason or other.reason,
+        )
 
     def line(self) -> str:
         """As a sentence."""
-        parts = [f"{self.answered:,} answers stored"]
-        parts += [f"{self.failed:,} requests failed"] * bool(self.failed)
-        parts += [f"{self.unknown:,} lines answer nothing that waits"] * bool(self.unknown)
-        parts += [f"{self.unreadable:,} lines can't be read"] * bool(self.unreadable)
-        return ", ".join(parts) + "."
+        parts = [f"answers stored: {self.answered:,}"]
+        parts += [f"requests failed: {self.failed:,} ({self.reason})"] * bool(self.failed)
+        parts += [f"requests not got to: {self.left:,}"] * bool(self.left)
+        parts += [f"lines that answer nothing that waits: {self.unknown:,}"] * bool(self.unknown)
+        parts += [f"lines that can't be read: {self.unreadable:,}"] * bool(self.unreadable)
+        return "; ".join(parts)
 
 
 class Line(NamedTuple):
@@ -200,7 +237,8 @@ def ingest(
 
     A request that was answered waits no longer, so the same file again changes nothing.
     """
-    answered = failed = unknown = unreadable = 0
+    answered = failed = left = unknown = unreadable = 0
+    reason: str | None = None
     for text in file:
         if not text.strip():
             continue
@@ -213,28 +251,38 @@ def ingest(
             unknown += 1
             continue
         [request] = waiting
+        if _code(line) in _NOT_REACHED:
+            left += 1
+            continue
         try:
             body = _body(line)
             response = wire.read(request.request, body, can.get(request.model, OFFLINE))
         except LLMError as error:
             responses.fail_pending(request, str(error))
+            reason = reason or str(error)
             failed += 1
             continue
         price = prices.get(request.model)
         spent = None if price is None else cost(response.usage, price)
         responses.add(request.key, request.model, request.purpose, response, spent)
         answered += 1
-    return Ingested(answered, failed, unknown, unreadable)
+    return Ingested(answered, failed, left, unknown, unreadable, reason)
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
     """A line of an output file; None if it is no JSON of that form."""
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     named = isinstance(line, dict) and isinstance(line.get("custom_id"), str)
     return line if named else None
+
+
+def _code(line: dict[str, Any]) -> Any:
+    """The code of the error in a line of an output file; None if it has none."""
+    error = line.get("error")
+    return error.get("code") if isinstance(error, dict) else None
 
 
 def _body(line: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +296,9 @@ def _body(line: dict[str, Any]) -> dict[str, Any]:
     body, status = given.get("body"), given.get("status_code", 200)
     if not line.get("error") and status == 200 and isinstance(body, dict):
         return body
-    why = line.get("error") or (body.get("error", body) if isinstance(body, dict) else body)
+    why = line.get("error") or body
+    if isinstance(why, dict) and why.get("error"):  # as vLLM has it in "error", others in the body
+        why = why["error"]
     if isinstance(why, dict):
         why = why.get("message") or why.get("code")
     told = " ".join(str(why or "no reason").split())[:300]

@@ -15,14 +15,18 @@ class BatchServer:
         states: what a batch is seen to be, look by look; the last one stays. "completed" and
             "expired" have output.
         broken: requests, by their place in a file, that end as lines of the error file.
-        unanswered: requests, by their place, that an expired batch leaves out.
-        fail_next: statuses with which the next requests to files and batches are refused.
+        unanswered: requests, by their place, that an expired or cancelled batch leaves out.
+        fail_next: statuses with which the next requests to files and batches are refused; a
+            negative one comes when all was done, 0 lets a request pass.
+        cut_next: the next so many files break off half-way.
+        room: requests that may wait in all batches together; one too many fails the batch.
         uploads, creations: how many there were.
     """
 
     def __init__(self):
         self.faulty = Faulty()
         self.states, self.broken, self.unanswered, self.fail_next = ["completed"], set(), set(), []
+        self.cut_next, self.room = 0, 10**9
         self.uploads = self.creations = 0
         self.files, self.batches = {}, {}
         self._loop = asyncio.new_event_loop()
@@ -66,8 +70,10 @@ class BatchServer:
     async def _refuse(self, request, handler):
         if self.fail_next and ("/files" in request.path or "/batches" in request.path):
             status = self.fail_next.pop(0)
+            if status < 0:
+                await handler(request)
             if status:
-                return await _json({"error": {"message": f"a fault: {status}"}}, status)
+                return await _json({"error": {"message": f"a fault: {abs(status)}"}}, abs(status))
         return await handler(request)
 
     async def _answer(self, request):
@@ -101,7 +107,15 @@ class BatchServer:
         return {k: v for k, v in self.files[number].items() if k != "content"}
 
     async def _content(self, request):
-        return web.Response(body=self.files[request.match_info["id"]]["content"])
+        content = self.files[request.match_info["id"]]["content"]
+        if not self.cut_next:
+            return web.Response(body=content)
+        self.cut_next -= 1
+        response = web.StreamResponse(headers={"Content-Length": str(len(content))})
+        await response.prepare(request)
+        await response.write(content[: len(content) // 2])
+        request.transport.close()
+        return response
 
     async def _create(self, request):
         asked = await request.json()
@@ -112,22 +126,38 @@ class BatchServer:
             "input_file_id": asked["input_file_id"], "completion_window": "24h", "created_at": 0,
             "left": list(self.states),
         }  # fmt: skip
+        if sum(self._requests(batch) for batch in self.batches.values()) > self.room:
+            self.batches[number]["left"] = ["failed"]
+            error = {"code": "token_limit_exceeded", "message": "the queue is full"}
+            self.batches[number]["errors"] = {"object": "list", "data": [error]}
         return await _json(self.batches[number])
 
     async def _look(self, request):
         batch = self.batches[request.match_info["id"]]
         batch["status"] = batch["left"].pop(0) if len(batch["left"]) > 1 else batch["left"][0]
-        if batch["status"] == "failed":
+        if batch["status"] == "failed" and "errors" not in batch:
             batch["errors"] = {"object": "list", "data": [{"message": "line 1 is no good"}]}
-        if batch["status"] in ("completed", "expired") and "output_file_id" not in batch:
+        if (
+            batch["status"] in ("completed", "expired", "cancelled")
+            and "output_file_id" not in batch
+        ):
             self._work(batch)
         return await _json(batch)
+
+    def _requests(self, batch):
+        """How many of a batch's requests wait."""
+        ended = batch["status"] in ("completed", "failed", "expired", "cancelled")
+        waits = not ended and batch["left"] != ["failed"]
+        return len(self.files[batch["input_file_id"]]["content"].splitlines()) if waits else 0
 
     def _work(self, batch):
         output, errors = [], []
         lines = self.files[batch["input_file_id"]]["content"].decode().splitlines()
         for place, line in enumerate(map(json.loads, lines)):
-            if batch["status"] == "expired" and place in self.unanswered:
+            if batch["status"] != "completed" and place in self.unanswered:
+                error = {"code": f"batch_{batch['status']}", "message": "too late"}
+                line = {"custom_id": line["custom_id"], "response": None, "error": error}
+                errors.append(line)
                 continue
             if place in self.broken:
                 body = {"error": {"message": "too hard"}}

@@ -11,17 +11,29 @@ from batch_server import BatchServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastexplain import asking_batches, batches
+import fastexplain.llm.batch
+from fastexplain import asking_batches
 from fastexplain.asking import Model, Settings
-from fastexplain.batches import Collector, Line, ingest, lines, split, write_files
+from fastexplain.batches import (
+    OFFLINE,
+    Collector,
+    Ingested,
+    Line,
+    for_files,
+    ingest,
+    lines,
+    split,
+    write_files,
+)
 from fastexplain.database import Database
-from fastexplain.errors import Deferred, LLMError, RunError, UsageError
+from fastexplain.errors import Deferred, LLMError, RunError, UnusableError, UsageError
 from fastexplain.llm.batch import BatchClient
 from fastexplain.llm.prices import Price
 from fastexplain.llm.requests import Capabilities, Chat, Reading, key
 from fastexplain.llm.server import ServerConnection
 from fastexplain.responses import PendingRequest, Responses
 from fastexplain.run import open_run
+from fastexplain.simulate import choose_mode
 
 
 def chat(text):
@@ -61,15 +73,15 @@ def server():
 
 
 def test_a_request_is_noted_and_deferred(responses):
-    collector = Collector("m", "here", batches.OFFLINE, responses, "explanation")
+    collector = Collector("m", "here", OFFLINE, responses, "explanation")
     with pytest.raises(Deferred):
         asyncio.run(collector.ask(chat("a")))
-    assert responses.pending(collector.noted) == waiting(["a"])
+    assert responses.pending(list(collector.noted)) == waiting(["a"])
 
 
 def test_a_file_holds_what_was_noted(tmp_path, responses):
     requests = waiting(["a", "b"])
-    [path] = write_files(tmp_path / "x.jsonl", split(lines(requests, {"m": batches.OFFLINE})))
+    [path] = write_files(tmp_path / "x.jsonl", split(lines(requests, {"m": OFFLINE})))
     written = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["custom_id"] for line in written] == [r.key for r in requests]
     assert {(line["method"], line["url"]) for line in written} == {("POST", "/v1/chat/completions")}
@@ -79,7 +91,7 @@ def test_a_file_holds_what_was_noted(tmp_path, responses):
 
 
 def test_a_file_that_cannot_be_written_says_so(tmp_path):
-    found = split(lines(waiting(["a"]), {"m": batches.OFFLINE}))
+    found = split(lines(waiting(["a"]), {"m": OFFLINE}))
     with pytest.raises(RunError, match="can't be written"):
         write_files(tmp_path / "absent" / "x.jsonl", found)
 
@@ -115,10 +127,11 @@ def test_answers_are_stored_and_a_file_may_come_twice(responses):
         + answer(c, status_code=429, body=error)
     )
     found = ingest(io.BytesIO(file), responses, {}, {"m": Price(1, 1, 10)})
-    assert found == (1, 1, 1, 2)
+    reason = "the batch has no answer: too hard (status 429)"
+    assert found == Ingested(answered=1, failed=1, unknown=1, unreadable=2, reason=reason)
     assert found.line() == (
-        "1 answers stored, 1 requests failed, 1 lines answer nothing that waits, "
-        "2 lines can't be read."
+        f"answers stored: 1; requests failed: 1 ({reason}); "
+        "lines that answer nothing that waits: 1; lines that can't be read: 2"
     )
     assert responses.find(b, chat("b")).text == "This neuron reacts to b"
     assert responses.pending_failure(c) == "the batch has no answer: too hard (status 429)"
@@ -129,7 +142,7 @@ def test_answers_are_stored_and_a_file_may_come_twice(responses):
     assert responses.ledger() == [row]
 
     # What failed is told once asked, and asked again by the next command.
-    collector = Collector("m", "here", batches.OFFLINE, responses, "explanation")
+    collector = Collector("m", "here", OFFLINE, responses, "explanation")
     with pytest.raises(LLMError, match="too hard"):
         asyncio.run(collector.ask(chat("c")))
     responses.forget_failures()
@@ -144,6 +157,14 @@ def test_answers_are_stored_and_a_file_may_come_twice(responses):
         ({"response": {"status_code": 200, "body": None}, "error": None}, "no reason"),
         ({"response": {"status_code": 200, "body": {"choices": []}}}, "choice"),
         ({"error": "gone"}, "gone"),
+        # As vLLM's run-batch writes it.
+        (
+            {
+                "response": {"status_code": 400, "request_id": "vllm-batch-0", "body": None},
+                "error": {"error": {"message": "too long", "type": "BadRequest", "code": 400}},
+            },
+            "too long (status 400)",
+        ),
     ],
 )
 def test_a_line_without_an_answer_is_a_failure(responses, line, reason):
@@ -154,23 +175,56 @@ def test_a_line_without_an_answer_is_a_failure(responses, line, reason):
     assert reason in responses.pending_failure(request.key)
 
 
+def test_what_a_batch_did_not_get_to_still_waits(responses):
+    requests = waiting(["a", "b"])
+    responses.add_pending(requests)
+    codes = ("batch_expired", "batch_cancelled")
+    file = [
+        json.dumps({"custom_id": r.key, "response": None, "error": {"code": code}}).encode()
+        for r, code in zip(requests, codes, strict=True)
+    ]
+    found = ingest(file, responses, {}, {})
+    assert found == Ingested(left=2)
+    assert found.line() == "answers stored: 0; requests not got to: 2"
+    assert [responses.pending_failure(r.key) for r in requests] == [None, None]
+
+
+def test_a_line_nested_too_deep_is_no_answer(responses):
+    assert ingest([b"[" * 100_000], responses, {}, {}).unreadable == 1
+
+
+def test_an_offline_engine_is_asked_in_chats_only():
+    probed = Capabilities(
+        limit="max_completion_tokens", prompt_logprobs=20, digits=(1, 2), fillers=("unknown",)
+    )
+    can = for_files(probed)
+    assert can.limit == "max_completion_tokens" and not can.chat_logprobs
+    assert not (can.prompt_logprobs or can.next_logprobs or can.digits or can.fillers)
+    with pytest.raises(UnusableError, match=r"echo.*offline engines hold chats only"):
+        choose_mode(for_files(None), "prompt-logprobs", "expected")
+    assert choose_mode(for_files(None), None, "expected") == "generated-logprobs"
+
+
 class Ended(Exception):
     """Stands for the end of the process."""
 
 
-def submit_and_finish(url, responses, texts=(), told=None, sleep=None, prices=None):
+def submit_and_finish(url, responses, texts=(), told=None, waits=None, prices=None, model="m"):
     """What a command does: submit what is new, wait for all, store the answers."""
 
+    async def sleep(seconds):
+        if waits is not None:
+            waits.append(seconds)
+
     async def main():
-        async with ServerConnection("m", url, retries=2) as connection:
-            more = {} if sleep is None else {"sleep": sleep}
+        async with ServerConnection(model, url, retries=2) as connection:
             tell = (lambda line: None) if told is None else told.append
-            client = BatchClient(connection, responses, prices or {}, tell, **more)
+            can = {model: OFFLINE}
+            client = BatchClient(connection, responses, can, prices or {}, tell, sleep)
             requests = waiting(texts)
             responses.add_pending(requests)
-            if requests:
-                await client.submit(requests, batches.OFFLINE)
-            return await client.finish({"m": batches.OFFLINE})
+            await client.submit(requests)
+            return await client.finish()
 
     return asyncio.run(main())
 
@@ -179,12 +233,8 @@ def test_a_batch_is_answered(server, responses):
     server.states = ["in_progress", "in_progress", "finalizing", "completed"]
     server.broken = {1}
     told, waits = [], []
-
-    async def sleep(seconds):
-        waits.append(seconds)
-
-    done = submit_and_finish(server.url, responses, "abc", told, sleep, {"m": Price(1, 1, 1)})
-    assert done == 3
+    prices = {"m": Price(1, 1, 1)}
+    assert submit_and_finish(server.url, responses, "abc", told, waits, prices)
     found = [responses.find(r.key, r.request) for r in waiting("abc")]
     failures = [responses.pending_failure(r.key) for r in waiting("abc")]
     assert sum(f is not None for f in found) == 2
@@ -192,7 +242,7 @@ def test_a_batch_is_answered(server, responses):
     assert responses.batches() == []
     assert waits == [5.0, 10.0, 20.0]
     assert told[0] == "batch batch-0: 3 requests submitted"
-    assert told[-1] == "batch batch-0 completed: 2 answers stored, 1 requests failed."
+    assert told[-1].startswith("batch batch-0 completed: answers stored: 2; requests failed: 1 (")
     assert responses.ledger()[0].cost > 0
 
 
@@ -230,38 +280,131 @@ def test_a_command_that_ends_anywhere_goes_on_from_there(server, responses, step
     assert responses.batches() == [] and responses.ledger()[0].answered == 2
 
 
-def test_faults_of_the_api_are_tried_again(server, responses):
-    server.fail_next = [500, 0, 500, 0, 503, 0]
-    assert submit_and_finish(server.url, responses, "ab") == 2
+@pytest.mark.parametrize("fault", [500, -500])
+def test_faults_of_the_api_are_tried_again(server, responses, fault):
+    """Even where all was done, and only the answer got lost, nothing is made twice."""
+    # Behind a fault the server is first asked what it has.
+    server.fail_next = [fault, 0, 0, fault, 0, 0, 503, 0] if fault > 0 else [fault, 0, fault, 0]
+    waits = []
+    assert submit_and_finish(server.url, responses, "ab", waits=waits)
+    assert server.fail_next == [] and waits
+    assert (server.uploads, server.creations) == (1, 1)
+    assert all(responses.find(r.key, r.request) for r in waiting("ab"))
+
+
+def test_a_server_that_keeps_failing_is_given_up_and_goes_on_later(server, responses):
+    server.fail_next = [500, 0, 500, 0, 500]
+    with pytest.raises(LLMError, match="a fault: 500"):
+        submit_and_finish(server.url, responses, "ab")
+    assert [batch.status for batch in responses.batches()] == ["new"]
+    assert submit_and_finish(server.url, responses)
     assert (server.uploads, server.creations) == (1, 1)
 
 
-def test_a_server_without_batches_says_so(server, responses):
-    server.fail_next = [404] * 9
+def test_answers_that_break_off_are_fetched_again(server, responses):
+    server.cut_next = 2
+    assert submit_and_finish(server.url, responses, "ab")
+    assert responses.ledger()[0].answered == 2
+    server.cut_next = 3
+    with pytest.raises(LLMError, match="broke off"):
+        submit_and_finish(server.url, responses, "cd")
+    assert submit_and_finish(server.url, responses)
+    assert (server.creations, responses.ledger()[0].answered) == (2, 4)
+
+
+@pytest.mark.parametrize("faults", [[404], [0, 404]])
+def test_a_server_without_batches_says_so(server, responses, faults):
+    server.fail_next = faults
     with pytest.raises(LLMError, match=r"127\.0\.0\.1.*a fault: 404"):
         submit_and_finish(server.url, responses, "a")
+    assert responses.batches() == []
 
 
 def test_a_batch_that_is_refused_says_why_and_is_done_with(server, responses):
     server.states = ["validating", "failed"]
-
-    async def sleep(seconds):
-        return
-
     with pytest.raises(LLMError, match="refused the batch batch-0: line 1 is no good"):
-        submit_and_finish(server.url, responses, "ab", sleep=sleep)
+        submit_and_finish(server.url, responses, "ab")
     assert responses.batches() == []
+
+
+def unanswered(texts, responses):
+    """Those of the texts whose requests have no answer yet."""
+    return [t for t, r in zip(texts, waiting(texts), strict=True) if not find(r, responses)]
+
+
+def find(request, responses):
+    return responses.find(request.key, request.request)
 
 
 def test_what_an_expired_batch_left_out_is_submitted_again(server, responses):
     server.states, server.unanswered = ["expired"], {0}
-    assert submit_and_finish(server.url, responses, "ab") == 1
+    assert submit_and_finish(server.url, responses, "ab")
+    [text] = unanswered("ab", responses)
     server.unanswered = set()
-    left = [r for r in waiting("ab") if responses.find(r.key, r.request) is None]
-    assert len(left) == 1
-    [text] = [r.request.messages[0]["content"] for r in left]
-    assert submit_and_finish(server.url, responses, text) == 1
-    assert server.creations == 2
+    assert submit_and_finish(server.url, responses, text)
+    assert unanswered("ab", responses) == [] and server.creations == 2
+
+
+def test_a_cancelled_batch_is_not_submitted_again_by_itself(server, responses):
+    server.states, server.unanswered = ["cancelled"], {0}
+    with pytest.raises(LLMError, match="was cancelled"):
+        submit_and_finish(server.url, responses, "ab")
+    assert len(unanswered("ab", responses)) == 1
+    assert responses.batches() == [] and server.creations == 1
+
+
+def test_batches_wait_for_room_in_the_queue(server, responses, monkeypatch):
+    monkeypatch.setattr(fastexplain.llm.batch, "MOST_REQUESTS", 2)
+    server.room, told = 4, []
+    assert submit_and_finish(server.url, responses, "abcdefgh", told)
+    assert unanswered("abcdefgh", responses) == []
+    assert (server.uploads, server.creations) == (4, 6)
+    assert "batch batch-2 has to wait: the queue is full" in told
+
+
+def test_a_batch_that_the_queue_never_has_room_for_is_cut_up(server, responses):
+    server.room = 3
+    asked = "abcdefgh"
+    sizes = []
+
+    async def main():
+        async with ServerConnection("m", server.url) as connection:
+            client = BatchClient(connection, responses, {"m": OFFLINE}, {}, lambda line: None)
+            while left := unanswered(asked, responses):
+                requests = waiting(left)
+                responses.add_pending(requests)
+                await client.submit(requests)
+                assert await client.finish()
+                sizes.append(len(unanswered(asked, responses)))
+
+    asyncio.run(main())
+    assert sizes == [8, 8, 0]
+    server.room = 0
+    with pytest.raises(LLMError, match="the queue is full"):
+        submit_and_finish(server.url, responses, "i")
+    assert responses.batches() == []
+
+
+def test_a_batch_that_the_server_does_not_know_says_so(server, responses):
+    server.fail_next = [0, 0, 404]
+    with pytest.raises(LLMError, match="knows no batch batch-0; use the key"):
+        submit_and_finish(server.url, responses, "a")
+    assert submit_and_finish(server.url, responses) and server.creations == 1
+
+
+def test_answers_that_the_server_keeps_no_longer_are_asked_again(server, responses):
+    server.fail_next, told = [0, 0, 0, 404], []
+    assert not submit_and_finish(server.url, responses, "a", told)
+    assert "the server no longer has the answers in file-1" in told
+    assert responses.batches() == [] and unanswered("a", responses) == ["a"]
+
+
+def test_batches_of_other_models_are_left_be(server, responses):
+    server.fail_next = [500, 0, 500, 0, 500]
+    with pytest.raises(LLMError):
+        submit_and_finish(server.url, responses, "a")
+    assert not submit_and_finish(server.url, responses, model="other")
+    assert [batch.model for batch in responses.batches()] == ["m"]
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ asked what it has.
 1. A batch is made of noted requests: status `new`.
 2. Their file is uploaded under a name of its own: `uploaded`.
 3. The server is told to work on it: `created`.
-4. Its state is asked for until it has ended, in whatever way.
+4. Its state is asked for until it has ended, in whatever way. One for which the server's queue has
+   no room is `uploaded` again, and created again when those before it have ended.
 5. Output and errors are fetched and ingested; what was not answered may be asked again.
 """
 
@@ -16,13 +17,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
+import httpx2
 import openai
 from openai.types import Batch as State
 
-from fastexplain.batches import Ingested, Line, ingest, lines, split
+from fastexplain.batches import MOST_REQUESTS, Ingested, Line, ingest, lines, split
 from fastexplain.errors import LLMError
+from fastexplain.llm.limits import Backoff, is_passing, retry_after
 from fastexplain.llm.prices import Price
 from fastexplain.llm.requests import Capabilities
 from fastexplain.llm.server import ServerConnection
@@ -33,6 +38,17 @@ _ENDED = ("completed", "failed", "expired", "cancelled")
 # Seconds between two looks at a batch: at first, and at the most.
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 60.0
 
+# Seconds for a file of 200 MB on its way: half a megabit a second.
+_UPLOAD_TIMEOUT = 3600.0
+
+# Statuses by which a server says that it won't ever take a file or the batch made of it.
+_NEVER = (400, 404, 413, 422)
+
+# By this error a batch fails if more tokens would wait at OpenAI than an account may have there.
+_QUEUE_FULL = "token_limit_exceeded"
+
+_T = TypeVar("_T")
+
 
 class BatchClient:
     """Has batches of requests answered by one server.
@@ -40,6 +56,7 @@ class BatchClient:
     Args:
         connection: to the server.
         responses: the store, which also knows how far each batch has got.
+        can: what the models can do at this server, by their names. Batches of others are left be.
         prices: in a batch, by the model's name; None: unknown.
         tell: called with a line on what is going on.
         sleep: waits for so many seconds.
@@ -49,77 +66,113 @@ class BatchClient:
         self,
         connection: ServerConnection,
         responses: Responses,
+        can: Mapping[str, Capabilities],
         prices: Mapping[str, Price | None],
         tell: Callable[[str], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._connection = connection
-        self._client = connection.client
+        self._retries = connection.client.max_retries
+        self._client = connection.client.with_options(max_retries=0)
         self._responses = responses
+        self._can = can
         self._prices = prices
         self._tell = tell
         self._sleep = sleep
+        self._backoff = Backoff()
+        self._most_requests = MOST_REQUESTS
 
-    async def submit(self, requests: list[PendingRequest], can: Capabilities) -> None:
+    async def submit(self, requests: Iterable[PendingRequest]) -> None:
         """Make batches of requests and have the server begin with them.
-
-        Args:
-            requests: all for one model.
-            can: what the model can do at this server.
 
         Raises:
             LLMError: the server takes no batches, or not these.
         """
-        for held in split(lines(requests, {held.model: can for held in requests})):
+        for held in split(lines(requests, self._can), most_requests=self._most_requests):
             batch = self._responses.add_batch(
                 held[0].model, self._connection.address, [line.key for line in held]
             )
-            await self._begin(batch, held)
+            await self._begin(batch, held, fresh=True)
 
-    async def finish(self, can: Mapping[str, Capabilities]) -> int:
+    async def finish(self) -> bool:
         """Wait for all batches at this server, and store their answers.
 
-        Args:
-            can: what models can do at this server, by their names.
-
         Returns:
-            How many requests were answered, or failed for good.
+            Whether it is of use to submit what is left: answers or failures came, or batches
+            will be smaller.
 
         Raises:
-            LLMError: the server can't be asked, or has refused a batch.
+            LLMError: the server can't be asked, or has refused a batch, or one was cancelled.
         """
-        answered = 0
-        for batch in self._responses.batches():
-            if batch.address == self._connection.address:
-                answered += await self._finish(batch, can)
-        return answered
+        useful = False
+        while batches := self._batches():
+            for place, batch in enumerate(batches):
+                alone = all(waits.batch is None for waits in batches[place:])
+                useful |= await self._finish(batch, alone)
+        return useful
 
-    async def _begin(self, batch: Batch, held: list[Line]) -> Batch:
-        """Upload a batch's file and create it, as far as that is not done yet."""
-        with self._errors():
-            if batch.file is None:
-                content = b"".join(line.content for line in held)
-                file = await self._uploaded(batch.name)
-                if file is None:
-                    uploaded = await self._client.files.create(
-                        file=(batch.name, content), purpose="batch"
-                    )
-                    file = uploaded.id
-                batch = batch._replace(file=file, status="uploaded")
-                self._responses.record_batch(batch)
-            if batch.batch is None:
-                assert batch.file is not None
-                created = await self._created(batch.file)
-                if created is None:
-                    made = await self._client.batches.create(
-                        input_file_id=batch.file,
-                        endpoint=held[0].endpoint,  # type: ignore[arg-type]
-                        completion_window="24h",
-                    )
-                    created = made.id
-                    self._tell(f"batch {created}: {len(held):,} requests submitted")
-                batch = batch._replace(batch=created, status="created")
-                self._responses.record_batch(batch)
+    def _batches(self) -> list[Batch]:
+        return [
+            batch
+            for batch in self._responses.batches()
+            if batch.address == self._connection.address and batch.model in self._can
+        ]
+
+    async def _begin(self, batch: Batch, held: list[Line], *, fresh: bool = False) -> Batch:
+        """Upload a batch's file and create it, as far as that is not done yet.
+
+        Args:
+            fresh: the server can't know anything of the batch.
+        """
+        try:
+            with self._errors():
+                if batch.file is None:
+                    batch = await self._upload(batch, held, fresh)
+                return await self._create(batch, held, fresh)
+        except LLMError as error:
+            cause = error.__context__
+            if isinstance(cause, openai.APIStatusError) and cause.status_code in _NEVER:
+                self._responses.end_batch(batch)
+            raise
+
+    async def _upload(self, batch: Batch, held: list[Line], fresh: bool) -> Batch:
+        content = b"".join(line.content for line in held)
+        look = not fresh
+
+        async def upload() -> str:
+            nonlocal look
+            found = await self._uploaded(batch.name) if look else None
+            if found is not None:
+                return found
+            look = True  # a try that failed half-way may have got through
+            client = self._client.with_options(timeout=_UPLOAD_TIMEOUT)
+            return (await client.files.create(file=(batch.name, content), purpose="batch")).id
+
+        batch = batch._replace(file=await self._persist(upload), status="uploaded")
+        self._responses.record_batch(batch)
+        return batch
+
+    async def _create(self, batch: Batch, held: list[Line], fresh: bool) -> Batch:
+        assert batch.file is not None
+        file = batch.file
+        look = not fresh
+
+        async def create() -> str:
+            nonlocal look
+            found = await self._created(file) if look else None
+            if found is not None:
+                return found
+            look = True
+            made = await self._client.batches.create(
+                input_file_id=file,
+                endpoint=held[0].endpoint,  # type: ignore[arg-type]
+                completion_window="24h",
+            )
+            self._tell(f"batch {made.id}: {len(held):,} requests submitted")
+            return made.id
+
+        batch = batch._replace(batch=await self._persist(create), status="created")
+        self._responses.record_batch(batch)
         return batch
 
     async def _uploaded(self, name: str) -> str | None:
@@ -130,51 +183,92 @@ class BatchClient:
         return None
 
     async def _created(self, file: str) -> str | None:
-        """The id of a batch that was created of this file."""
-        async for state in self._client.batches.list():
-            if state.input_file_id == file:
+        """The id of a batch that was created of this file, other than ones that failed."""
+        async for state in self._client.batches.list(limit=100):
+            if state.input_file_id == file and state.status != "failed":
                 return state.id
         return None
 
-    async def _finish(self, batch: Batch, can: Mapping[str, Capabilities]) -> int:
+    async def _finish(self, batch: Batch, alone: bool) -> bool:
+        """Wait for a batch, and store its answers; `finish` says what is returned.
+
+        Args:
+            alone: no batch of ours waits at the server, so that this one is created by itself.
+        """
         if batch.batch is None:
-            requests = self._responses.requests_of(batch)
-            held = list(lines(requests, can))
+            held = list(lines(self._responses.requests_of(batch), self._can))
             if not held:
                 self._responses.end_batch(batch)
-                return 0
+                return False
             batch = await self._begin(batch, held)
         assert batch.batch is not None
         with self._errors():
             state = await self._wait(batch.batch)
-            counts = Ingested(0, 0, 0, 0)
+            if state.status == "failed":
+                return self._refused(batch, state, alone)
+            found = Ingested()
             for file in (state.output_file_id, state.error_file_id):
                 if file is not None:
-                    found = await self._ingest(file, can)
-                    counts = Ingested(*(a + b for a, b in zip(counts, found, strict=True)))
+                    found |= await self._ingest(file)
         self._responses.end_batch(batch)
-        self._tell(f"batch {state.id} {state.status}: {counts.line()}")
-        if state.status == "failed":
-            errors = state.errors.data or [] if state.errors else []
-            why = next((error.message for error in errors if error.message), "no reason given")
-            raise LLMError(f"{self._connection.address} refused the batch {state.id}: {why}")
-        return counts.answered + counts.failed
+        self._tell(f"batch {state.id} {state.status}: {found.line()}")
+        if state.status == "cancelled":
+            raise LLMError(
+                f"the batch {state.id} was cancelled; the same command submits the rest of it"
+            )
+        return bool(found.answered + found.failed)
 
-    async def _ingest(self, file: str, can: Mapping[str, Capabilities]) -> Ingested:
+    def _refused(self, batch: Batch, state: State, alone: bool) -> bool:
+        """Deal with a batch that failed as a whole.
+
+        Raises:
+            LLMError: another try would be of no use.
+        """
+        errors = state.errors.data or [] if state.errors else []
+        why = next((error.message for error in errors if error.message), "no reason given")
+        requests = len(self._responses.requests_of(batch))
+        if any(error.code == _QUEUE_FULL for error in errors) and (requests > 1 or not alone):
+            self._tell(f"batch {state.id} has to wait: {why}")
+            if not alone:
+                self._responses.record_batch(batch._replace(batch=None, status="uploaded"))
+                return False
+            self._most_requests = requests // 2
+            self._responses.end_batch(batch)
+            return True
+        self._responses.end_batch(batch)
+        raise LLMError(f"{self._connection.address} refused the batch {state.id}: {why}")
+
+    async def _ingest(self, file: str) -> Ingested:
         """Fetch a file of answers, which may be larger than memory, and store them."""
         with tempfile.TemporaryFile() as whole:
-            async with self._client.files.with_streaming_response.content(file) as content:
-                async for part in content.iter_bytes():
-                    whole.write(part)
+
+            async def fetch() -> None:
+                whole.seek(0)
+                whole.truncate()
+                async with self._client.files.with_streaming_response.content(file) as content:
+                    async for part in content.iter_bytes():
+                        whole.write(part)
+
+            try:
+                await self._persist(fetch)
+            except openai.NotFoundError:
+                self._tell(f"the server no longer has the answers in {file}")
+                return Ingested()
             whole.seek(0)
-            return ingest(whole, self._responses, can, self._prices)
+            return ingest(whole, self._responses, self._can, self._prices)
 
     async def _wait(self, name: str) -> State:
         """The state of a batch that has ended."""
         wait = _FIRST_WAIT
         before: tuple[object, ...] = ()
         while True:
-            state = await self._client.batches.retrieve(name)
+            try:
+                state = await self._persist(lambda: self._client.batches.retrieve(name))
+            except openai.NotFoundError:
+                raise LLMError(
+                    f"{self._connection.address} knows no batch {name}; use the key with which it "
+                    "was submitted, or ask without batches"
+                ) from None
             counts = state.request_counts
             done = "" if counts is None else f", {counts.completed:,} of {counts.total:,} done"
             if (state.status, done) != before:
@@ -185,6 +279,23 @@ class BatchClient:
             await self._sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 
+    async def _persist(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Have something done at the server, again if it fails in a way that may pass."""
+        failures = 0
+        while True:
+            try:
+                return await work()
+            except (openai.APIConnectionError, openai.APIStatusError, httpx2.HTTPError) as error:
+                failures += 1
+                pause = self._backoff.wait(failures)
+                if isinstance(error, openai.APIStatusError):
+                    if not is_passing(error.status_code):
+                        raise
+                    pause = max(pause, retry_after(error.response.headers, time.time()) or 0.0)
+                if failures > self._retries:
+                    raise
+            await self._sleep(pause)
+
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
@@ -192,3 +303,8 @@ class BatchClient:
         except openai.OpenAIError as error:
             # Without its cause: a traceback would show the request, and with it the key.
             raise self._connection.told(error) from None
+        except httpx2.HTTPError as error:
+            raise LLMError(
+                f"{self._connection.address}: the answers broke off ({type(error).__name__}); "
+                "the same command fetches them again"
+            ) from None
