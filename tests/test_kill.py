@@ -14,7 +14,7 @@ from faulty_server import Faulty
 from fastexplain.database import Database
 
 CLI = Path(__file__).resolve().parent.parent / "cli.py"
-CONCURRENCY = 8
+CONCURRENCY = 4
 KILLS = 20
 
 
@@ -99,19 +99,14 @@ def test_a_command_that_is_killed_loses_only_what_was_in_flight(planted_run, tmp
         requests = len(sent)
         assert requests == stored(undisturbed) - first > 50
 
-        kills = 0
-        while kills < KILLS:
+        for _ in range(KILLS):
             had = stored(killed)
-            after = int(rng.integers(1, 2 * requests // KILLS))
+            after = int(rng.integers(1, 3 * requests // KILLS))
             code, sent = explain(killed, server, neurons, after)
-            if code == 0:
-                break
-            kills += 1
+            assert code != 0
             # Each was new, or in flight when its sender was killed: none that was stored.
             assert stored(killed) >= had
             assert 0 <= len(sent) - (stored(killed) - had) <= CONCURRENCY
-        print("KILLS", kills, stored(killed), stored(undisturbed))
-        assert kills >= KILLS // 2
         had = stored(killed)
         code, sent = explain(killed, server, neurons)
         assert code == 0

@@ -79,9 +79,11 @@ def test_server_commands(workplace) -> None:
     url = os.environ.get("FASTEXPLAIN_TEST_SERVER")
     if url is None:
         pytest.skip("needs a server: make test-server")
-    [sweep] = [command for command in commands() if command.startswith("fastexplain sweep")]
     if not (workplace / "my-run").exists():
+        [sweep] = [command for command in commands() if command.startswith("fastexplain sweep")]
         run_command(sweep, workplace)
+        assert "fastexplain explain my-run" in commands()
+        run_command("fastexplain explain my-run", workplace)  # whose scores --where asks for
     found = [command for command in commands() if "--base-url" in command]
     assert found
     for command in found:
