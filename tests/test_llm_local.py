@@ -508,6 +508,43 @@ def test_a_chat_template_that_fails_is_named(tmp_path):
     assert "no system messages" in str(error)
 
 
+def test_a_template_without_system_messages_gets_none(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{{ m.role }}: {{ m.content }}|{% endfor %}"
+    )
+    connection = connect(save_tiny(tmp_path, tokenizer), local=True)
+    rendered = connection._render(chat("x").messages)
+    assert rendered == "user: You answer in one short sentence.\n\nx|"
+    [answer] = ask_all(connection, [chat("x")])
+    assert answer.usage.prompt_tokens == len(rendered)
+
+
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}",
+        "<think>\n",
+    ],
+)
+def test_a_model_is_kept_from_thinking(tmp_path, thoughts):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[1].content }}|" + thoughts
+    connection = connect(save_tiny(tmp_path, tokenizer), local=True)
+    assert connection._render(chat("x").messages) == "x|<think>\n\n</think>\n\n"
+
+
+def test_a_model_that_thinks_all_the_same_is_an_error(tmp_path, monkeypatch):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[1].content }}"
+    connection = connect(save_tiny(tmp_path, tokenizer), local=True)
+    monkeypatch.setattr(connection, "_decode", lambda ids: "<think>Hm")
+    [error] = ask_all(connection, [chat("x")])
+    assert isinstance(error, LLMError)
+    assert "can't be kept from thinking" in str(error)
+
+
 def test_tokens_with_spaces_and_bytes_count_as_integers(tmp_path):
     tokenizer = sentencepiece_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}"

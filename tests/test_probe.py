@@ -46,6 +46,10 @@ class Server:
         content: whether completions list their alternatives in the form for chats.
         ids: whether it knows tokens by ids.
         refused: parameters of chats that it refuses.
+        system: whether a chat may begin with a system message.
+        thoughts: how it tells what it thinks before it answers in a chat, for which it takes 100
+            tokens: "told" apart, "tagged", "ended" (the prompt ends with the first tag), or None.
+        wordy: whether its answers in chats take 1,000 tokens.
         forms: the response formats that it follows, and those that it refuses; others it ignores.
         certain: whether the model sees repetitions coming.
         said: what it answers to chats.
@@ -59,6 +63,7 @@ class Server:
         self.echo = self.completions = self.chats = "given"
         self.content = False
         self.refused = ()
+        self.system, self.thoughts, self.wordy = True, None, False
         self.forms, self.unknown_forms = ("json_schema", "json_object"), ()
         self.said = "10"
         self.requests = []
@@ -84,12 +89,30 @@ class Server:
             refuse("top_logprobs is too large")
         if body.get("logprobs") and self.chats == "broken":
             raise LLMError("http://x: logits_all=False (status 500) (tried 7 times)")
+        if not self.system and body["messages"][0]["role"] == "system":
+            refuse("System role not supported")
         message = {"role": "assistant", "content": self.written(body)}
-        choice = {"message": message, "finish_reason": "stop", "logprobs": None}
+        room = body.get("max_tokens") or body["max_completion_tokens"]
+        if self.thoughts is not None:
+            self.think(message, done=room >= 100)
+        done = room >= 1000 * self.wordy + 100 * (self.thoughts is not None)
+        choice = {
+            "message": message,
+            "finish_reason": "stop" if done else "length",
+            "logprobs": None,
+        }
         if body.get("logprobs") and self.chats == "given":
             tokens = re.findall(self.token, message["content"])
             choice["logprobs"] = {"content": [self.spoken(token) for token in tokens]}
         return {"choices": [choice]}
+
+    def think(self, message, done):
+        said = message["content"] if done else ""
+        if self.thoughts == "told":
+            message |= {"content": said or None, "reasoning_content": "Hm."}
+        else:
+            tag = "<think>" if self.thoughts == "tagged" else ""
+            message["content"] = f"{tag}Hm." + (f"</think>{said}" if done else "")
 
     def written(self, body):
         form = body.get("response_format")
@@ -240,6 +263,7 @@ def test_openais_thinking_models_take_no_temperature():
     capabilities = asyncio.run(probe(server.send, "o"))
     lacks = ["prompt_logprobs", "next_logprobs", "digits", "chat_logprobs"]
     changes = {"limit": "max_completion_tokens", "sampling": ("seed",), "chat_logprobs": 0}
+    changes["thinks"] = True
     assert same(capabilities, **PLAIN, **changes, lacks=lacks)
 
 
@@ -253,6 +277,24 @@ def test_openais_thinking_models_take_no_temperature():
 )
 def test_what_a_chat_may_set_is_found(refused, sampling):
     assert same(found(refused=refused), sampling=sampling)
+
+
+@pytest.mark.parametrize("thoughts", ["told", "tagged", "ended"])
+def test_models_that_think_are_known_by_it(thoughts):
+    server = Server(thoughts=thoughts)
+    assert same(asyncio.run(probe(server.send, "m")), thinks=True)
+    # All but the greeting leave room for thoughts.
+    limits = [body["max_tokens"] for path, body in server.requests if "chat" in path]
+    assert all(limit >= 100 for limit in limits[1 + (thoughts == "ended") :])
+
+
+def test_who_says_much_does_not_think():
+    assert same(found(wordy=True))
+
+
+def test_models_without_system_messages_get_none():
+    server = Server(system=False)
+    assert same(asyncio.run(probe(server.send, "m")), system=False)
 
 
 def test_llama_cpp_has_no_echo():

@@ -106,7 +106,6 @@ def test_examples_are_turns_of_the_chat():
         "This neuron fires on 'names of rivers'.",
         "Short phrase: “names of rivers”",
         "In short, this neuron reacts mostly to names of rivers",
-        "<think>Hm, the Danube,\nthe Rhine ...</think>\nnames of rivers",
     ],
 )
 def test_the_phrase_is_found_in_an_answer(answer):
@@ -129,7 +128,7 @@ def test_phrases_are_left_as_they_are(phrase):
     assert explainer.parse(f"This neuron reacts to {phrase}.") == phrase
 
 
-@pytest.mark.parametrize("answer", ["", " \n ", '""', "This neuron fires on", "<think>never done"])
+@pytest.mark.parametrize("answer", ["", " \n ", '""', "This neuron fires on"])
 def test_an_empty_answer_is_an_error(answer):
     with pytest.raises(LLMError, match="empty"):
         explainer.parse(answer)

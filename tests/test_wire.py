@@ -44,7 +44,7 @@ def test_a_chat_is_posted_as_openai_wants_it():
 
 
 def test_a_chat_takes_the_form_that_the_model_accepts():
-    able = Capabilities(chat=True, limit="max_completion_tokens", sampling=())
+    able = Capabilities(chat=True, thinks=True, limit="max_completion_tokens", sampling=())
     _, body = wire.body(CHAT, "m", able)
     assert body == {
         "model": "m",
@@ -55,6 +55,18 @@ def test_a_chat_takes_the_form_that_the_model_accepts():
     assert wire.most_tokens(CHAT, ABLE) == 5 and wire.most_tokens(READING, able) == 1
     _, body = wire.body(CHAT, "m", Capabilities(chat=True, sampling=("temperature",)))
     assert body["temperature"] == 0.5 and "seed" not in body
+
+
+def test_a_system_message_goes_into_the_next_one_where_there_can_be_none():
+    system = {"role": "system", "content": "Be brief."}
+    both = Chat((system, *MESSAGES, {"role": "assistant", "content": "Hello."}), max_tokens=5)
+    _, body = wire.body(both, "m", ABLE)
+    assert body["messages"] == list(both.messages)
+    able = Capabilities(chat=True, system=False)
+    _, body = wire.body(both, "m", able)
+    first = {"role": "user", "content": "Be brief.\n\nSay hello."}
+    assert body["messages"] == [first, both.messages[2]]
+    assert wire.body(CHAT, "m", able)[1]["messages"] == list(MESSAGES)
 
 
 def test_log_probabilities_are_asked_for_where_they_are_wanted():
@@ -189,6 +201,76 @@ def test_what_is_no_answer_says_why(data, reason):
     with pytest.raises(LLMError, match=reason) as caught:
         wire.read(CHAT, data, ABLE)
     assert "\n" not in str(caught.value)
+
+
+THINKS = Capabilities(chat=True, thinks=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "able"),
+    [
+        (chat_data("Hello.", reasoning="Hm."), ABLE),
+        (chat_data("Hello.", reasoning_content="Hm."), ABLE),
+        (chat_data("<think>Hm.</think>Hello."), ABLE),
+        (chat_data(" \n<think>Hm.\n</think>\n\nHello."), ABLE),
+        # Where the prompt ends with the first of the tags.
+        (chat_data("Hm.\n</think>\n\nHello."), THINKS),
+        # Who knows how to think need not.
+        (chat_data("Hello."), THINKS),
+    ],
+)
+def test_thoughts_are_no_part_of_the_answer(data, able):
+    assert wire.read(CHAT, data, able).text == "Hello."
+
+
+@pytest.mark.parametrize("content", ["<think>Hm, so", "<think>Hm, so</think>", "Hm, so", "", None])
+def test_an_answer_that_ends_among_its_thoughts_is_none(content):
+    with pytest.raises(LLMError, match="most likely among its thoughts"):
+        wire.read(CHAT, chat_data(content, "length"), THINKS)
+
+
+def test_an_excerpt_may_speak_of_thoughts():
+    text = "<start>\n</think>\t3\n"
+    assert wire.read(CHAT, chat_data(text), ABLE).text == text
+
+
+def test_thoughts_are_seen():
+    assert all(wire.thinks(data) for data in (
+        chat_data("Hello.", reasoning="Hm."),
+        chat_data(None, reasoning_content="Hm."),
+        chat_data("<think>Hm", "length"),
+        chat_data("Hm.</think>Hello."),
+        chat_data("", "length"),
+    ))  # fmt: skip
+    assert not any(wire.thinks(data) for data in (
+        chat_data("Hello."), chat_data("Hello, my", "length"), chat_data(None), chat_data("", "x"),
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "message"),
+    [
+        (["<think>", "\n", "Hm, ", "7", "?\n", "</think>", "\n\n"], {}),
+        (["Hm, ", "7", "?\n", "</think>", "\n\n"], {"reasoning": "Hm, 7?"}),
+        # Parts of a character, which a server may write in other words than the text has.
+        (["<|channel|>", "\\xe2", "7", "<|message|>"], {"reasoning_content": "\u2013 7"}),
+    ],
+)
+def test_the_tokens_of_thoughts_are_left_out(thoughts, message):
+    answer = ["\u00e9\t", "3", "\n"]
+    entries = [entry(token, -0.1, {"3": -1.0}) for token in [*thoughts, *answer, "<|end|>"]]
+    text = "".join([*thoughts, *answer]) if not message else "\u00e9\t3\n"
+    data = chat_data(text, logprobs={"content": entries}, **message)
+    read = wire.read(INTEGERS, data, THINKS)
+    assert read.text == "\u00e9\t3\n"
+    assert [token.text for token in read.tokens] == [*answer, "<|end|>"]
+
+
+def test_tokens_of_something_else_are_no_tokens_of_the_answer():
+    data = spoken(entry("7", -0.1, {}))
+    data["choices"][0]["message"] |= {"content": "3", "reasoning": "Hm."}
+    with pytest.raises(LLMError, match="not of the answer's tokens"):
+        wire.read(INTEGERS, data, THINKS)
 
 
 def test_of_an_answers_tokens_the_integers_are_kept():

@@ -23,10 +23,13 @@ from fastexplain.llm.requests import (
     Capabilities,
     Chat,
     Distribution,
+    Message,
+    Reading,
     Request,
     Response,
     Token,
     Usage,
+    without_system,
 )
 from fastexplain.memory import freed_memory_kept
 from fastexplain.smollm2 import smollm2_directory
@@ -122,7 +125,14 @@ class LocalConnection(Connection):
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         response = await answer
-        return response if isinstance(request, Chat) else _among(response, request.largest)
+        if isinstance(request, Reading):
+            return _among(response, request.largest)
+        if isinstance(response, Answer) and response.text.lstrip().startswith("<think>"):
+            raise LLMError(
+                f"'{self.model}' can't be kept from thinking before it answers, for which the "
+                "local engine leaves no room; have a server such as vLLM run it"
+            )
+        return response
 
     async def close(self) -> None:
         self._engine.stop()
@@ -138,14 +148,31 @@ class LocalConnection(Connection):
             raise LLMError("the local engine can't hold an answer to a schema; ask without one")
         if self._tokenizer.chat_template is None:
             raise LLMError(self._why_no_chat())
-        try:
-            ids = self._tokenizer.apply_chat_template(
-                list(chat.messages), add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-        except Exception as error:  # templates raise what they like, as for a system message
-            raise LLMError(f"the chat template of '{self.model}' failed: {error}") from error
+        ids = self._tokenizer(self._render(chat.messages), add_special_tokens=False)["input_ids"]
         self._check_length(len(ids) + chat.max_tokens)
         return Writing(ids, chat.max_tokens, chat.temperature, chat.seed, chat.integers)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        """A chat as the model's template writes it, at the point where the answer begins.
+
+        Thoughts are left out: nothing of them is read, and they take longer than the answer.
+
+        Raises:
+            LLMError: the template fails.
+        """
+        try:
+            return self._apply(messages)
+        except Exception as error:  # templates raise what they like, as for a system message
+            with contextlib.suppress(Exception):
+                return self._apply(without_system(messages))
+            raise LLMError(f"the chat template of '{self.model}' failed: {error}") from error
+
+    def _apply(self, messages: Sequence[Message]) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+        # Some models have no such switch, but begin with the thoughts of a prompt that ends so.
+        return f"{text.rstrip()}\n\n</think>\n\n" if text.rstrip().endswith("<think>") else text
 
     def _why_no_chat(self) -> str:
         return f"'{self.model}' has no chat template; choose a model trained on instructions"

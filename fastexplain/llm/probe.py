@@ -3,7 +3,8 @@
 Each ability is asked about by itself and judged by what comes back: many servers ignore what they
 don't know, and some answer 500 to it.
 
-- Chats: in which form their limit and their sampling may be set; whether log-probabilities come
+- Chats: whether they may begin with a system message, and in which form their limit and their
+  sampling may be set; whether the model thinks before it answers; whether log-probabilities come
   with them, and whether an answer can be held to a schema.
 - Completions: whether log-probabilities of the token behind a text come with them.
 - Echo: a text of lines that repeats itself is asked for with log-probabilities. Behind the first
@@ -54,7 +55,11 @@ _FORMS = ("json_schema", "json_object_schema", "json_object")
 # Of HTTP: the server has no such address, or does nothing there.
 _NOT_THERE = (404, 405, 501)
 
+_BRIEF = {"role": "system", "content": "You answer in one short sentence."}
 _HELLO = "Say hello."
+# Where a prompt ends with the beginning of the thoughts, only their end shows what they are. Who is
+# not done with this greeting in the first so many tokens gets time to come to that end.
+_HELLO_TOKENS = (16, 512)
 _TEN = "Write the number 10 and nothing else."
 # Nobody would answer this with a code who is not held to it.
 _ANIMAL = "Name an animal, as JSON."
@@ -147,18 +152,39 @@ class _Prober:
     async def _chat(self) -> Fields:
         """In the first form in which a chat is answered."""
         refusal: LLMError | None = None
-        for sampling, limit in product(_SAMPLING, _LIMITS):
-            form = Capabilities(limit=limit, sampling=sampling)
+        for system, sampling, limit in product((True, False), _SAMPLING, _LIMITS):
+            # Only models that think refuse the other limit.
+            thinks = limit == "max_completion_tokens"
+            form = Capabilities(system=system, thinks=thinks, limit=limit, sampling=sampling)
             try:
-                await self._ask(Chat(_said(_HELLO), max_tokens=16), form)
+                thinks = await self._thinks(form)
             except wire.Refused as error:
                 refusal = refusal or error
                 if error.status in _NOT_THERE:
                     break
             else:
-                return {"chat": True, "limit": limit, "sampling": sampling}
+                return {
+                    "chat": True,
+                    "system": system,
+                    "thinks": thinks,
+                    "limit": limit,
+                    "sampling": sampling,
+                }
         assert refusal is not None
         raise refusal
+
+    async def _thinks(self, form: Capabilities) -> bool:
+        """Whether a model thinks before it answers in chats of this form."""
+        for most in _HELLO_TOKENS:
+            hello = Chat((_BRIEF, *_said(_HELLO)), max_tokens=most)
+            data = await self._send(*wire.body(hello, self._model, form))
+            if form.thinks or wire.thinks(data):
+                return True
+            answer = wire.read(hello, data, form)
+            assert isinstance(answer, Answer)
+            if answer.finish == "stop":
+                break
+        return False
 
     async def _chat_logprobs(self, able: Capabilities) -> Fields:
         chat = Chat(_said(_TEN), max_tokens=8, integers=True)

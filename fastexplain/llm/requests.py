@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +13,18 @@ from typing import Any, Literal
 import numpy as np
 
 Message = dict[str, str]
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The messages of a chat for a model whose template knows no system message, as Gemma 2's.
+
+    What the system message says stands at the beginning of the first other one instead.
+    """
+    first, *others = messages
+    if first["role"] != "system":
+        return [first, *others]
+    content = f"{first['content']}\n\n{others[0]['content']}"
+    return [{**others[0], "content": content}, *others[1:]]
 
 
 @dataclass(frozen=True)
@@ -193,8 +206,9 @@ class Capabilities:
 
     Attributes:
         chat: it answers chats.
-        limit: the name by which a chat's limit of tokens goes; to "max_completion_tokens", the
-            thoughts of a model that thinks before it answers count too.
+        system: a chat may begin with a system message.
+        thinks: it thinks before it answers, in tokens that count too.
+        limit: the name by which a chat's limit of tokens goes.
         sampling: what of `temperature` and `seed` a chat may set.
         chat_logprobs: alternatives that it lists at each token of a chat's answer, 0 if none.
         schema: how it can be held to a JSON schema: "json_schema", "json_object_schema" (the
@@ -211,6 +225,8 @@ class Capabilities:
     """
 
     chat: bool = False
+    system: bool = True
+    thinks: bool = False
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     sampling: tuple[str, ...] = ("temperature", "seed")
     chat_logprobs: int = 0

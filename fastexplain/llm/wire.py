@@ -27,11 +27,16 @@ from fastexplain.llm.requests import (
     Response,
     Token,
     Usage,
+    without_system,
 )
 
-# Tokens left to a model that thinks before it answers, besides those of the answer. It is what
-# "max_completion_tokens" was made for: OpenAI's limit for such models counts the thoughts too.
+# Tokens left to a model that thinks before it answers, besides those of the answer: all servers
+# count its thoughts too.
 THOUGHTS = 4096
+
+# What ends the thoughts of models whose server leaves them in the answer, and what begins them
+# where that is not part of the prompt already.
+_THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
 
 # What a tokenizer may put before a prompt, in tokens.
 _MOST_BEFORE = 3
@@ -83,7 +88,7 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
         LLMError: it is malformed, incomplete, withheld or empty.
     """
     if isinstance(request, Chat):
-        return _answer(request, data)
+        return _answer(request, data, capabilities.thinks)
     rows = _rows(request, data, capabilities)
     return Distribution(_log_probabilities(rows, request.largest), usage(data))
 
@@ -92,14 +97,23 @@ def most_tokens(request: Request, capabilities: Capabilities) -> int:
     """The most tokens that may be written in answer to a request, and paid for."""
     if isinstance(request, Reading):
         return 1
-    thoughts = THOUGHTS if capabilities.limit == "max_completion_tokens" else 0
-    return request.max_tokens + thoughts
+    return request.max_tokens + (THOUGHTS if capabilities.thinks else 0)
+
+
+def thinks(data: dict[str, Any]) -> bool:
+    """Whether a model is seen to have thought before it answered a chat."""
+    given = choice(data)
+    message = _object(given.get("message")) or {}
+    text = message.get("content") or ""
+    unsaid = not text and given.get("finish_reason") == "length"
+    return unsaid or _THOUGHTS_END in text or _begins(text) or _is_told_thoughts(message)
 
 
 def _chat_body(request: Chat, model: str, capabilities: Capabilities) -> dict[str, Any]:
+    messages = list(request.messages)
     result: dict[str, Any] = {
         "model": model,
-        "messages": list(request.messages),
+        "messages": messages if capabilities.system else without_system(messages),
         capabilities.limit: most_tokens(request, capabilities),
     }
     for name in capabilities.sampling:
@@ -141,7 +155,7 @@ def completion(prompt: str, model: str, **more: Any) -> dict[str, Any]:
     return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, **more}
 
 
-def _answer(request: Chat, data: dict[str, Any]) -> Answer:
+def _answer(request: Chat, data: dict[str, Any], thinks: bool) -> Answer:
     given = choice(data)
     message = given.get("message")
     if not isinstance(message, dict):
@@ -152,7 +166,10 @@ def _answer(request: Chat, data: dict[str, Any]) -> Answer:
     if given.get("finish_reason") == "content_filter":
         raise LLMError("the answer was withheld by a content filter")
     cut_off = given.get("finish_reason") == "length"
-    text = message.get("content")
+    content = message.get("content")
+    text = content
+    if isinstance(content, str) and not _is_told_thoughts(message):
+        text = _behind_thoughts(content, thinks, cut_off)
     if not text and cut_off:
         raise LLMError("the answer was cut off before it began, most likely among its thoughts")
     if not isinstance(text, str):
@@ -160,7 +177,39 @@ def _answer(request: Chat, data: dict[str, Any]) -> Answer:
     if not text.strip():
         raise LLMError("the answer is empty")
     tokens = _tokens(given) if request.integers else ()
+    if tokens and (text != content or _is_told_thoughts(message)):
+        tokens = _last(tokens, text)
     return Answer(text, "length" if cut_off else "stop", tokens, usage(data))
+
+
+def _is_told_thoughts(message: dict[str, Any]) -> bool:
+    """Whether the server tells a model's thoughts apart from its answer."""
+    return bool(message.get("reasoning") or message.get("reasoning_content"))
+
+
+def _begins(text: str) -> bool:
+    return text.lstrip().startswith(_THOUGHTS_BEGIN)
+
+
+def _behind_thoughts(text: str, thinks: bool, cut_off: bool) -> str:
+    """What follows the thoughts in an answer; "" where they don't end.
+
+    Where a model is not known to think, an excerpt that it repeats may speak of `</think>`.
+    """
+    if not (thinks or _begins(text)):
+        return text
+    _, end, answer = text.partition(_THOUGHTS_END)
+    return answer.lstrip() if end or cut_off else text
+
+
+def _last(tokens: tuple[Token, ...], text: str) -> tuple[Token, ...]:
+    """Those of the tokens that make up the answer's text, without the thoughts before it."""
+    pieces = [_kept(token.text) for token in tokens]
+    ends = np.cumsum([len(piece) for piece in pieces])
+    start = b"".join(pieces).rfind(_kept(text))
+    if start < 0:
+        raise LLMError("the log-probabilities are not of the answer's tokens")
+    return tokens[int(np.searchsorted(ends, start, side="right")) :]
 
 
 def _tokens(given: dict[str, Any]) -> tuple[Token, ...]:

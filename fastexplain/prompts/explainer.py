@@ -36,8 +36,6 @@ _LEAD = "This neuron reacts to"
 
 _QUESTION = "What does this neuron react to?"
 
-# What a reasoning model thought; left open where the answer was cut off.
-_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 # A phrase that is quoted as a whole; quotation marks around its last word are its own.
 _QUOTED = re.compile(r"""(?:(["'`])(?P<a>(?:(?!\1).)*)\1|\u201c(?P<b>[^\u201c\u201d]*)\u201d)""")
 _HOW = r"(?:(?:mainly|mostly|primarily|strongly|most strongly) )?"
@@ -87,7 +85,7 @@ def parse(answer: str) -> str:
     Raises:
         LLMError: the answer holds no phrase.
     """
-    for line in _THOUGHTS.sub("", answer).splitlines():
+    for line in answer.splitlines():
         phrase = _bare(line)
         while introduction := _INTRODUCTION.match(phrase):
             phrase = _bare(phrase[introduction.end() :])
