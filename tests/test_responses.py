@@ -216,6 +216,22 @@ def test_a_cancelled_request_leaves_the_next_one_be(responses):
     assert asyncio.run(main()).text == "1"
 
 
+def test_who_waits_for_the_same_answer_may_stop_waiting(responses):
+    inner = Inner(Answer("1", "stop"))
+    stored = StoredConnection(inner, responses, "explanation")
+
+    async def main():
+        inner.gate = asyncio.Event()
+        asking, waiting = [asyncio.create_task(stored.ask(CHAT)) for _ in range(2)]
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        inner.gate.set()
+        return await asking
+
+    assert asyncio.run(main()).text == "1"
+
+
 def test_a_budget_holds_nothing_back_for_what_failed(responses):
     inner = Inner(LLMError("no"), Answer("1", "stop", usage=Usage(10, 5)))
     budget = Budget(7e-5, None)  # room for one of them

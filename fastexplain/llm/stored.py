@@ -93,7 +93,7 @@ class StoredConnection(Connection):
     async def ask(self, request: Request) -> Response:
         name = key(self.model, request)
         if name in self._in_flight:
-            return await self._in_flight[name]
+            return await asyncio.shield(self._in_flight[name])
         if not self._fresh or name in self._asked:
             response = self._responses.find(name, request)
             if response is not None:
