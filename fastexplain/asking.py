@@ -45,6 +45,9 @@ REQUESTS = 1 + len(TEST_RANKS) + RANDOM_EXCERPTS
 # Of more neurons, so many are rehearsed in place of all: a second or two, whatever the run.
 _REHEARSED = 200
 
+# How the names of those of OpenAI's models begin that don't think.
+_THOUGHTLESS = ("gpt-3", "gpt-4")
+
 # Failures that are told one by one; all are stored with their reasons.
 _TOLD = 20
 
@@ -232,7 +235,7 @@ def _usual(model: Model, address: str) -> Capabilities:
         return Capabilities(chat=True, prompt_logprobs=11, fillers=FILLERS)
     can = Capabilities(chat=True, chat_logprobs=20, schema="json_schema")
     if urlsplit(address).hostname == "api.openai.com":
-        return can
+        return replace(can, thinks=not model.name.startswith(_THOUGHTLESS))
     return replace(can, prompt_logprobs=20, fillers=FILLERS)
 
 

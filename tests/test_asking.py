@@ -52,6 +52,15 @@ def test_a_dry_run_sends_nothing_and_says_what_would_be_sent(explain, server):
     assert explain(*NEURONS, "--dry-run", "--fresh")[1]["requests"] == 33
 
 
+@pytest.mark.parametrize(("model", "tokens"), [("gpt-4.1", 60), ("gpt-5-mini", 60 + 4096)])
+def test_a_dry_run_counts_thoughts(cli, run, monkeypatch, model, tokens):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    code, out, _ = cli("explain", run, NEURONS[0], "--explainer", model, "--dry-run", "--json")
+    assert code == 0
+    explanation = json.loads(out.splitlines()[-1])["purposes"]["explanation"]
+    assert (explanation["requests"], explanation["completion_tokens"]) == (1, tokens)
+
+
 def test_the_command_again_asks_nothing_and_fresh_asks_all(explain, server):
     code, found, _ = explain(*NEURONS)
     assert code == 0 and len(found["explanations"]) == 3
