@@ -20,18 +20,18 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from fastexplain.errors import LLMError
 from fastexplain.hub import quiet
 from fastexplain.llm import attention
 from fastexplain.llm.pieces import Prompt
+from fastexplain.llm.states import EMPTY, State, growing, passing, room_behind
 from fastexplain.onednn import OneDnnLinear
 
 # Tokens in a pass. With a core for each pass, texts of 266 tokens took 0.38 s of it alone and 0.36
@@ -50,19 +50,6 @@ _STATES = 4
 # read they may differ: rounding is 1e-5 in float32 and 1e-2 in bfloat16.
 _TRIAL, _TRIAL_LOGITS = 24, 8
 _TOLERANCE, _ROUGH_TOLERANCE = 1e-3, 0.1
-
-
-class State(NamedTuple):
-    """What a model keeps of a text of `length` tokens.
-
-    `layers` are keys and values, `[1, groups of heads, length, d]`; empty where the text is.
-    """
-
-    length: int
-    layers: list[tuple[Tensor, Tensor]]
-
-
-_EMPTY = State(0, [])
 
 
 @dataclass(frozen=True)
@@ -130,7 +117,7 @@ class Engine:
         self._integers = self._long(integers)
         self._ends = list(ends)
         self._states: OrderedDict[tuple[int, ...], State] = OrderedDict()
-        self._written: tuple[list[int], State] = [], _EMPTY
+        self._written: tuple[list[int], State] = [], EMPTY
         self._shares: bool | None = None  # whether texts may run behind a state; None: not tried
         self._stopping = False
 
@@ -147,7 +134,7 @@ class Engine:
             shared, head = prompts[0].shared, prompts[0].head
             if self._shares is None:
                 self._settle([*shared, *head, *prompts[0].rest][:_TRIAL])
-            state = self._state(shared) if self._shares else _EMPTY
+            state = self._state(shared) if self._shares else EMPTY
             before = [[] if self._shares else list(shared)] * len(prompts)
             own = sum(len(each.rest) for each in prompts)
             alike = own >= self.group_tokens and all(each.head == head for each in prompts)
@@ -205,7 +192,11 @@ class Engine:
             rows.append([*start, *[0] * padding, *rest])
             seen.append([*[1] * len(start), *[0] * padding, *[1] * len(rest)])
         most = max(each.max_tokens for each in writings)
-        cache = {"past_key_values": _room(state, len(rows), longest + most)} if state.length else {}
+        cache = (
+            {"past_key_values": room_behind(state, len(rows), longest + most)}
+            if state.length
+            else {}
+        )
         chosen = _Choice(self, writings, self._integers)
         output = self._network.generate(
             self._long(rows),
@@ -294,7 +285,7 @@ class Engine:
         """Logits `[read, tokens]`, float32, of the places at `where` in the rows `which`."""
         cache = {}
         if state.length:
-            cache["past_key_values"] = Cache(layers=[_Passing(*layer) for layer in state.layers])
+            cache["past_key_values"] = passing(state)
         self._narrow.ask(tokens, self._long(which), self._long(where))
         output = self._network(self._long(rows), use_cache=bool(state.length), **cache)
         return output.logits[0].float()
@@ -313,7 +304,7 @@ class Engine:
         if ids not in self._states:
             while len(self._states) >= _STATES:
                 self._states.popitem(last=False)
-            self._states[ids] = self._extend(_EMPTY, ids)
+            self._states[ids] = self._extend(EMPTY, ids)
         self._states.move_to_end(ids)
         return self._states[ids]
 
@@ -322,9 +313,7 @@ class Engine:
         if not ids:
             return state
         self.check()
-        cache: Any = DynamicCache()
-        if state.length:
-            cache = Cache(layers=[_grown(*layer) for layer in state.layers])
+        cache: Any = growing(state) if state.length else DynamicCache()
         self._narrow.ask(self._digits, self._long([]), self._long([]))
         self._network(self._long([list(ids)]), past_key_values=cache, use_cache=True)
         layers = [(layer.keys, layer.values) for layer in cache.layers]
@@ -336,14 +325,14 @@ class Engine:
         At least one token is left of each text.
         """
         if not self._shares:
-            return _EMPTY
+            return EMPTY
         before, state = self._written
         common = texts[0][: min(len(text) for text in texts) - 1]
         for text in texts[1:]:
             common = common[: _alike(common, text)]
         length = _alike(before, common)
         kept = [(keys[:, :, :length], values[:, :, :length]) for keys, values in state.layers]
-        state = self._extend(State(length, kept) if length else _EMPTY, common[length:])
+        state = self._extend(State(length, kept) if length else EMPTY, common[length:])
         self._written = common, state
         return state
 
@@ -358,14 +347,14 @@ class Engine:
         own, dtype = self._network.config._attn_implementation, self._network.dtype
         exact = dtype in (torch.float32, torch.float64)
         tolerance = _TOLERANCE if exact else _ROUGH_TOLERANCE
-        expected = self._trial(_EMPTY, ids, half)
+        expected = self._trial(EMPTY, ids, half)
         self._shares = False
         ours = own == "sdpa" and self._device.type == "cpu" and dtype == torch.float32
         for name in [attention.NAME] * ours + [own]:
             with quiet():  # some models say that they can't; that is what the trial is for
                 self._network.set_attn_implementation(name)
             try:
-                read = self._trial(self._extend(_EMPTY, ids[:half]), ids[half:], 0)
+                read = self._trial(self._extend(EMPTY, ids[:half]), ids[half:], 0)
             except Exception:  # each of the models that keep no keys and values fails its own way
                 continue
             if (read - expected).abs().max() <= tolerance * (expected.max() - expected.min()):
@@ -434,72 +423,6 @@ class _NarrowHead(nn.Module):
             return self.whole(rows)[None, :, tokens]
         bias = None if self.whole.bias is None else self.whole.bias[tokens].float()
         return nn.functional.linear(rows.float(), self.whole.weight[tokens].float(), bias)[None]
-
-
-class _Passing(DynamicLayer):
-    """Keys and values of a state for a pass of many texts, whose own are not kept.
-
-    What a layer computes with is freed when it has been computed, and serves the next one.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = self._kept = keys, values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        keys, values = (each.expand(len(key_states), -1, -1, -1) for each in self._kept)
-        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
-
-
-def _grown(keys: Tensor, values: Tensor) -> DynamicLayer:
-    """Keys and values to which others are added."""
-    layer = DynamicLayer()
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    return layer
-
-
-class _Room(DynamicLayer):
-    """Keys and values with room for those to come, which are written behind them.
-
-    `DynamicLayer` copies all there are with every token, 46 MB a text of 1,000 tokens for SmolLM2.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, texts: int, most: int) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self._length = keys.shape[2]
-        self._keys, self._values = (self._with_room(each, texts, most) for each in (keys, values))
-        self._show()
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        end = self._length + key_states.shape[2]
-        self._keys[:, :, self._length : end] = key_states
-        self._values[:, :, self._length : end] = value_states
-        self._length = end
-        return self._show()
-
-    def _show(self) -> tuple[Tensor, Tensor]:
-        self.keys = keys = self._keys[:, :, : self._length]
-        self.values = values = self._values[:, :, : self._length]
-        return keys, values
-
-    @staticmethod
-    def _with_room(given: Tensor, texts: int, most: int) -> Tensor:
-        _, groups, length, d = given.shape
-        room = given.new_empty(texts, groups, most, d)
-        room[:, :, :length] = given
-        return room
-
-
-def _room(state: State, texts: int, most: int) -> Cache:
-    """A state for `texts` texts that become `most` tokens long."""
-    return Cache(layers=[_Room(*layer, texts, most) for layer in state.layers])
 
 
 class _Choice(LogitsProcessor):
