@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fastexplain.asking import Failures, Model, Outcome, Settings, put_behind_store, reach
 from fastexplain.batches import (
+    FILES,
     OFFLINE,
     Collector,
     Ingested,
@@ -165,7 +166,9 @@ async def _desk(
     address = address_of(model.base_url, local=False)
     server: ServerConnection | None = None
     found = responses.capabilities(model.name, address)
-    if not offline:
+    if offline:
+        found = responses.capabilities(model.name, FILES) or found
+    else:
         connection = await stack.enter_async_context(reach(model, settings))
         assert isinstance(connection, ServerConnection)
         server = connection

@@ -30,6 +30,9 @@ MOST_BYTES = 200_000_000
 # answer chats, with log-probabilities and held to a schema.
 OFFLINE = Capabilities(chat=True, chat_logprobs=20, schema="json_schema")
 
+# In place of an address, for what the answers to files show of a model.
+FILES = "batch files"
+
 # Codes of errors by which a batch lists the requests that it did not get to before it ended.
 _NOT_REACHED = ("batch_expired", "batch_cancelled")
 
@@ -215,7 +218,8 @@ def ingest_file(
     """Store the answers in an output file, or in one with errors.
 
     Args:
-        can, prices: by the model's name; where a model is absent, `OFFLINE` and unknown.
+        can, prices: by the model's name; where a model is absent, `OFFLINE` and unknown. If such a
+            model is seen to think, that is recorded for the next file.
 
     Raises:
         UsageError: the file can't be read.
@@ -239,6 +243,7 @@ def ingest(
     """
     answered = failed = left = unknown = unreadable = 0
     reason: str | None = None
+    thinking: set[str] = set()
     for text in file:
         if not text.strip():
             continue
@@ -256,7 +261,11 @@ def ingest(
             continue
         try:
             body = _body(line)
-            response = wire.read(request.request, body, can.get(request.model, OFFLINE))
+            able = can.get(request.model)
+            if able is None:
+                able = replace(OFFLINE, thinks=wire.thinks(body))
+                thinking |= {request.model} if able.thinks else set()
+            response = wire.read(request.request, body, able)
         except LLMError as error:
             responses.fail_pending(request, str(error))
             reason = reason or str(error)
@@ -266,6 +275,8 @@ def ingest(
         spent = None if price is None else cost(response.usage, price)
         responses.add(request.key, request.model, request.purpose, response, spent)
         answered += 1
+    for model in thinking:
+        responses.record_capabilities(model, FILES, replace(OFFLINE, thinks=True))
     return Ingested(answered, failed, left, unknown, unreadable, reason)
 
 

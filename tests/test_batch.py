@@ -31,6 +31,7 @@ from fastexplain.llm.batch import BatchClient
 from fastexplain.llm.prices import Price
 from fastexplain.llm.requests import Capabilities, Chat, Reading, key
 from fastexplain.llm.server import ServerConnection
+from fastexplain.llm.wire import THOUGHTS
 from fastexplain.responses import PendingRequest, Responses
 from fastexplain.run import open_run
 from fastexplain.simulate import choose_mode
@@ -480,6 +481,26 @@ def test_files_for_an_offline_engine_and_back(server, run, tmp_path):
     assert counts[0] == 3 and counts[1] > 10 and len(counts) == 2
     with run.database() as database:
         assert all(database.explanations(n)[0].scores.excerpts_top == 5 for n in neurons)
+
+
+def test_an_offline_engine_whose_model_thinks_is_left_room_from_the_second_file_on(run, tmp_path):
+    neuron = run.neuron(f"0:{NEURONS[0]}").id
+    asked, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    limits = []
+    for said in ("<think>Hm, so", "<think>Hm.</think>cats"):
+        outcome = asking_batches.explain_in_batches(
+            run, [neuron], settings("http://elsewhere/v1"), asked
+        )
+        assert not outcome.finished
+        [line] = [json.loads(line) for line in asked.read_text().splitlines()]
+        limits.append(line["body"]["max_tokens"])
+        finish = "stop" if "</think>" in said else "length"
+        choice = {"message": {"content": said}, "finish_reason": finish}
+        response = {"status_code": 200, "body": {"choices": [choice]}}
+        answers.write_text(json.dumps({"custom_id": line["custom_id"], "response": response}))
+        found = asking_batches.take_answers(run, answers, None)
+        assert found.answered == (finish == "stop")
+    assert limits[1] == limits[0] + THOUGHTS
 
 
 def test_a_file_that_answers_nothing_is_refused(run, tmp_path):
