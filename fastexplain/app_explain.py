@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -151,7 +152,7 @@ def explain(
             )
         _exclude({"--local": local, "--base-url": base_url})
         _exclude({"--simulator-local": simulator_local, "--simulator-url": simulator_url})
-        _exclude({"--batch": batch, "--batch-file": batch_file, "--dry-run": dry_run})
+        _exclude({"--batch": batch, "--batch-file": batch_file})
         explaining = asking.Model(
             explainer, base_url, local, None if price is None else parse_price(price)
         )
@@ -172,17 +173,21 @@ def explain(
             explaining, simulating, simulation, readout, limits,
             fresh=fresh, max_cost=max_cost, max_requests=max_requests,
         )  # fmt: skip
+        estimate = functools.partial(
+            asking.rehearse, opened, chosen, settings,
+            batches="server" if batch else "files" if batch_file else None,
+        )  # fmt: skip
         if dry_run:
-            _print_estimate(asking.rehearse(opened, chosen, settings), as_json)
+            _print_estimate(estimate(), as_json)
             return
         everything = "all" in (neurons or []) and sample is None and where is None
         if not yes and (everything or len(chosen) > _UNASKED):
-            _confirm(asking.rehearse(opened, chosen, settings), len(chosen))
+            _confirm(estimate(), len(chosen))
         if batch or batch_file:
             outcome = explain_in_batches(opened, chosen, settings, batch_file)
         else:
             outcome = asking.explain_by_model(opened, chosen, settings)
-        if outcome.finished and not outcome.explained:
+        if outcome.finished and outcome.stopped is None and not outcome.explained:
             raise LLMError(f"{explainer} explained none of the {len(chosen)} neurons; see above")
     _print_explained(opened, chosen, explainer, as_json)
     if outcome is not None and outcome.stopped is not None:

@@ -12,19 +12,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from fastexplain.batches import Collector
+from fastexplain.batches import Collector, recorded_for_files
 from fastexplain.database import Database
 from fastexplain.errors import BudgetError, UnusableError
 from fastexplain.explain import explain_neurons
-from fastexplain.live import display
+from fastexplain.live import Progress, display
 from fastexplain.llm import Connection, address_of, connect
 from fastexplain.llm.budget import Budget, Estimate
 from fastexplain.llm.prices import Price, price_of
@@ -39,8 +40,8 @@ from fastexplain.score import RANDOM_EXCERPTS, TEST_RANKS
 from fastexplain.simulate import Simulator, choose_mode
 from fastexplain.terminal import messages
 
-# Requests of a neuron: its explanation, and a simulation of each of its test excerpts.
-REQUESTS = 1 + len(TEST_RANKS) + RANDOM_EXCERPTS
+# Test excerpts of a neuron, each of which is simulated.
+EXCERPTS = len(TEST_RANKS) + RANDOM_EXCERPTS
 
 # Of more neurons, so many are rehearsed in place of all: a second or two, whatever the run.
 _REHEARSED = 200
@@ -81,7 +82,8 @@ def simulator_model(
 ) -> Model:
     """The simulator: the explainer, or another model in its place, or at a place of its own.
 
-    Its key is read from SIMULATOR_API_KEY if it has a server of its own and that is set.
+    If it has an address of its own, its key is read from SIMULATOR_API_KEY; where that is not set,
+    the explainer's key is used if both are on one server.
 
     Args:
         explainer: the explainer.
@@ -90,15 +92,23 @@ def simulator_model(
         price: of the simulator; the explainer's, if that is the same model.
     """
     own = base_url is not None or local
-    key = "SIMULATOR_API_KEY" if base_url and "SIMULATOR_API_KEY" in os.environ else None
+    other = base_url is not None and (
+        "SIMULATOR_API_KEY" in os.environ or _server(base_url) != _server(explainer.base_url)
+    )
     same = not own and name in (None, explainer.name)
     return Model(
         name or explainer.name,
         base_url if own else explainer.base_url,
         local if own else explainer.local,
         price or (explainer.price if same else None),
-        key or explainer.key_variable,
+        "SIMULATOR_API_KEY" if other else explainer.key_variable,
     )
+
+
+def _server(base_url: str | None) -> tuple[str, str]:
+    """What is told a key: the scheme and the host of an address."""
+    parts = urlsplit(address_of(base_url, local=False))
+    return parts.scheme, parts.netloc
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ def explain_by_model(run: Run, neurons: list[NeuronId], settings: Settings) -> O
 
 async def _explain(run: Run, neurons: list[NeuronId], settings: Settings) -> Outcome:
     meter, told = Meter(), Failures()
-    explained = done = 0
+    progress, explained = Progress(len(neurons)), 0
     stopped: BudgetError | None = None
     with run.database() as database:
         responses = Responses(database)
@@ -165,20 +175,19 @@ async def _explain(run: Run, neurons: list[NeuronId], settings: Settings) -> Out
             results = explain_neurons(
                 records, database, explainer=explainer, simulator=simulator, fresh=settings.fresh
             )
-            title = f"Explaining by {settings.explainer.name}"
             inner = {id(c): c for c in (explaining, simulating)}.values()
             with display(
-                title,
-                len(neurons),
+                f"Explaining by {settings.explainer.name}",
+                progress,
                 meter,
-                REQUESTS * len(neurons),
+                1 + EXCERPTS * simulator.requests(run.excerpts.shape[1]),
                 retried=lambda: sum(getattr(c, "retried", 0) for c in inner),
-            ) as advance:
+            ):
                 try:
                     async for result in results:
-                        done += 1
+                        progress.done += 1
+                        progress.before += result.complete
                         explained += result.text is not None
-                        advance(done)
                         told.add(result.neuron, result.failures)
                 except BudgetError as error:
                     stopped = error
@@ -186,11 +195,20 @@ async def _explain(run: Run, neurons: list[NeuronId], settings: Settings) -> Out
     return Outcome(explained, stopped)
 
 
-def rehearse(run: Run, neurons: list[NeuronId], settings: Settings) -> Estimate:
+def rehearse(
+    run: Run,
+    neurons: list[NeuronId],
+    settings: Settings,
+    *,
+    batches: Literal["server", "files"] | None = None,
+) -> Estimate:
     """What `explain_by_model` would ask and cost at the most, without sending anything.
 
     Of many neurons a sample is rehearsed. What the connections can do is taken from the run's
     record of a former probe; where there is none, that they can do what their kind mostly can.
+
+    Args:
+        batches: whether it is to be asked in batches, by a server or by files.
 
     Raises:
         UnusableError: the simulator is known to lack what is asked for.
@@ -205,8 +223,12 @@ def rehearse(run: Run, neurons: list[NeuronId], settings: Settings) -> Estimate:
 
         def stand_in(model: Model, purpose: str) -> Rehearsal:
             address = address_of(model.base_url, local=model.local)
-            can = responses.capabilities(model.name, address) or _usual(model, address)
             price = model.price or price_of(model.name, address)
+            if batches is not None and not model.local and price is not None:
+                price = price.in_batch()
+            can = responses.capabilities(model.name, address) or _usual(model, address)
+            if batches == "files" and not model.local:
+                can = recorded_for_files(responses, model.name, address)
             return Rehearsal(
                 model.name, address, can, responses, purpose, price, total, fresh=settings.fresh
             )
@@ -232,7 +254,9 @@ def rehearse(run: Run, neurons: list[NeuronId], settings: Settings) -> Estimate:
 def _usual(model: Model, address: str) -> Capabilities:
     """What a connection of this kind can mostly do."""
     if model.local:
-        return Capabilities(chat=True, prompt_logprobs=11, fillers=FILLERS)
+        return Capabilities(
+            chat=True, chat_logprobs=11, next_logprobs=11, prompt_logprobs=11, fillers=FILLERS
+        )
     can = Capabilities(chat=True, chat_logprobs=20, schema="json_schema")
     if urlsplit(address).hostname == "api.openai.com":
         return replace(can, thinks=not model.name.startswith(_THOUGHTLESS))
@@ -299,36 +323,61 @@ async def put_behind_store(
     explainer = behind(explaining, settings.explainer, "explanation")
     # The simulator comes first, since explanations that can't be scored may cost money.
     simulator = behind(simulating, settings.simulator, "simulation")
-    mode = choose_mode(await simulator.probe(), settings.mode, settings.readout)
-    can = await explainer.probe()
-    if not can.chat:
-        why = (can.lacks or {}).get("chat")
-        raise UnusableError(
-            f"'{explainer.model}' at {explainer.address} answers no chats, so it can't explain"
-            f"{f' ({why})' if why else ''}; choose a model that was trained on instructions"
-        )
+    mode = await simulator.probe_for(simulates(settings))
+    await explainer.probe_for(explains(settings.explainer.name, explaining.address))
     return explainer, Simulator(simulator, mode, settings.readout), prices
+
+
+def simulates(settings: Settings) -> Callable[[Capabilities], str]:
+    """Gives the mode in which a model simulates; raises UnusableError if it can't."""
+    return lambda can: choose_mode(can, settings.mode, settings.readout)
+
+
+def explains(model: str, address: str) -> Callable[[Capabilities], None]:
+    """Raises UnusableError if a model can't explain."""
+
+    def check(can: Capabilities) -> None:
+        if not can.chat:
+            why = (can.lacks or {}).get("chat")
+            raise UnusableError(
+                f"'{model}' at {address} answers no chats, so it can't explain"
+                f"{f' ({why})' if why else ''}; choose a model that was trained on instructions"
+            )
+
+    return check
 
 
 class Failures:
     """Tells the first failures as they come, and at the end how many there were of each kind."""
 
     def __init__(self) -> None:
-        self._reasons: Counter[str] = Counter()
+        self._count = 0
+        self._kinds: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
 
     def add(self, neuron: NeuronId, failures: list[str]) -> None:
         for failure in failures:
-            if self._reasons.total() < _TOLD:
+            if self._count < _TOLD:
                 messages.print(f"{neuron}: {failure}", markup=False, soft_wrap=True)
-            self._reasons[failure.partition(": ")[2]] += 1
+            self._count += 1
+            reason = failure.partition(": ")[2]
+            kind = _VARYING.sub("", reason)
+            self._kinds[kind] += 1
+            self._examples.setdefault(kind, reason)
 
     def summary(self) -> None:
-        if self._reasons.total() > _TOLD:
-            often = self._reasons.most_common(3)
+        if self._count > _TOLD:
+            often = (
+                f"{count:,} times such as: {self._examples[kind]}"
+                for kind, count in self._kinds.most_common(3)
+            )
             messages.print(
-                f"{self._reasons.total():,} requests failed: "
-                f"{'; '.join(f'{count:,} times {reason}' for reason, count in often)}. "
-                "The same command asks them again.",
+                f"{self._count:,} failures; {'; '.join(often)}. The same command asks again for "
+                "what was not answered; what was, but can't be used, only --fresh asks for again.",
                 markup=False,
                 soft_wrap=True,
             )
+
+
+# What differs between failures of one kind: what is quoted, and numbers.
+_VARYING = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+")

@@ -14,15 +14,23 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fastexplain.asking import Failures, Model, Outcome, Settings, put_behind_store, reach
+from fastexplain.asking import (
+    Failures,
+    Model,
+    Outcome,
+    Settings,
+    explains,
+    put_behind_store,
+    reach,
+    simulates,
+)
 from fastexplain.batches import (
-    FILES,
     OFFLINE,
     Collector,
     Ingested,
-    for_files,
     ingest_file,
     lines,
+    recorded_for_files,
     split,
     write_files,
 )
@@ -164,17 +172,18 @@ async def _desk(
     if model.local:
         return await stack.enter_async_context(reach(model, settings)), None
     address = address_of(model.base_url, local=False)
-    server: ServerConnection | None = None
-    found = responses.capabilities(model.name, address)
     if offline:
-        found = responses.capabilities(model.name, FILES) or found
+        can = recorded_for_files(responses, model.name, address)
+        return Collector(model.name, address, can, responses, purpose), None
+    server = await stack.enter_async_context(reach(model, settings))
+    assert isinstance(server, ServerConnection)
+    stored = StoredConnection(server, responses, purpose)
+    if purpose == "simulation":
+        await stored.probe_for(simulates(settings))
     else:
-        connection = await stack.enter_async_context(reach(model, settings))
-        assert isinstance(connection, ServerConnection)
-        server = connection
-        found = await StoredConnection(server, responses, purpose).probe()
-    can = for_files(found) if found is None or offline else found
-    return Collector(model.name, address, can, responses, purpose), server
+        await stored.probe_for(explains(model.name, address))
+    assert stored.capabilities is not None
+    return Collector(model.name, server.address, stored.capabilities, responses, purpose), server
 
 
 def _abilities(collectors: list[Collector], address: str | None = None) -> dict[str, Capabilities]:

@@ -19,7 +19,7 @@ from fastexplain.errors import Deferred, LLMError, RunError, UsageError
 from fastexplain.llm import wire
 from fastexplain.llm.base import Connection
 from fastexplain.llm.prices import Price, cost
-from fastexplain.llm.requests import Capabilities, Request, Response, key
+from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
 from fastexplain.responses import PendingRequest, Responses
 
 # OpenAI's limits on a file.
@@ -53,6 +53,16 @@ def for_files(found: Capabilities | None) -> Capabilities:
         fillers=(),
         lacks={**((found or OFFLINE).lacks or {}), **lacks},
     )
+
+
+def recorded_for_files(responses: Responses, model: str, address: str) -> Capabilities:
+    """What a model can be asked by files, as far as a run's records tell.
+
+    Args:
+        address: of a server with the same model.
+    """
+    found = responses.capabilities(model, FILES) or responses.capabilities(model, address)
+    return for_files(found)
 
 
 class Collector(Connection):
@@ -259,6 +269,7 @@ def ingest(
         if _code(line) in _NOT_REACHED:
             left += 1
             continue
+        price = prices.get(request.model)
         try:
             body = _body(line)
             able = can.get(request.model)
@@ -267,17 +278,22 @@ def ingest(
                 thinking |= {request.model} if able.thinks else set()
             response = wire.read(request.request, body, able)
         except LLMError as error:
-            responses.fail_pending(request, str(error))
+            usage = error.usage or Usage()
+            spent = 0.0 if error.usage is None else _cost(usage, price)
+            responses.fail_pending(request, str(error), usage, spent)
             reason = reason or str(error)
             failed += 1
             continue
-        price = prices.get(request.model)
-        spent = None if price is None else cost(response.usage, price)
+        spent = _cost(response.usage, price)
         responses.add(request.key, request.model, request.purpose, response, spent)
         answered += 1
     for model in thinking:
         responses.record_capabilities(model, FILES, replace(OFFLINE, thinks=True))
     return Ingested(answered, failed, left, unknown, unreadable, reason)
+
+
+def _cost(usage: Usage, price: Price | None) -> float | None:
+    return None if price is None else cost(usage, price)
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

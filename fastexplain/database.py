@@ -150,6 +150,16 @@ class Database:
         with self.transaction():
             self._insert_scores([(explanation, simulator, version, scores, now())])
 
+    def scores(self, explanation: int, simulator: str, version: str) -> Scores | None:
+        """An explanation's scores by one simulator, if it has any."""
+        columns = ", ".join(Scores.__dataclass_fields__)
+        rows = self.query(
+            f"""SELECT {columns} FROM scores
+            WHERE explanation = ? AND simulator = ? AND version = ?""",
+            (explanation, simulator, version),
+        )
+        return Scores(*rows[0]) if rows else None
+
     def explanations(self, neuron: NeuronId) -> list[StoredExplanation]:
         """All explanations of a neuron, lookup first, then newest first.
 
@@ -297,10 +307,11 @@ class Database:
             self._sqlite.execute("BEGIN IMMEDIATE")
             try:
                 yield self._sqlite
+                self._sqlite.execute("COMMIT")
             except BaseException:
-                self._sqlite.execute("ROLLBACK")
+                if self._sqlite.in_transaction:  # SQLite has ended it itself where a disk is full
+                    self._sqlite.execute("ROLLBACK")
                 raise
-            self._sqlite.execute("COMMIT")
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -3,6 +3,13 @@
 The command line prints the message alone; exit code 2 for `UsageError`, 1 for the others.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastexplain.llm.requests import Usage
+
 
 class FastexplainError(Exception):
     """Base of every error raised on purpose."""
@@ -29,7 +36,13 @@ class RunError(FastexplainError):
 
 
 class LLMError(FastexplainError):
-    """An explainer or simulator can't be reached, or can't do what was asked of it."""
+    """An explainer or simulator can't be reached, or can't do what was asked of it.
+
+    Attributes:
+        usage: what an answer took that is of no use; None where none came.
+    """
+
+    usage: Usage | None = None
 
 
 class UnusableError(LLMError):

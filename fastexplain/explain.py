@@ -62,6 +62,7 @@ class NeuronResult:
         scores: of the explanation; None without one.
         failures: a line for each request that failed.
         waiting: whether some of its requests were noted for a batch, so that it goes on later.
+        complete: whether all was there already, so that nothing was asked.
     """
 
     neuron: NeuronId
@@ -69,6 +70,7 @@ class NeuronResult:
     scores: Scores | None
     failures: list[str] = field(default_factory=list)
     waiting: bool = False
+    complete: bool = False
 
 
 async def explain(record: NeuronRecord, connection: Connection) -> Explanation:
@@ -113,21 +115,24 @@ async def explain_neurons(
 
     Raises:
         UnusableError: explainer or simulator can't serve any request.
-        BudgetError: the next request might pass the limit; what was in flight is complete by then.
-            A failure that concerns one neuron or excerpt is part of the result instead.
+        BudgetError: the next request might pass the limit.
+            What was in flight is complete by then. A failure that concerns one neuron or excerpt
+            is part of the result instead.
     """
     work = _Work(database, explainer, simulator, fresh)
     source = iter(records)
     results: asyncio.Queue[NeuronResult | None] = asyncio.Queue()
-    reached: list[BudgetError] = []
+    ends: list[BudgetError | UnusableError] = []
 
     async def worker() -> None:
         for record in source:
             try:
                 results.put_nowait(await work.on(record))
-            except BudgetError as error:
-                reached.append(error)
+            except (BudgetError, UnusableError) as error:
+                ends.append(error)
+            if ends:  # what others have in flight may have been paid for: they end their neurons
                 return
+            await asyncio.sleep(0)  # where nothing had to be asked, nobody else had a turn
 
     async def workers() -> None:
         # A neuron has at least one request in flight, so as many neurons keep a connection busy.
@@ -148,8 +153,8 @@ async def explain_neurons(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    if reached:
-        raise reached[0]
+    if ends:
+        raise ends[-1]
 
 
 class _Work:
@@ -180,6 +185,12 @@ class _Work:
         excerpts = [record.top[r] for r in split.top] + [record.random[s] for s in split.random]
         have = self._database.simulated(explanation, self._simulator.model, self._simulator.version)
         missing = [e for e in excerpts if e.excerpt not in have]
+        if not missing:
+            stored = self._database.scores(
+                explanation, self._simulator.model, self._simulator.version
+            )
+            if stored is not None:
+                return NeuronResult(record.id, text, stored, complete=True)
         outcomes = await asyncio.gather(
             *(self._simulate(record, explanation, text, e, have) for e in missing),
             return_exceptions=True,  # all are waited for: what was sent may have been paid for

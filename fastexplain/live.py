@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rich.live import Live
 from rich.text import Text
@@ -17,20 +18,35 @@ from fastexplain.terminal import messages
 SECONDS = 10.0
 
 
+@dataclass
+class Progress:
+    """How many neurons are done.
+
+    Attributes:
+        total: in all.
+        done: of those.
+        before: of those done, the ones that were done before.
+    """
+
+    total: int
+    done: int = 0
+    before: int = 0
+
+
 def progress_line(
-    title: str, neurons: int, total: int, meter: Meter, expected: int, seconds: float, retried: int
+    title: str, neurons: Progress, meter: Meter, each: int, seconds: float, retried: int
 ) -> str:
     """One line on what is done, how fast, for how much, and how long it will take.
 
     Args:
         title: what is being done.
-        neurons, total: done, and in all.
+        neurons: how many are done.
         meter: counts of requests.
-        expected: requests of all neurons together, about.
+        each: requests of a neuron, about.
         seconds: since the beginning.
         retried: requests that had to be sent once more.
     """
-    parts = [f"{title}: {neurons:,} of {total:,} neurons"]
+    parts = [f"{title}: {neurons.done:,} of {neurons.total:,} neurons"]
     counts = [f"{meter.answered:,} answered"]
     counts += [f"{meter.stored:,} stored before"] * bool(meter.stored)
     counts += [f"{meter.failed:,} failed"] * bool(meter.failed)
@@ -43,39 +59,35 @@ def progress_line(
     if meter.cost:
         parts.append(f"${meter.cost:,.4f}")
     sent = meter.answered + meter.failed
-    if sent and neurons < total:
-        left = max(expected - meter.done, 0) * seconds / sent
-        parts.append(f"{_duration(left)} left")
+    if sent and neurons.done < neurons.total:
+        begun = max(meter.done - each * (neurons.done - neurons.before), 0)
+        left = max(each * (neurons.total - neurons.done) - begun, 0)
+        parts.append(f"{_duration(left * seconds / sent)} left")
     return "; ".join(parts)
 
 
 @contextlib.contextmanager
 def display(
     title: str,
-    total: int,
+    neurons: Progress,
     meter: Meter,
-    expected: int,
+    each: int,
     *,
     retried: Callable[[], int] = lambda: 0,
     seconds: float = SECONDS,
-) -> Iterator[Callable[[int], None]]:
-    """Show how requests get on, on standard error; gives what is told how many neurons are done.
+) -> Iterator[None]:
+    """Show how requests get on, on standard error.
 
     Args:
-        title, total, meter, expected: as for `progress_line`.
+        title, neurons, meter, each: as for `progress_line`; what they hold may change.
         retried: gives the number of retries.
         seconds: between two lines where standard error is no terminal.
     """
     began = time.perf_counter()
-    done = 0
 
     def line() -> str:
         passed = time.perf_counter() - began
-        return progress_line(title, done, total, meter, expected, passed, retried())
-
-    def advance(neurons: int) -> None:
-        nonlocal done
-        done = neurons
+        return progress_line(title, neurons, meter, each, passed, retried())
 
     with contextlib.ExitStack() as stack:
         if messages.is_terminal:
@@ -88,7 +100,7 @@ def display(
             stack.enter_context(live)
         else:
             stack.enter_context(_now_and_then(line, seconds))
-        yield advance
+        yield
     messages.print(line(), markup=False, soft_wrap=True)
 
 

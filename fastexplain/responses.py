@@ -7,6 +7,7 @@ ledger, as it arrives, so that a command that is killed loses only what was in f
 from __future__ import annotations
 
 import json
+import sqlite3
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -27,7 +28,8 @@ from fastexplain.llm.requests import (
 class LedgerRow(NamedTuple):
     """What one command asked one model for one purpose, "explanation" or "simulation".
 
-    `cost` is in US dollars, of all answers but the `unpriced` ones. Tokens that a server read from
+    `cost` is in US dollars, of all answers but the `unpriced` ones. What answers took that were of
+    no use is in it, and in the tokens, too. Tokens that a server read from
     its cache are counted in `prompt_tokens` too.
     """
 
@@ -109,25 +111,38 @@ class Responses:
                 (key, model, response.encode(), *counts, cost, now()),
             )
             sqlite.execute("DELETE FROM pending WHERE request = ?", (key,))
-            sqlite.execute(
-                f"""INSERT INTO ledger (command, model, purpose, {_COUNTS})
-                VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?)
-                ON CONFLICT DO UPDATE SET {_ADDED}""",
-                (
-                    *(self.command, model, purpose, usage.prompt_tokens),
-                    *(usage.cached_tokens, usage.completion_tokens),
-                    *(cost or 0.0, int(cost is None)),
-                ),
-            )
+            self._book(sqlite, model, purpose, usage, cost, answered=1)
 
-    def add_failure(self, model: str, purpose: str) -> None:
-        """Book a request that failed for good."""
+    def add_failure(self, model: str, purpose: str, usage: Usage, cost: float | None) -> None:
+        """Book a request that failed for good.
+
+        Args:
+            usage: what an answer took that was of no use.
+            cost: of that, in US dollars, None if unknown.
+        """
         with self._database.transaction() as sqlite:
-            sqlite.execute(
-                """INSERT INTO ledger (command, model, purpose, failed) VALUES (?, ?, ?, 1)
-                ON CONFLICT DO UPDATE SET failed = failed + 1""",
-                (self.command, model, purpose),
-            )
+            self._book(sqlite, model, purpose, usage, cost, failed=1)
+
+    def _book(
+        self,
+        sqlite: sqlite3.Connection,
+        model: str,
+        purpose: str,
+        usage: Usage,
+        cost: float | None,
+        *,
+        answered: int = 0,
+        failed: int = 0,
+    ) -> None:
+        tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        sqlite.execute(
+            f"""INSERT INTO ledger (command, model, purpose, {_COUNTS})
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {_ADDED}""",
+            (
+                *(self.command, model, purpose, answered, failed),
+                *(*tokens, cost or 0.0, int(cost is None)),
+            ),
+        )
 
     def ledger(self) -> list[LedgerRow]:
         """All that was booked, oldest command first."""
@@ -165,13 +180,19 @@ class Responses:
                 ((r.key, r.model, r.purpose, to_json(r.request)) for r in requests),
             )
 
-    def fail_pending(self, request: PendingRequest, reason: str) -> None:
-        """Record that a batch did not answer a request."""
+    def fail_pending(
+        self, request: PendingRequest, reason: str, usage: Usage, cost: float | None
+    ) -> None:
+        """Record that a batch did not answer a request, and book what that took.
+
+        The failure itself is booked by the command that tells it.
+        """
         with self._database.transaction() as sqlite:
             sqlite.execute(
                 "UPDATE pending SET failure = ?, batch = NULL WHERE request = ?",
                 (reason, request.key),
             )
+            self._book(sqlite, request.model, request.purpose, usage, cost)
 
     def pending_failure(self, key: str) -> str | None:
         """Why a batch did not answer a request; None if none failed to."""
@@ -240,5 +261,5 @@ class Responses:
         return [PendingRequest(k, model, purpose, from_json(c)) for k, model, purpose, c in rows]
 
 
-_COUNTS = "answered, prompt_tokens, cached_tokens, completion_tokens, cost, unpriced"
+_COUNTS = "answered, failed, prompt_tokens, cached_tokens, completion_tokens, cost, unpriced"
 _ADDED = ", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTS.split(", "))

@@ -143,6 +143,10 @@ class Simulator:
         (rows, reason), (empty, other) = await self._distributions([explanation, EMPTY], tokens)
         return Simulation(contrast(rows, empty), reason or other)
 
+    def requests(self, tokens: int) -> int:
+        """How many requests a simulation of so many tokens takes at the most."""
+        return (tokens if self._mode == "one-at-a-time" else 1) * (2 if self._contrast else 1)
+
     @property
     def _capabilities(self) -> Capabilities:
         return self._connection.capabilities or Capabilities()

@@ -7,8 +7,9 @@ import planted
 import pytest
 from faulty_server import Faulty
 
-from fastexplain.asking import Model, simulator_model
+from fastexplain.asking import Failures, Model, simulator_model
 from fastexplain.llm.prices import Price
+from fastexplain.records import NeuronId
 
 NEURONS = [f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.ALWAYS)]
 
@@ -90,6 +91,48 @@ def test_one_token_at_a_time_gives_scores_too(explain):
     assert found["explanations"][0]["excerpts_top"] == 5
 
 
+@pytest.mark.parametrize("mode", ["prompt-logprobs", "generated-logprobs", "one-at-a-time"])
+def test_a_dry_run_knows_what_the_local_engine_can_do(cli, run, mode):
+    options = ["--local", "--simulation", mode, "--dry-run", "--json"]
+    code, out, err = cli("explain", run, NEURONS[0], "--explainer", "smollm2", *options)
+    assert code == 0, err
+    requests = json.loads(out.splitlines()[-1])["purposes"]["simulation"]["requests"]
+    assert requests > 600 if mode == "one-at-a-time" else requests == 10
+
+
+def test_a_dry_run_of_batches_costs_half(explain, server, tmp_path):
+    explain(NEURONS[0])
+    ways = (["--batch"], ["--batch-file", str(tmp_path / "x")], [])
+    priced = [*NEURONS, "--dry-run", "--price", "1,1"]
+    served, by_file, plain = (explain(*priced, *way)[1] for way in ways)
+    assert served["requests"] == plain["requests"]
+    assert served["cost"] == pytest.approx(plain["cost"] / 2)
+    # Files hold chats only, so the simulations are others, and none of them is answered yet.
+    assert by_file["requests"] > plain["requests"]
+
+
+def test_a_limit_that_is_reached_at_once_is_what_is_said(explain):
+    code, _, err = explain(*NEURONS, "--max-requests", "3")
+    assert code == 1 and err.splitlines()[-1].endswith("stopped after 3 requests; --max-requests")
+
+
+def test_many_failures_are_summed_up_by_kind(capsys):
+    told = Failures()
+    for n in range(50):
+        quoted = (
+            f"simulation of excerpt {n}: the answer has 'word {n}' at token {n} of 64, \"it's\""
+        )
+        told.add(NeuronId(0, n), [quoted])
+    told.add(NeuronId(1, 0), ["explanation: refused"])
+    told.summary()
+    *single, last = capsys.readouterr().err.splitlines()
+    assert len(single) == 20 and single[0].startswith("0:0: simulation of excerpt 0: the answer")
+    assert last.startswith(
+        "51 failures; 50 times such as: the answer has 'word 0' at token 0 of 64, \"it's\"; "
+        "1 times such as: refused. The same command asks again"
+    )
+
+
 def test_readouts_stand_beside_each_other(explain):
     explain(NEURONS[0])
     code, found, _ = explain(NEURONS[0], "--readout", "contrast")
@@ -140,7 +183,7 @@ def test_everything_is_explained_only_when_it_is_meant(explain, server):
     ("options", "said"),
     [
         (["--local"], "--local and --base-url exclude each other"),
-        (["--batch", "--dry-run"], "--batch and --dry-run exclude each other"),
+        (["--batch", "--batch-file", "x"], "--batch and --batch-file exclude each other"),
         (
             ["--simulator-url", "http://x/v1", "--simulator-local"],
             "--simulator-local and --simulator-url exclude each other",
@@ -197,6 +240,14 @@ def test_a_simulator_may_have_a_place_of_its_own(monkeypatch):
     assert simulator_model(explainer, None) == explainer
     assert simulator_model(explainer, "small") == Model("small", "http://a/v1")
     assert simulator_model(explainer, "small", local=True) == Model("small", None, True)
+    monkeypatch.delenv("SIMULATOR_API_KEY", raising=False)
+    # The explainer's key is for nobody else to see.
+    own = simulator_model(explainer, "small", base_url="http://b/v1")
+    assert own.key_variable == "SIMULATOR_API_KEY"
+    own = simulator_model(explainer, "small", base_url="http://a/other")
+    assert own.key_variable == "OPENAI_API_KEY"
     monkeypatch.setenv("SIMULATOR_API_KEY", "k")
+    own = simulator_model(explainer, "small", base_url="http://a/v1")
+    assert own == Model("small", "http://a/v1", key_variable="SIMULATOR_API_KEY")
     own = simulator_model(explainer, None, base_url="http://b/v1")
     assert own == Model("big", "http://b/v1", key_variable="SIMULATOR_API_KEY")

@@ -27,6 +27,7 @@ from fastexplain.batches import (
 )
 from fastexplain.database import Database
 from fastexplain.errors import Deferred, LLMError, RunError, UnusableError, UsageError
+from fastexplain.llm import address_of
 from fastexplain.llm.batch import BatchClient
 from fastexplain.llm.prices import Price
 from fastexplain.llm.requests import Capabilities, Chat, Reading, key
@@ -436,6 +437,14 @@ def test_neurons_are_explained_in_two_batches(server, run):
     assert {row.purpose: row.answered for row in ledger}["explanation"] == 3
     asking_batches.explain_in_batches(run, neurons, settings(server.url))
     assert server.creations == 2
+
+
+def test_an_address_may_be_written_in_other_ways(server, run):
+    neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
+    url = server.url.replace("127.0.0.1", "LOCALHOST") + "/"
+    assert asking_batches.explain_in_batches(run, neurons, settings(url)).explained == 3
+    with run.database() as database:
+        assert Responses(database).capabilities("m", address_of(url, local=False)) is not None
 
 
 def test_a_request_that_a_batch_cannot_answer_costs_only_itself(server, run, capsys):

@@ -28,12 +28,12 @@ def test_a_request_is_let_through_while_its_worst_case_fits():
     with pytest.raises(BudgetError) as caught:
         budget.reserve(0.03)
     assert str(caught.value) == (
-        "stopped before $5.00: $1.98 spent, up to $3.00 in flight, and the next request may cost "
-        "$0.030; --max-cost"
+        "stopped before $5.00: $4.98 are spent or may be by what is in flight, and the next "
+        "request may cost $0.030; --max-cost"
     )
     budget.settle(first, 1.5)
     budget.settle(second, 1.5)
-    with pytest.raises(BudgetError, match=r"stopped before \$5\.00: \$4\.98 spent, and the next"):
+    with pytest.raises(BudgetError, match=r"stopped before \$5\.00: \$4\.98 are spent"):
         budget.reserve(0.03)
     budget.settle(budget.reserve(0.01), 0.01)
     assert budget.spent == pytest.approx(4.99) and budget.requests == 4

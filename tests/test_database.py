@@ -122,6 +122,17 @@ def test_a_half_stored_batch_is_not_stored_at_all(database):
     assert database.explanations(NeuronId(0, 0)) == []
 
 
+def test_a_disk_that_is_full_says_so_and_half_a_batch_is_not_stored(database):
+    [[pages]] = database.query("PRAGMA page_count")
+    database.query(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(RunError, match="disk is full"):
+        database.add_explanations([said(NeuronId(0, n), "x" * 9000) for n in range(9)])
+    assert database.explanations(NeuronId(0, 0)) == []
+    database.query("PRAGMA max_page_count = 100000")
+    database.add_explanations([said(NeuronId(0, 0))])
+    assert len(database.explanations(NeuronId(0, 0))) == 1
+
+
 def test_a_reader_sees_what_a_writer_has_stored(tmp_path):
     path = tmp_path / "run.sqlite"
     with Database(path) as writer, Database(path) as reader:

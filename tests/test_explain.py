@@ -158,6 +158,7 @@ def test_a_second_call_asks_nothing(database):
     again = run(database, [record(0)], model)[0]
     assert (model.chats, model.reads) == ([], [])
     assert again.scores == first.scores
+    assert again.complete and not first.complete
 
 
 def test_fresh_asks_again(database):
@@ -206,6 +207,44 @@ def test_a_model_that_serves_nobody_is_an_error_and_nothing_is_stored(database):
     with pytest.raises(UnusableError, match="gone"):
         run(database, map(record, range(9)), Scripted(down=True))
     assert database.explanations(NeuronId(0, 0)) == []
+
+
+def test_where_nothing_is_asked_others_get_their_turns(database):
+    """So that Ctrl-C, the display and timeouts work while a command goes through what is done."""
+    run(database, map(record, range(30)), Scripted())
+    taken = []
+
+    def records():
+        for index in range(30):
+            taken.append(index)
+            yield record(index)
+
+    async def main():
+        model = Scripted()
+        simulator = Simulator(model, "prompt-logprobs", "expected")
+        results = explain_neurons(records(), database, explainer=model, simulator=simulator)
+        async for _ in results:
+            return len(taken)
+
+    assert asyncio.run(main()) <= 3 * Scripted.concurrency
+
+
+def test_what_is_in_flight_when_a_model_serves_nobody_any_more_is_kept(database):
+    class Ending(Scripted):
+        """The quota is used up by one of the requests that are in flight together."""
+
+        async def ask(self, request):
+            if isinstance(request, Chat) and len(self.chats) == 4:
+                self.chats.append("")
+                raise UnusableError("the quota is used up")
+            return await super().ask(request)
+
+    model = Ending()
+    with pytest.raises(UnusableError, match="quota"):
+        run(database, map(record, range(30)), model)
+    explained = database.best(50)
+    assert len(explained) == len(model.chats) - 1
+    assert all(row.scores.excerpts_top == 5 for row in explained)
 
 
 def test_a_simulator_that_serves_nobody_stops_it_all(database):

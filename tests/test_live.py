@@ -8,8 +8,9 @@ from fastexplain import live
 from fastexplain.llm.stored import Meter
 
 
-def line(meter, neurons=10, total=100, seconds=20.0, retried=0):
-    return live.progress_line("Explaining by m", neurons, total, meter, 1100, seconds, retried)
+def line(meter, done=10, before=0, seconds=20.0, retried=0):
+    progress = live.Progress(100, done, before)
+    return live.progress_line("Explaining by m", progress, meter, 11, seconds, retried)
 
 
 def test_a_line_says_what_is_done_how_fast_and_for_how_much():
@@ -21,14 +22,20 @@ def test_a_line_says_what_is_done_how_fast_and_for_how_much():
 
 
 def test_a_line_says_nothing_that_is_not_known():
-    assert line(Meter(), neurons=0, seconds=0.0) == (
+    assert line(Meter(), done=0, seconds=0.0) == (
         "Explaining by m: 0 of 100 neurons; requests 0 answered"
     )
-    assert "left" not in line(Meter(1100), neurons=100)
+    assert "left" not in line(Meter(1100), done=100)
     assert "left" not in line(Meter(stored=50))
-    assert "left" not in line(Meter(), neurons=1)
-    assert line(Meter(1), seconds=20.0).endswith("6:05:60 left") is False
-    assert line(Meter(1), seconds=20.0).endswith("6:06:20 left")
+    assert "left" not in line(Meter(), done=1)
+
+
+def test_the_time_left_is_that_of_the_requests_to_come():
+    assert line(Meter(1), done=0, seconds=20.0).endswith("6:06:20 left")
+    # Of 50 neurons 40 were done before: the other 10 took 110 requests.
+    assert line(Meter(110), done=50, before=40, seconds=110.0).endswith("9:10 left")
+    # Of some that are not done yet half is done.
+    assert line(Meter(550), done=0, seconds=55.0).endswith("0:55 left")
 
 
 def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(monkeypatch, capsys):
@@ -43,8 +50,9 @@ def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(monkeypatch, capsys)
             printed.set()
 
     monkeypatch.setattr(live, "messages", Console())
-    with live.display("Explaining", 2, Meter(), 22, seconds=0.01) as advance:
-        advance(1)
+    progress = live.Progress(2)
+    with live.display("Explaining", progress, Meter(), 11, seconds=0.01):
+        progress.done = 1
         assert printed.wait(30)
     assert lines[0].startswith("Explaining: 1 of 2 neurons")
     assert lines[-1].startswith("Explaining: 1 of 2 neurons")

@@ -22,7 +22,7 @@ from fastexplain.errors import LLMError, UnusableError, UsageError
 from fastexplain.llm.limits import Backoff, Limiter
 from fastexplain.llm.requests import Chat
 from fastexplain.llm.server import ServerConnection, _Again, _tokens
-from fastexplain.llm.wire import Refused
+from fastexplain.llm.wire import Refused, Unanswered
 from fastexplain.prompts import simulator
 
 KEY = "sk-a-key-that-must-not-show"
@@ -120,7 +120,7 @@ def test_what_may_pass_is_tried_again(faulty, fault):
 @pytest.mark.parametrize(("status", "tries"), [(408, 3), (409, 3), (429, 3), (502, 3), (529, 3)])
 def test_statuses_that_pass_end_with_a_reason(faulty, status, tries):
     faulty.status, faulty.body = status, {"error": {"message": "not now"}}
-    message = error_of(faulty.url, retries=2)
+    message = error_of(faulty.url, Unanswered, retries=2)
     assert message == f"{faulty.url}: not now (status {status}) (tried {tries} times)"
     assert len(faulty.requests) == tries
 
@@ -135,20 +135,20 @@ def test_other_statuses_are_not_tried_again(faulty, status):
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"),
+    ("fault", "kind", "reason"),
     [
-        ("hang", "did not answer within 0.2 s (tried 2 times)"),
-        ("drip", "did not answer within 0.2 s (tried 2 times)"),
-        ("reset", "dropped the connection (tried 2 times)"),
-        ("drop", "dropped the connection (tried 2 times)"),
-        ("truncated", "sent an answer that is cut off or no JSON (tried 2 times)"),
-        ("500", "a fault: 500 (status 500) (tried 2 times)"),
+        ("hang", Unanswered, "did not answer within 0.2 s (tried 2 times)"),
+        ("drip", Unanswered, "did not answer within 0.2 s (tried 2 times)"),
+        ("reset", Unanswered, "dropped the connection (tried 2 times)"),
+        ("drop", Unanswered, "dropped the connection (tried 2 times)"),
+        ("truncated", LLMError, "sent an answer that is cut off or no JSON (tried 2 times)"),
+        ("500", LLMError, "a fault: 500 (status 500) (tried 2 times)"),
     ],
 )
-def test_what_does_not_pass_ends_with_a_reason(faulty, fault, reason):
+def test_what_does_not_pass_ends_with_a_reason(faulty, fault, kind, reason):
     faulty.script = [fault] * 2
     timeout = 0.2 if fault in SLOW else 60
-    assert error_of(faulty.url, timeout=timeout, retries=1).endswith(reason)
+    assert error_of(faulty.url, kind, timeout=timeout, retries=1).endswith(reason)
 
 
 def test_one_that_fails_leaves_the_others_be(faulty):
@@ -299,6 +299,11 @@ def test_a_request_that_was_turned_away_for_others_keeps_its_tries():
     asyncio.run(main())
 
 
+def test_used_up_credits_are_final(faulty):
+    faulty.status, faulty.body = 402, {"error": {"message": "Insufficient credits"}}
+    assert "quota of this key is used up" in error_of(faulty.url, UnusableError)
+
+
 def test_a_used_up_quota_is_final(faulty):
     faulty.status = 429
     faulty.body = {"error": {"message": "You exceeded", "code": "insufficient_quota"}}
@@ -332,7 +337,7 @@ def test_a_server_that_has_gone_fails_each_request_and_then_all():
             return [await outcome(connection) for _ in range(21)]
 
     errors = asyncio.run(main())
-    assert [type(error) for error in errors] == [LLMError] * 19 + [UnusableError] * 2
+    assert [type(error) for error in errors] == [Unanswered] * 19 + [UnusableError] * 2
     assert "has stopped answering: no server answers" in str(errors[-1])
     assert str(errors[-1]).endswith("the same command goes on from there")
 
@@ -594,7 +599,9 @@ def test_2000_requests_at_30_percent_faults():
         result = results[number]
         if isinstance(result, LLMError):
             failed += 1
-            assert type(result) is LLMError and re.search(r"tried \d+ times", str(result))
+            assert type(result) in (LLMError, Unanswered) and re.search(
+                r"tried \d+ times", str(result)
+            )
             assert faults[-1] in PASSING
         elif faults[-1] == "answered":
             assert result == answered[number]

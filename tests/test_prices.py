@@ -110,6 +110,8 @@ def test_the_users_prices_win_and_hold_everywhere(write):
     assert price_of("gpt-4o-2024-08-06", OPENAI) == Price(1, 1, 2.5)
     assert price_of("gpt-4o", ELSEWHERE) == Price(1, 1, 2.5)
     assert price_of("mine", ELSEWHERE) == FREE
+    # As behind a proxy on this machine.
+    assert price_of("gpt-4o", "http://localhost:4000/v1") == Price(1, 1, 2.5)
     assert price_of("gpt-4o-mini", OPENAI) == Price(0.15, 0.075, 0.6)
     assert price_of("gpt-4o-mini", ELSEWHERE) is None
 

@@ -11,7 +11,7 @@ from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm import connect
 from fastexplain.llm.probe import probe
 from fastexplain.llm.requests import Capabilities
-from fastexplain.llm.wire import Refused
+from fastexplain.llm.wire import Refused, Unanswered
 
 SINGLE_DIGITS = r"\t|\n|\d|[^\t\n\d]+"
 WHOLE_NUMBERS = r"\t|\n|\d+|[^\t\n\d]+"
@@ -403,6 +403,18 @@ def test_what_is_wrong_with_every_request_ends_the_probe():
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
+
+
+def test_what_may_pass_says_nothing_of_an_ability():
+    server = Server()
+
+    async def send(path, body):
+        if body.get("echo"):
+            raise Unanswered("http://x: slow down (status 429) (tried 7 times)")
+        return await server.send(path, body)
+
+    with pytest.raises(Unanswered, match="slow down"):
+        asyncio.run(probe(send, "m"))
 
 
 @pytest.mark.parametrize("kind", ["null", "nan", "short"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastexplain.database import Database
-from fastexplain.errors import BudgetError, Deferred, LLMError
+from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
 from fastexplain.llm import Connection
 from fastexplain.llm.budget import Budget
 from fastexplain.llm.prices import Price
@@ -124,11 +124,11 @@ def test_keys_tell_requests_apart():
 def test_the_ledger_adds_up(responses):
     responses.add("a", "m", "simulation", DISTRIBUTION, 0.5)
     responses.add("b", "m", "simulation", DISTRIBUTION, None)
-    responses.add_failure("m", "simulation")
-    responses.add_failure("m", "explanation")
+    responses.add_failure("m", "simulation", Usage(5, 3), 0.25)
+    responses.add_failure("m", "explanation", Usage(), 0.0)
     explanation, simulation = responses.ledger()
-    assert (explanation.purpose, explanation.answered, explanation.failed) == ("explanation", 0, 1)
-    assert simulation == ("now", "m", "simulation", 2, 1, 80, 16, 2, 0.5, 1)
+    assert explanation == ("now", "m", "explanation", 0, 1, 0, 0, 0, 0.0, 0)
+    assert simulation == ("now", "m", "simulation", 2, 1, 85, 16, 5, 0.75, 1)
 
 
 def test_capabilities_are_recorded(responses):
@@ -232,6 +232,32 @@ def test_who_waits_for_the_same_answer_may_stop_waiting(responses):
     assert asyncio.run(main()).text == "1"
 
 
+def test_an_answer_of_no_use_is_paid_for(responses):
+    useless = LLMError("cut off")
+    useless.usage = Usage(1000, 4000)
+    inner, budget = Inner(useless, useless), Budget(0.06, None)
+    stored = StoredConnection(inner, responses, "explanation", price=Price(1, 1, 10), budget=budget)
+    assert str(ask(stored, CHAT)[0]) == "cut off"
+    # What it cost is what the next one may cost.
+    assert isinstance(ask(stored, CHAT)[0], BudgetError)
+    assert budget.spent == pytest.approx(0.041) and stored.meter.cost == budget.spent
+    assert (stored.meter.prompt_tokens, stored.meter.completion_tokens) == (1000, 4000)
+    [row] = responses.ledger()
+    assert (row.failed, row.prompt_tokens, row.cost) == (1, 1000, pytest.approx(0.041))
+    assert len(inner.asked) == 1
+
+
+def test_what_is_deferred_holds_its_share_of_the_budget_until_it_is_there(responses):
+    inner, budget = Inner(*[Deferred("later")] * 4), Budget(1.0, 3)
+    stored = StoredConnection(inner, responses, "explanation", price=Price(1, 1, 10), budget=budget)
+    for _ in range(2):  # a batch that ended without an answer: noted once more
+        assert all(isinstance(each, Deferred) for each in ask(stored, CHAT, READING))
+    assert budget.requests == 2 and budget.spent == 0
+    responses.add(key("m", CHAT), "m", "explanation", Answer("1", "stop", usage=Usage(10, 5)), None)
+    assert ask(stored, CHAT, CHAT)[1].text == "1"
+    assert budget.requests == 2 and budget.spent == pytest.approx(60e-6)
+
+
 def test_a_budget_holds_nothing_back_for_what_failed(responses):
     inner = Inner(LLMError("no"), Answer("1", "stop", usage=Usage(10, 5)))
     budget = Budget(7e-5, None)  # room for one of them
@@ -240,6 +266,45 @@ def test_a_budget_holds_nothing_back_for_what_failed(responses):
     assert ask(stored, CHAT)[0].text == "1"
     assert isinstance(ask(stored, READING)[0], BudgetError)
     assert len(inner.asked) == 2
+
+
+def needs_chats(can):
+    if not can.chat:
+        raise UnusableError("no chats")
+    return "chats"
+
+
+def test_what_a_record_lacks_is_looked_for_again(responses):
+    """A server may have been started anew, in another way."""
+    responses.record_capabilities("m", "here", Capabilities(prompt_logprobs=20))
+    inner = Inner()
+    stored = StoredConnection(inner, responses, "explanation")
+    assert asyncio.run(stored.probe_for(needs_chats)) == "chats"
+    assert stored.capabilities == inner.capabilities == FOUND and inner.probed == 1
+    assert responses.capabilities("m", "here") == FOUND
+    assert asyncio.run(stored.probe_for(needs_chats)) == "chats" and inner.probed == 1
+
+
+def test_what_a_probe_does_not_find_is_not_there(responses):
+    class Mute(Inner):
+        async def probe(self):
+            self.probed += 1
+            self.capabilities = Capabilities(prompt_logprobs=20)
+            return self.capabilities
+
+    for times in (1, 2):
+        inner = Mute()
+        with pytest.raises(UnusableError, match="no chats"):
+            asyncio.run(StoredConnection(inner, responses, "x").probe_for(needs_chats))
+        assert inner.probed == 1, times
+
+
+def test_a_model_in_this_process_is_looked_at_anew(responses):
+    responses.record_capabilities("m", "local", Capabilities())
+    inner = Inner()
+    inner.address = "local"
+    assert asyncio.run(StoredConnection(inner, responses, "x").probe()) == FOUND
+    assert responses.capabilities("m", "local") == FOUND
 
 
 def test_a_connection_is_probed_once_and_again_when_fresh(responses):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fastexplain.errors import LLMError
 from fastexplain.llm import wire
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Reading, Token, Usage
+from fastexplain.llm.tokens import estimate
 from fastexplain.prompts import simulator, simulator_chats
 
 MESSAGES = ({"role": "user", "content": "Say hello."},)
@@ -172,9 +173,11 @@ def test_an_answer_is_read():
         data = chat_data(finish=finish)
         for usage in (None, {}, {"prompt_tokens": None}, {"prompt_tokens_details": None}, "few"):
             data["usage"] = usage
-            assert wire.read(CHAT, data, ABLE) == Answer("Hello.", "stop")
+            # Where a server does not count, it is taken for the most that it may have been.
+            counted = Usage(estimate(CHAT), CHAT.max_tokens)
+            assert wire.read(CHAT, data, ABLE) == Answer("Hello.", "stop", (), counted)
         del data["usage"]
-        assert wire.read(CHAT, data, ABLE) == Answer("Hello.", "stop")
+        assert wire.read(CHAT, data, ABLE) == Answer("Hello.", "stop", (), counted)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +204,9 @@ def test_what_is_no_answer_says_why(data, reason):
     with pytest.raises(LLMError, match=reason) as caught:
         wire.read(CHAT, data, ABLE)
     assert "\n" not in str(caught.value)
+    # It may have to be paid for all the same.
+    counted = Usage(estimate(CHAT), CHAT.max_tokens)
+    assert caught.value.usage == (Usage(30, 2, 16) if "usage" in data else counted)
 
 
 THINKS = Capabilities(chat=True, thinks=True)

@@ -60,11 +60,12 @@ class Budget:
         if self._max_requests is not None and self.requests >= self._max_requests:
             raise BudgetError(f"stopped after {self.requests:,} requests; --max-requests")
         if self._max_cost is not None:
-            at_the_most = self.spent + self._overrun * (self._reserved + most)
-            if at_the_most > self._max_cost:
+            committed = self.spent + self._overrun * self._reserved
+            if committed + self._overrun * most > self._max_cost:
                 raise BudgetError(
-                    f"stopped before {dollars(self._max_cost)}: {self._state()}, and the next "
-                    f"request may cost {dollars(self._overrun * most)}; --max-cost"
+                    f"stopped before {dollars(self._max_cost)}: {dollars(committed)} are spent or "
+                    f"may be by what is in flight, and the next request may cost "
+                    f"{dollars(self._overrun * most)}; --max-cost"
                 )
         self._reserved += most
         self._in_flight += 1
@@ -79,12 +80,6 @@ class Budget:
         self.spent += actual
         if reserved > 0:
             self._overrun = max(self._overrun, actual / reserved)
-
-    def _state(self) -> str:
-        spent = f"{dollars(self.spent)} spent"
-        if not self._in_flight:
-            return spent
-        return f"{spent}, up to {dollars(self._overrun * self._reserved)} in flight"
 
 
 @dataclass

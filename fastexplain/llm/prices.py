@@ -62,8 +62,9 @@ def cost(usage: Usage, price: Price) -> float:
 def price_of(model: str, address: str) -> Price | None:
     """A model's price, None if it is not known.
 
-    What runs in this process or on this machine costs nothing. Elsewhere the user's prices hold,
-    and at OpenAI the package's too. A dated version has its family's price unless its own is known.
+    What runs in this process costs nothing. Elsewhere the user's prices hold, at OpenAI the
+    package's too, and what else runs on this machine costs nothing either. A dated version has its
+    family's price unless its own is known.
 
     Args:
         model: its name.
@@ -72,11 +73,12 @@ def price_of(model: str, address: str) -> Price | None:
     Raises:
         UsageError: the user's file of prices can't be read.
     """
-    host = "" if address == "local" else urlsplit(address).hostname or ""
-    if address == "local" or _is_this_machine(host):
+    if address == "local":
         return FREE
+    host = urlsplit(address).hostname or ""
     known = load_prices() if host == _OPENAI else _users_prices()
-    return known.get(model) or known.get(_DATE.sub("", model))
+    price = known.get(model) or known.get(_DATE.sub("", model))
+    return FREE if price is None and _is_this_machine(host) else price
 
 
 def load_prices() -> dict[str, Price]:

@@ -101,6 +101,7 @@ async def probe(send: Send, model: str) -> Capabilities:
 
     Raises:
         UnusableError: nothing can be asked at all, or nothing that is of use to us.
+        wire.Unanswered: a request was not answered, for a reason that may pass.
     """
     return await _Prober(send, model).probe()
 
@@ -127,7 +128,7 @@ class _Prober:
         """What an ability adds to the capabilities; nothing, and the reason noted, if it lacks."""
         try:
             return await ability
-        except UnusableError:
+        except (UnusableError, wire.Unanswered):  # which say nothing of the ability
             raise
         except LLMError as error:
             self._lacks[name] = str(error)
@@ -206,7 +207,7 @@ class _Prober:
                 _, answer = await self._ask(chat, replace(able, schema=schema))
                 assert isinstance(answer, Answer)
                 _check_schema(answer.text, schema)
-            except UnusableError:
+            except (UnusableError, wire.Unanswered):
                 raise
             except LLMError as error:
                 failure = failure or error

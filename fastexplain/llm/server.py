@@ -53,6 +53,7 @@ class _Again(Exception):
         pause: seconds for which the server wants to be left alone.
         limited: the server has not looked at the request, being asked too much.
         absent: no server was reached.
+        failing: the server has looked at the request, and failed at it.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class _Again(Exception):
         pause: float | None = None,
         limited: bool = False,
         absent: bool = False,
+        failing: bool = False,
     ) -> None:
         super().__init__(reason)
         self.pause = pause
         self.limited = limited
         self.absent = absent
+        self.failing = failing
 
 
 class ServerConnection(Connection):
@@ -191,7 +194,8 @@ class ServerConnection(Connection):
         Raises:
             UnusableError: no request can be answered.
             Refused: the server won't have this one.
-            LLMError: this one was not answered in all its tries.
+            Unanswered: all its tries came to nothing, for reasons that may pass.
+            LLMError: the server failed at it in all its tries.
         """
         async with self._slots:
             tokens = _tokens(body) if self._limiter.counts_tokens else 0
@@ -282,7 +286,7 @@ class ServerConnection(Connection):
                 "addresses end in /v1"
             )
         self._reached = True
-        return _Again(f"{self.address} sent an answer that is cut off or no JSON")
+        return _Again(f"{self.address} sent an answer that is cut off or no JSON", failing=True)
 
     async def _refusal(self, status: int, body: object, headers: httpx2.Headers) -> Exception:
         """What an error status means, in words for the user."""
@@ -290,14 +294,19 @@ class ServerConnection(Connection):
         where = self.address
         given: dict[str, Any] = body if isinstance(body, dict) else {}
         said = self._clean(str(given.get("message") or given.get("detail") or body or "no reason"))
-        if given.get("code") == "insufficient_quota" or given.get("type") == "insufficient_quota":
+        if status == 402 or "insufficient_quota" in (given.get("code"), given.get("type")):
             return UnusableError(
                 f"{where} answers no more: the quota of this key is used up; what was answered is "
                 "stored, and the same command goes on from there"
             )
         if is_passing(status):
             pause = retry_after(headers, time.time())
-            return _Again(f"{where}: {said} (status {status})", pause=pause, limited=status == 429)
+            return _Again(
+                f"{where}: {said} (status {status})",
+                pause=pause,
+                limited=status == 429,
+                failing=status == 500,
+            )
         self._failed_in_a_row = 0
         # Once others were answered, the key is good, and it is this request that is forbidden.
         if status == 401 or (status == 403 and not self._answered):
@@ -337,7 +346,8 @@ class ServerConnection(Connection):
                 f"{self.address} has stopped answering: {failure}{times}; what was answered is "
                 "stored, and the same command goes on from there"
             )
-        raise LLMError(f"{failure}{times}")
+        kind = LLMError if failure.failing else wire.Unanswered
+        raise kind(f"{failure}{times}")
 
     def _clean(self, text: str) -> str:
         """A server's message on one line, not too long, and without what must not show."""
@@ -354,7 +364,7 @@ def address_of(base_url: str | None) -> str:
         UnusableError: it is not an address.
     """
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
-    return _split(base_url)[0].rstrip("/")
+    return str(httpx2.URL(_split(base_url)[0])).rstrip("/")
 
 
 def _key(variable: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from fastexplain.errors import Deferred, LLMError
+from fastexplain.errors import Deferred, LLMError, UnusableError
 from fastexplain.llm.base import Connection
 from fastexplain.llm.budget import Budget
 from fastexplain.llm.prices import Price, cost
@@ -13,6 +15,8 @@ from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
 from fastexplain.llm.tokens import estimate
 from fastexplain.llm.wire import most_tokens
 from fastexplain.responses import Responses
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -22,8 +26,8 @@ class Meter:
     Attributes:
         answered, failed, stored: requests that were answered, that failed for good, and those
             whose response was in the store already.
-        prompt_tokens, completion_tokens: of those answered.
-        cost: of those answered, in US dollars, as far as the prices are known.
+        prompt_tokens, completion_tokens: of the answers, also those that were of no use.
+        cost: of these, in US dollars, as far as the prices are known.
     """
 
     answered: int = 0
@@ -36,6 +40,12 @@ class Meter:
     @property
     def done(self) -> int:
         return self.answered + self.failed + self.stored
+
+    def add(self, usage: Usage, cost: float | None) -> None:
+        """Count what an answer took, whether it is of use or not."""
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.cost += cost or 0.0
 
 
 class StoredConnection(Connection):
@@ -52,6 +62,9 @@ class StoredConnection(Connection):
         budget: asked before every request that is sent; None: no limit.
         fresh: ask once more for what was stored before this connection was made.
         meter: counts; connections may share one.
+
+    Attributes:
+        recorded: whether `capabilities` are from the record of a former command.
     """
 
     def __init__(
@@ -73,21 +86,44 @@ class StoredConnection(Connection):
         self._price = price
         self._budget = budget
         self._fresh = fresh
+        self.recorded = False
         self._asked: set[str] = set()
+        self._deferred: dict[str, float] = {}  # what is reserved for them
         self._in_flight: dict[str, asyncio.Future[Response]] = {}
 
     async def probe(self) -> Capabilities:
         """What the model can do: as the run's record has it, else by a probe, which is recorded.
 
-        Two connections over one inner connection probe it once.
+        Two connections over one inner connection probe it once. A model in this process is looked
+        at anew, since that is for nothing.
         """
         found = self._inner.capabilities
-        if found is None and not self._fresh:
+        if found is None and not self._fresh and self.address != "local":
             found = self._responses.capabilities(self.model, self.address)
+            self.recorded = found is not None
         if found is None:
-            found = await self._inner.probe()
-            self._responses.record_capabilities(self.model, self.address, found)
+            found = await self._probe_anew()
         self.capabilities = self._inner.capabilities = found
+        return found
+
+    async def probe_for(self, check: Callable[[Capabilities], _T]) -> _T:
+        """What `check` returns for what the model can do.
+
+        Where it raises UnusableError for what a record has, the model is probed again: it may be
+        able to do more by now.
+        """
+        try:
+            return check(await self.probe())
+        except UnusableError:
+            if not self.recorded:
+                raise
+        self.recorded = False
+        self.capabilities = self._inner.capabilities = await self._probe_anew()
+        return check(self.capabilities)
+
+    async def _probe_anew(self) -> Capabilities:
+        found = await self._inner.probe()
+        self._responses.record_capabilities(self.model, self.address, found)
         return found
 
     async def ask(self, request: Request) -> Response:
@@ -98,6 +134,7 @@ class StoredConnection(Connection):
             response = self._responses.find(name, request)
             if response is not None:
                 self.meter.stored += 1
+                self._settle(self._deferred.pop(name, None), self.cost(response.usage))
                 return response
         waiting = self._in_flight[name] = asyncio.get_running_loop().create_future()
         try:
@@ -116,35 +153,42 @@ class StoredConnection(Connection):
             del self._in_flight[name]
 
     async def _send(self, name: str, request: Request) -> Response:
-        reserved = None if self._budget is None else self._budget.reserve(self._most(request))
-        paid: float | None = 0.0
+        reserved = self._reserve(name, request)
+        spent: float | None = 0.0
         try:
             response = await self._inner.ask(request)
-            paid = None if self._price is None else cost(response.usage, self._price)
-        except Deferred:
-            reserved = None  # it will be asked and paid for, only not by us
+            spent = self.cost(response.usage)
+        except Deferred:  # it will be asked and paid for, only not by us
+            if reserved is not None:
+                self._deferred[name] = reserved
+            reserved = None
             raise
-        except LLMError:
+        except LLMError as error:
+            if error.usage is not None:
+                spent = self.cost(error.usage)
             self.meter.failed += 1
-            self._responses.add_failure(self.model, self._purpose)
+            self.meter.add(error.usage or Usage(), spent)
+            self._responses.add_failure(self.model, self._purpose, error.usage or Usage(), spent)
             raise
         finally:
-            if self._budget is not None and reserved is not None:
-                self._budget.settle(reserved, paid or 0.0)
-        self._responses.add(name, self.model, self._purpose, response, paid)
+            self._settle(reserved, spent)
+        self._responses.add(name, self.model, self._purpose, response, spent)
         if self._fresh:
             self._asked.add(name)
         self.meter.answered += 1
-        self.meter.prompt_tokens += response.usage.prompt_tokens
-        self.meter.completion_tokens += response.usage.completion_tokens
-        self.meter.cost += paid or 0.0
+        self.meter.add(response.usage, spent)
         return response
+
+    def _reserve(self, name: str, request: Request) -> float | None:
+        if self._budget is None or name in self._deferred:
+            return self._deferred.pop(name, None)
+        answer = most_tokens(request, self._inner.capabilities or Capabilities())
+        return self._budget.reserve(self.cost(Usage(estimate(request), answer)) or 0.0)
+
+    def _settle(self, reserved: float | None, spent: float | None) -> None:
+        if self._budget is not None and reserved is not None:
+            self._budget.settle(reserved, spent or 0.0)
 
     def cost(self, usage: Usage) -> float | None:
         """What a response of this model costs, in US dollars; None if its price is unknown."""
         return None if self._price is None else cost(usage, self._price)
-
-    def _most(self, request: Request) -> float:
-        """The most that a request may cost, as far as its tokens can be told beforehand."""
-        answer = most_tokens(request, self._inner.capabilities or Capabilities())
-        return self.cost(Usage(estimate(request), answer)) or 0.0

@@ -29,6 +29,7 @@ from fastexplain.llm.requests import (
     Usage,
     without_system,
 )
+from fastexplain.llm.tokens import estimate
 
 # Tokens left to a model that thinks before it answers, besides those of the answer: all servers
 # count its thoughts too.
@@ -60,6 +61,10 @@ class Refused(LLMError):
         self.status = status
 
 
+class Unanswered(LLMError):
+    """A server was out of reach, late, or asked too much to look at a request, however often."""
+
+
 class Listing(NamedTuple):
     """Tokens of a response, and for each the alternatives that are listed, by their text."""
 
@@ -84,13 +89,22 @@ def body(request: Request, model: str, capabilities: Capabilities) -> tuple[str,
 def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> Response:
     """The response to a request from the JSON object that the server sent.
 
+    Where the server does not count tokens, it is taken to have used as many as it might.
+
     Raises:
         LLMError: it is malformed, incomplete, withheld or empty.
     """
-    if isinstance(request, Chat):
-        return _answer(request, data, capabilities.thinks)
-    rows = _rows(request, data, capabilities)
-    return Distribution(_log_probabilities(rows, request.largest), usage(data))
+    spent = usage(data)
+    if not (spent.prompt_tokens or spent.completion_tokens):
+        spent = Usage(estimate(request), most_tokens(request, capabilities))
+    try:
+        if isinstance(request, Chat):
+            return _answer(request, data, capabilities.thinks, spent)
+        rows = _rows(request, data, capabilities)
+        return Distribution(_log_probabilities(rows, request.largest), spent)
+    except LLMError as error:
+        error.usage = spent
+        raise
 
 
 def most_tokens(request: Request, capabilities: Capabilities) -> int:
@@ -155,7 +169,7 @@ def completion(prompt: str, model: str, **more: Any) -> dict[str, Any]:
     return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, **more}
 
 
-def _answer(request: Chat, data: dict[str, Any], thinks: bool) -> Answer:
+def _answer(request: Chat, data: dict[str, Any], thinks: bool, spent: Usage) -> Answer:
     given = choice(data)
     message = given.get("message")
     if not isinstance(message, dict):
@@ -179,7 +193,7 @@ def _answer(request: Chat, data: dict[str, Any], thinks: bool) -> Answer:
     tokens = _tokens(given) if request.integers else ()
     if tokens and (text != content or _is_told_thoughts(message)):
         tokens = _last(tokens, text)
-    return Answer(text, "length" if cut_off else "stop", tokens, usage(data))
+    return Answer(text, "length" if cut_off else "stop", tokens, spent)
 
 
 def _is_told_thoughts(message: dict[str, Any]) -> bool:
