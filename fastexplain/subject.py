@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fastexplain import compilation
+from fastexplain import compilation, one_pass
 from fastexplain.compilation import CompiledLayer
 from fastexplain.errors import SubjectError, UsageError
 from fastexplain.fusion import FusedMlp, fuse, replaced
 from fastexplain.hub import load_pretrained
 from fastexplain.kernels.summary import Preactivations
 from fastexplain.mlps import Mlp, find_mlps, find_trunk
+from fastexplain.one_pass import OnePass
 from fastexplain.onednn import OneDnnLinear
 from fastexplain.smollm2 import smollm2_directory, smollm2_version
 from fastexplain.vocabulary import token_bytes
@@ -144,6 +145,8 @@ class Subject:
                 undo.enter_context(compilation.compiled([self._compiled[i] for i in whole]))
             if fold is not None and self.device.type == "cpu":
                 undo.enter_context(OneDnnLinear())
+                if not compiled:
+                    undo.enter_context(self._one_pass.entered())
             undo.enter_context(torch.inference_mode())
             with contextlib.suppress(_StopError):
                 find_trunk(self.model)(input_ids=ids, use_cache=False)
@@ -189,6 +192,10 @@ class Subject:
     def _fused(self) -> tuple[FusedMlp | None, ...]:
         """The MLPs' fused forms; None where the elementwise part is not one of the kernels'."""
         return tuple(fuse(self.model, mlp) for mlp in self.mlps)
+
+    @functools.cached_property
+    def _one_pass(self) -> OnePass:
+        return one_pass.find(self.model)
 
     @functools.cached_property
     def _compiled(self) -> tuple[CompiledLayer, ...]:

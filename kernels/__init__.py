@@ -13,6 +13,8 @@ type.
 
 On a device nothing waits for it: all is queued on `stream`, the handle of a CUDA stream (0 is the
 default one; the CPU ignores it).
+
+Apart from these, `cpu_trunk.py` holds what `one_pass.py` puts into a model's trunk on the CPU.
 """
 
 from __future__ import annotations
