@@ -14,7 +14,7 @@ from rich.markup import escape
 from fastexplain import __version__
 from fastexplain.app_common import AsJson, RunPath, print_explanations, print_json
 from fastexplain.app_explain import cost, explain, ingest
-from fastexplain.errors import FastexplainError, UsageError
+from fastexplain.errors import FastexplainError, StoppedError, UsageError
 from fastexplain.terminal import out
 
 _INTERRUPTED = 130
@@ -40,6 +40,9 @@ def main() -> None:
         sys.stdout.flush()
         if code == _INTERRUPTED:
             _complain("interrupted")
+    except typer.Abort:  # Ctrl-C where something is asked
+        code = _INTERRUPTED
+        _complain("interrupted")
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -47,6 +50,7 @@ def main() -> None:
         if debug:
             raise
         code = 2 if isinstance(error, UsageError) else 1
+        code = _INTERRUPTED if isinstance(error, StoppedError) else code
         if isinstance(error, FastexplainError):
             _complain(str(error))
         elif hasattr(error, "format_message"):  # of click's, which Typer may carry within itself

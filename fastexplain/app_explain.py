@@ -134,8 +134,10 @@ def explain(
                 "--simulator": simulator, "--base-url": base_url, "--local": local,
                 "--simulator-url": simulator_url, "--simulator-local": simulator_local,
                 "--simulation": simulation, "--dry-run": dry_run, "--max-cost": max_cost,
-                "--max-requests": max_requests, "--price": price, "--batch": batch,
-                "--batch-file": batch_file,
+                "--max-requests": max_requests, "--price": price,
+                "--simulator-price": simulator_price, "--batch": batch, "--batch-file": batch_file,
+                "--requests-per-minute": requests_per_minute,
+                "--tokens-per-minute": tokens_per_minute,
             }
         )  # fmt: skip
         from fastexplain import jobs
@@ -235,7 +237,7 @@ def cost(run: RunPath, as_json: AsJson = False) -> None:
 def _refuse(options: dict[str, object]) -> None:
     """Raise UsageError where an option was given that only language models have a use for."""
     for name, value in options.items():
-        if value:
+        if value is not None and value is not False:
             raise UsageError(f"{name} is for language models; name one with --explainer MODEL")
 
 
@@ -287,3 +289,5 @@ def _print_explained(run: Run, neurons: list[NeuronId], explainer: str, as_json:
         print_explanations(rows)
     elif rows:
         out.print(explanations_table(rows, "The best of them" if best else None))
+    elif best and neurons:
+        out.print(f"None of the {len(neurons):,} neurons has a score that is defined.")

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -23,11 +25,11 @@ import numpy as np
 
 from fastexplain.batches import Collector, recorded_for_files
 from fastexplain.database import Database
-from fastexplain.errors import BudgetError, UnusableError
+from fastexplain.errors import BudgetError, StoppedError, UnusableError
 from fastexplain.explain import explain_neurons
 from fastexplain.live import Progress, display
 from fastexplain.llm import Connection, address_of, connect
-from fastexplain.llm.budget import Budget, Estimate
+from fastexplain.llm.budget import INTERRUPTED, Budget, Estimate
 from fastexplain.llm.prices import Price, price_of
 from fastexplain.llm.requests import Capabilities
 from fastexplain.llm.stored import Meter, StoredConnection
@@ -38,7 +40,7 @@ from fastexplain.responses import Responses
 from fastexplain.run import Run
 from fastexplain.score import RANDOM_EXCERPTS, TEST_RANKS
 from fastexplain.simulate import Simulator, choose_mode
-from fastexplain.terminal import messages
+from fastexplain.terminal import interrupts, messages
 
 # Test excerpts of a neuron, each of which is simulated.
 EXCERPTS = len(TEST_RANKS) + RANDOM_EXCERPTS
@@ -157,21 +159,32 @@ def explain_by_model(run: Run, neurons: list[NeuronId], settings: Settings) -> O
     Raises:
         LLMError: a model can't be reached, or lacks what is needed.
         UsageError: a limit on the cost was set, and a price is not known.
+        KeyboardInterrupt: by a second Ctrl-C, or the first one where all is asked of models here.
+            The first one lets requests in flight end, and is part of the outcome.
     """
-    return asyncio.run(_explain(run, neurons, settings))
+    try:
+        return asyncio.run(_explain(run, neurons, settings))
+    except KeyboardInterrupt:
+        messages.print("What was answered is stored; the same command goes on from there.")
+        raise
 
 
 async def _explain(run: Run, neurons: list[NeuronId], settings: Settings) -> Outcome:
     meter, told = Meter(), Failures()
     progress, explained = Progress(len(neurons)), 0
     stopped: BudgetError | None = None
-    with run.database() as database:
+    with contextlib.ExitStack() as undo:
+        database = undo.enter_context(run.database())
+        # What a server has in flight may cost money; what waits for a model here does not.
+        if not (settings.explainer.local and settings.simulator.local):
+            progress.interrupted = undo.enter_context(interrupts())
         responses = Responses(database)
         async with _connections(settings) as (explaining, simulating):
             explainer, simulator, _ = await put_behind_store(
-                explaining, simulating, settings, responses, meter
+                explaining, simulating, settings, responses, meter, progress.interrupted
             )
-            records = (run.neuron(neuron) for neuron in neurons)
+            wanted = itertools.takewhile(lambda _: not progress.interrupted.is_set(), neurons)
+            records = map(run.neuron, wanted)
             results = explain_neurons(
                 records, database, explainer=explainer, simulator=simulator, fresh=settings.fresh
             )
@@ -191,6 +204,8 @@ async def _explain(run: Run, neurons: list[NeuronId], settings: Settings) -> Out
                         told.add(result.neuron, result.failures)
                 except BudgetError as error:
                     stopped = error
+    if progress.interrupted.is_set() and progress.done < progress.total:
+        stopped = StoppedError(INTERRUPTED)
     told.summary()
     return Outcome(explained, stopped)
 
@@ -218,6 +233,7 @@ def rehearse(
         places = np.random.default_rng(0).choice(len(neurons), _REHEARSED, replace=False)
         chosen = [neurons[place] for place in np.sort(places)]
     total = Estimate()
+    Budget(settings.max_cost, settings.max_requests)  # raises UsageError for what is no limit
     with run.database(read_only=True) as database, Database(":memory:") as scratch:
         responses = Responses(database)
 
@@ -248,7 +264,7 @@ def rehearse(
                 pass
 
         asyncio.run(work())
-    return total.scaled(len(neurons) / len(chosen)) if chosen else total
+    return total.scaled(len(neurons), len(chosen)) if chosen else total
 
 
 def _usual(model: Model, address: str) -> Capabilities:
@@ -291,8 +307,13 @@ async def put_behind_store(
     settings: Settings,
     responses: Responses,
     meter: Meter,
+    interrupted: threading.Event | None = None,
 ) -> tuple[StoredConnection, Simulator, dict[str, Price | None]]:
     """Put both models behind the store, and see that they can do what is asked.
+
+    Args:
+        explaining, simulating: reach the models.
+        interrupted: set when the user wants no more to be sent.
 
     Returns:
         The explainer, the simulator, and the prices by the models' names.
@@ -301,7 +322,7 @@ async def put_behind_store(
         UnusableError: one of them can't.
         UsageError: a limit on the cost was set, and a price is not known.
     """
-    budget = Budget(settings.max_cost, settings.max_requests)
+    budget = Budget(settings.max_cost, settings.max_requests, interrupted)
     prices: dict[str, Price | None] = {}
 
     def behind(connection: Connection, model: Model, purpose: str) -> StoredConnection:
@@ -323,8 +344,9 @@ async def put_behind_store(
     explainer = behind(explaining, settings.explainer, "explanation")
     # The simulator comes first, since explanations that can't be scored may cost money.
     simulator = behind(simulating, settings.simulator, "simulation")
-    mode = await simulator.probe_for(simulates(settings))
-    await explainer.probe_for(explains(settings.explainer.name, explaining.address))
+    with messages.status("Finding out what the models can do"):
+        mode = await simulator.probe_for(simulates(settings))
+        await explainer.probe_for(explains(settings.explainer.name, explaining.address))
     return explainer, Simulator(simulator, mode, settings.readout), prices
 
 

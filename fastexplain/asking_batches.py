@@ -86,8 +86,11 @@ def take_answers(run: Run, file: Path, price: Price | None) -> Ingested:
         responses = Responses(database)
         models = responses.waiting_models()
         found = ingest_file(file, responses, {}, dict.fromkeys(models, price))
-    if found.unreadable and not (found.answered or found.failed or found.unknown):
-        raise UsageError(f"{file} is no output of a batch: none of its lines can be read")
+    if not any(found[:-2]):
+        raise UsageError(
+            f"{file} is no output of a batch: none of its lines is an answer; it is made from a "
+            "file of requests, by an engine such as vllm run-batch"
+        )
     return found
 
 
@@ -137,6 +140,8 @@ async def _rounds(
                     stopped = error
                 noted = [name for collector in collectors for name in collector.noted]
                 if not noted:
+                    if file is not None:
+                        _say(f"Nothing is left to ask: {file} is not written.")
                     break
                 if file is not None:
                     found = lines(_requests(responses, noted), _abilities(collectors))

@@ -258,7 +258,7 @@ def ingest(
         if not text.strip():
             continue
         line = _parse(text)
-        if line is None:
+        if line is None or "url" in line:  # which a request has
             unreadable += 1
             continue
         waiting = responses.pending([line["custom_id"]])

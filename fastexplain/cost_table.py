@@ -17,7 +17,8 @@ from fastexplain.responses import LedgerRow
 def estimate_table(estimate: Estimate) -> Table:
     """What a command would ask: a row a purpose, and their sum."""
     total = estimate.total
-    table = _table("At the most", total.unpriced)
+    of = f", going by {estimate.sample:,} of the neurons" if estimate.sample else ""
+    table = _table(f"At the most{of}", total.unpriced)
     table.add_column("for", no_wrap=True)
     table.add_column("requests", justify="right")
     _add_amounts(table)
@@ -64,7 +65,10 @@ def ledger_data(rows: Sequence[LedgerRow]) -> dict[str, Any]:
 def _table(title: str | None, unpriced: int) -> Table:
     caption = None
     if unpriced:
-        told = f"The price of {unpriced:,} of the requests is not known; give it by --price, or in"
+        told = (
+            f"The price of {unpriced:,} of the requests is not known; give it by --price to the "
+            "command that asks, or in"
+        )
         # A path that is broken over lines can't be copied.
         caption = Text(f"{told}\n{users_file()}", no_wrap=True, overflow="ignore")
     return Table(title=title, title_justify="left", header_style="bold",

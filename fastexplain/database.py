@@ -91,10 +91,13 @@ class Database:
 
         A row replaces the neuron's former ones by the same explainer and version, or, if it is a
         lookup, by any lookup; simulations and scores of those go too. One without text replaces
-        only others without.
+        only others without. A language model that says the same again adds nothing: the former row
+        stays, with what hangs on it.
         """
         created = now()
         with self.transaction():
+            if len(rows) == 1 and (former := self._said_before(rows[0])) is not None:
+                return [former]
             self._sqlite.executemany(
                 """DELETE FROM explanations WHERE layer = ? AND neuron = ? AND method = ?
                     AND (method = 'lookup' OR (model = ? AND version = ?))
@@ -127,6 +130,16 @@ class Database:
             )
         return ids
 
+    def _said_before(self, row: ExplanationRow) -> int | None:
+        if row.method != "llm" or row.text is None:
+            return None
+        found = self._sqlite.execute(
+            """SELECT id FROM explanations WHERE layer = ? AND neuron = ? AND method = 'llm'
+                AND model = ? AND version = ? AND text = ?""",
+            (*_place(row.neuron), row.model, row.version, row.text),
+        ).fetchone()
+        return None if found is None else found[0]
+
     def add_simulation(
         self,
         explanation: int,
@@ -137,16 +150,23 @@ class Database:
         values: np.ndarray | None,
         failure: str | None = None,
     ) -> None:
-        """Store a simulated excerpt: values `[tokens]` with NaN as missing, or why it failed."""
+        """Store a simulated excerpt: values `[tokens]` with NaN as missing, or why it failed.
+
+        Nothing is stored if another command has replaced the explanation.
+        """
         blob = None if values is None else np.asarray(values, dtype="<f4").tobytes()
         with self.transaction():
             self._sqlite.execute(
-                "INSERT OR REPLACE INTO simulations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (explanation, simulator, version, excerpt, split, blob, failure, now()),
+                """INSERT OR REPLACE INTO simulations
+                SELECT id, ?, ?, ?, ?, ?, ?, ? FROM explanations WHERE id = ?""",
+                (simulator, version, excerpt, split, blob, failure, now(), explanation),
             )
 
     def add_scores(self, explanation: int, simulator: str, version: str, scores: Scores) -> None:
-        """Store an explanation's scores by one simulator, in place of its former ones."""
+        """Store an explanation's scores by one simulator, in place of its former ones.
+
+        Nothing is stored if another command has replaced the explanation.
+        """
         with self.transaction():
             self._insert_scores([(explanation, simulator, version, scores, now())])
 
@@ -270,12 +290,12 @@ class Database:
 
     def _insert_scores(self, rows: Any) -> None:
         self._sqlite.executemany(
-            "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            """INSERT OR REPLACE INTO scores
+            SELECT id, ?, ?, ?, ?, ?, ?, ?, ? FROM explanations WHERE id = ?""",
             (
                 (
-                    *(explanation, simulator, version),
-                    *(s.random_only, s.top_and_random, s.top_only),
-                    *(s.excerpts_random, s.excerpts_top, created),
+                    *(simulator, version, s.random_only, s.top_and_random, s.top_only),
+                    *(s.excerpts_random, s.excerpts_top, created, explanation),
                 )
                 for explanation, simulator, version, s, created in rows
             ),
@@ -329,6 +349,6 @@ def _values(blob: bytes | None) -> np.ndarray | None:
     return None if blob is None else np.frombuffer(blob, dtype="<f4")
 
 
-def now() -> str:
+def now(timespec: str = "seconds") -> str:
     """The time, in UTC and ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec=timespec)

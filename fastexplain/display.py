@@ -85,7 +85,7 @@ def explanations_table(rows: Sequence[StoredExplanation], title: str | None = No
 
 def explained_by(row: StoredExplanation) -> str:
     """The explainer; the simulator where that is another; how it simulated, if not as usual."""
-    how = "" if row.method == "lookup" else _unusual(row.simulation or "as usual")
+    how = _unusual(row.simulation) if row.method != "lookup" and row.simulation else ""
     by = "" if row.simulator in (None, row.model) else f" by {row.simulator}"
     return f"{row.model}, simulated{by}{how}" if by or how else row.model
 

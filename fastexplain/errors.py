@@ -53,5 +53,9 @@ class BudgetError(FastexplainError):
     """The next request might pass the limit that was set on cost or requests."""
 
 
+class StoppedError(BudgetError):
+    """The user has stopped a command: what was in flight is complete, and no more is sent."""
+
+
 class Deferred(FastexplainError):
     """A request was noted for a batch: its answer comes later, it did not fail."""

@@ -183,7 +183,11 @@ class _Work:
             np.array([e.excerpt for e in record.random], dtype=np.int64),
         )["test"]
         excerpts = [record.top[r] for r in split.top] + [record.random[s] for s in split.random]
-        have = self._database.simulated(explanation, self._simulator.model, self._simulator.version)
+        have: dict[int, np.ndarray] = {}
+        if not self._fresh:
+            have = self._database.simulated(
+                explanation, self._simulator.model, self._simulator.version
+            )
         missing = [e for e in excerpts if e.excerpt not in have]
         if not missing:
             stored = self._database.scores(

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,7 @@ from fastexplain.geometries import random_subject
 from fastexplain.run import Run
 from fastexplain.subject import Subject, load_subject
 from fastexplain.sweep import sweep
-from fastexplain.terminal import messages, progress
+from fastexplain.terminal import interrupts, messages, progress
 
 
 def load(name: str, **options: Any) -> Subject:
@@ -45,7 +41,7 @@ def sweep_corpus(
     if corpus.passed_over:
         messages.print(f"Files passed over, as they are not UTF-8 text: {corpus.passed_over}.")
     width = corpus.tokens.shape[1]
-    with progress("Sweeping", len(corpus), tokens=width) as advance, _interrupts() as interrupted:
+    with progress("Sweeping", len(corpus), tokens=width) as advance, interrupts() as interrupted:
 
         def after_a_batch(done: int) -> None:
             advance(done)
@@ -58,27 +54,6 @@ def sweep_corpus(
                 raise KeyboardInterrupt
 
         return sweep(subject, corpus, run, progress=after_a_batch, **settings)
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Note the first Ctrl-C, for the end of the batch that is under way; the second one stops.
-
-    Raised in the middle of a batch it would leave some layers ahead of others, and Numba may
-    swallow it while it compiles.
-    """
-    event = threading.Event()
-    former = signal.getsignal(signal.SIGINT)
-
-    def note(*_: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, former)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, former)
 
 
 def report_sweep(run: Run) -> None:

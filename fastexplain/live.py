@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.live import Live
 from rich.text import Text
@@ -26,11 +26,13 @@ class Progress:
         total: in all.
         done: of those.
         before: of those done, the ones that were done before.
+        interrupted: set when the user wants to stop.
     """
 
     total: int
     done: int = 0
     before: int = 0
+    interrupted: threading.Event = field(default_factory=threading.Event)
 
 
 def progress_line(
@@ -63,6 +65,8 @@ def progress_line(
         begun = max(meter.done - each * (neurons.done - neurons.before), 0)
         left = max(each * (neurons.total - neurons.done) - begun, 0)
         parts.append(f"{_duration(left * seconds / sent)} left")
+    if neurons.interrupted.is_set():
+        parts.append("stopping when what is in flight is answered; Ctrl-C again: at once")
     return "; ".join(parts)
 
 
@@ -90,6 +94,7 @@ def display(
         return progress_line(title, neurons, meter, each, passed, retried())
 
     with contextlib.ExitStack() as stack:
+        stack.callback(lambda: messages.print(line(), markup=False, soft_wrap=True))
         if messages.is_terminal:
             live = Live(
                 get_renderable=lambda: Text(line()),
@@ -101,7 +106,6 @@ def display(
         else:
             stack.enter_context(_now_and_then(line, seconds))
         yield
-    messages.print(line(), markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

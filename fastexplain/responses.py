@@ -81,7 +81,7 @@ class Responses:
 
     def __init__(self, database: Database, command: str | None = None) -> None:
         self._database = database
-        self.command = command or now()
+        self.command = command or now("microseconds")
 
     def find(self, key: str, request: Request) -> Response | None:
         """The stored response to a request, by its `requests.key`."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -52,3 +54,24 @@ def progress(title: str, total: int, tokens: int = 0) -> Iterator[Callable[[int]
 
     with bar:
         yield advance
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """Note the first Ctrl-C, for a good moment to stop; the second one stops at once.
+
+    In the middle of a sweep's batch it would leave some layers ahead of others, and Numba may
+    swallow it while it compiles; requests in flight would be paid for and lost.
+    """
+    event = threading.Event()
+    former = signal.getsignal(signal.SIGINT)
+
+    def note(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, former)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, former)

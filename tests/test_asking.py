@@ -133,6 +133,14 @@ def test_many_failures_are_summed_up_by_kind(capsys):
     )
 
 
+def test_many_explanations_without_a_score_are_not_passed_over(explain, cli, run, monkeypatch):
+    explain(*NEURONS, "--max-requests", "3")
+    monkeypatch.setattr("fastexplain.app_explain._SHOWN", 2)
+    monkeypatch.setattr("fastexplain.database.Database.best", lambda *_, **__: [])
+    code, out, _ = cli("explain", run, *NEURONS)  # by lookup
+    assert code == 0 and "None of the 3 neurons has a score that is defined" in out
+
+
 def test_readouts_stand_beside_each_other(explain):
     explain(NEURONS[0])
     code, found, _ = explain(NEURONS[0], "--readout", "contrast")
@@ -177,6 +185,21 @@ def test_everything_is_explained_only_when_it_is_meant(explain, server):
     assert code == 2 and "--yes" in err and "requests" in err
     assert server.requests == []
     assert explain("all", "--sample", "2", "--seed", "4", "--where", "maximum > 0")[0] == 0
+
+
+def test_ctrl_c_at_a_question_is_no_error(cli, run, server, monkeypatch):
+    class Terminal:
+        def isatty(self):
+            return True
+
+        def readline(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("builtins.input", Terminal().readline)
+    code, _, err = cli("explain", run, "all", "--explainer", "m", "--base-url", server.url)
+    assert code == 130 and err.splitlines()[-1].endswith("fastexplain: interrupted")
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(

@@ -465,7 +465,7 @@ def test_a_limit_on_requests_holds_in_batches(server, run):
     assert sum(len(f["content"].splitlines()) for f in written) == 2
 
 
-def test_files_for_an_offline_engine_and_back(server, run, tmp_path):
+def test_files_for_an_offline_engine_and_back(server, run, tmp_path, capsys):
     """Round by round; the engine is the server's way to answer."""
     neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
     asked, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
@@ -487,6 +487,7 @@ def test_files_for_an_offline_engine_and_back(server, run, tmp_path):
         found = asking_batches.take_answers(run, answers, Price(1, 1, 1))
         assert (found.answered, found.failed) == (len(requests), 0)
     assert outcome.finished and outcome.explained == 3
+    assert "Nothing is left to ask" in capsys.readouterr().err
     assert counts[0] == 3 and counts[1] > 10 and len(counts) == 2
     with run.database() as database:
         assert all(database.explanations(n)[0].scores.excerpts_top == 5 for n in neurons)
@@ -518,6 +519,11 @@ def test_a_file_that_answers_nothing_is_refused(run, tmp_path):
     (tmp_path / "x").write_text("hello\n")
     with pytest.raises(UsageError, match="no output of a batch"):
         asking_batches.take_answers(run, tmp_path / "x", None)
+    neuron = run.neuron(f"0:{NEURONS[0]}").id
+    asked = tmp_path / "asked.jsonl"
+    asking_batches.explain_in_batches(run, [neuron], settings("http://elsewhere/v1"), asked)
+    with pytest.raises(UsageError, match="made from a file of requests"):
+        asking_batches.take_answers(run, asked, None)
 
 
 def test_batches_are_for_servers(run):

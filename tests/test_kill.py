@@ -1,5 +1,6 @@
 """`explain` is killed at random moments, and the run ends as though it had not been."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,19 +20,19 @@ KILLS = 20
 
 
 class Deadly(Faulty):
-    """Answers, and kills its client when that has sent `left` more requests."""
+    """Answers, and sends its client a signal when that has sent `left` more requests."""
 
     def __init__(self):
         # Answers come out of order, so that some are in flight whenever the client ends.
         super().__init__(delay=0.002)
         self.spread = 0.01
-        self.left, self.client = None, None
+        self.left, self.client, self.signal = None, None, signal.SIGKILL
 
     def answer(self, path, request):
         if self.left is not None:
             self.left -= 1
-            if self.left <= 0:
-                os.kill(self.client.pid, signal.SIGKILL)
+            if self.left == 0:
+                os.kill(self.client.pid, self.signal)
         return super().answer(path, request)
 
 
@@ -47,7 +48,7 @@ def explain(run, server, neurons, kill_after=None):
     )
     server.client, server.left = client, kill_after
     _, errors = client.communicate(timeout=120)
-    assert client.returncode in (0, -signal.SIGKILL), errors.decode()
+    assert client.returncode in (0, -signal.SIGKILL, 130), errors.decode()
     return client.returncode, server.requests[before:]
 
 
@@ -80,6 +81,25 @@ def contents(run):
 def stored(run):
     with Database(run / "run.sqlite") as database:
         return database.query("SELECT count(*) FROM responses")[0][0]
+
+
+def test_ctrl_c_waits_for_what_is_in_flight(planted_run, tmp_path):
+    """It may have to be paid for."""
+    run = Path(shutil.copytree(planted_run.path, tmp_path / "run"))
+    neurons = [f"0:{index}" for index in range(min(20, planted_run.width(0)))]
+    server = Deadly()
+    server.signal = signal.SIGINT
+    try:
+        explain(run, server, neurons[:1])
+        had = stored(run)
+        code, sent = explain(run, server, neurons, kill_after=20)
+        assert code == 130
+        assert 20 <= len(sent) == stored(run) - had <= 20 + 2 * CONCURRENCY
+        code, more = explain(run, server, neurons)
+        assert code == 0
+        assert len({json.dumps(body) for _, body, _ in sent + more}) == len(sent + more)
+    finally:
+        server.close()
 
 
 @pytest.mark.scale

@@ -22,7 +22,7 @@ from fastexplain.errors import LLMError, UnusableError, UsageError
 from fastexplain.llm.limits import Backoff, Limiter
 from fastexplain.llm.requests import Chat
 from fastexplain.llm.server import ServerConnection, _Again, _tokens
-from fastexplain.llm.wire import Refused, Unanswered
+from fastexplain.llm.wire import Broken, Refused, Unanswered
 from fastexplain.prompts import simulator
 
 KEY = "sk-a-key-that-must-not-show"
@@ -141,8 +141,8 @@ def test_other_statuses_are_not_tried_again(faulty, status):
         ("drip", Unanswered, "did not answer within 0.2 s (tried 2 times)"),
         ("reset", Unanswered, "dropped the connection (tried 2 times)"),
         ("drop", Unanswered, "dropped the connection (tried 2 times)"),
-        ("truncated", LLMError, "sent an answer that is cut off or no JSON (tried 2 times)"),
-        ("500", LLMError, "a fault: 500 (status 500) (tried 2 times)"),
+        ("truncated", Broken, "sent an answer that is cut off or no JSON (tried 2 times)"),
+        ("500", Broken, "a fault: 500 (status 500) (tried 2 times)"),
     ],
 )
 def test_what_does_not_pass_ends_with_a_reason(faulty, fault, kind, reason):
@@ -345,7 +345,7 @@ def test_a_server_that_has_gone_fails_each_request_and_then_all():
 def test_one_answer_shows_that_a_server_has_not_gone(faulty):
     faulty.script = ["500"] * 19 + [""] + ["500"] * 19
     answers, _ = outcomes(faulty.url, times=39, retries=0)
-    assert [type(answer) for answer in answers] == [LLMError] * 19 + [str] + [LLMError] * 19
+    assert [type(answer) for answer in answers] == [Broken] * 19 + [str] + [Broken] * 19
 
 
 def test_a_website_is_not_an_api(faulty):
@@ -599,7 +599,7 @@ def test_2000_requests_at_30_percent_faults():
         result = results[number]
         if isinstance(result, LLMError):
             failed += 1
-            assert type(result) in (LLMError, Unanswered) and re.search(
+            assert type(result) in (Broken, Unanswered) and re.search(
                 r"tried \d+ times", str(result)
             )
             assert faults[-1] in PASSING

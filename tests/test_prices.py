@@ -208,7 +208,7 @@ def test_an_estimate_is_added_up_by_purpose():
     for _ in range(3):
         estimate.add("explanation", Usage(2000, 60), 2e-3)
     estimate.add("simulation", Usage(900, 1), 5e-4)
-    estimate = estimate.scaled(1000)
+    estimate = estimate.scaled(200_000, 200)
     assert estimate_data(estimate) == {
         "requests": 4000,
         "prompt_tokens": 6_900_000,

@@ -11,7 +11,7 @@ from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm import connect
 from fastexplain.llm.probe import probe
 from fastexplain.llm.requests import Capabilities
-from fastexplain.llm.wire import Refused, Unanswered
+from fastexplain.llm.wire import Broken, Refused, Unanswered
 
 SINGLE_DIGITS = r"\t|\n|\d|[^\t\n\d]+"
 WHOLE_NUMBERS = r"\t|\n|\d+|[^\t\n\d]+"
@@ -403,6 +403,14 @@ def test_what_is_wrong_with_every_request_ends_the_probe():
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
+
+
+def test_a_server_that_fails_whatever_it_is_asked_lacks_nothing():
+    async def send(path, body):
+        raise Broken("http://x: boom (status 500) (tried 7 times)")
+
+    with pytest.raises(UnusableError, match=r"boom \(status 500\).*fails whatever it is asked"):
+        asyncio.run(probe(send, "m"))
 
 
 def test_what_may_pass_says_nothing_of_an_ability():

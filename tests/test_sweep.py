@@ -156,6 +156,7 @@ def test_sweep_equals_the_reference(dtype, planted_run, planted_corpus, tmp_path
     assert record.bottom[0].activations.dtype == np.float32
 
 
+@pytest.mark.scale
 def test_top_excerpts_are_those_of_plain_transformers(smollm2, stdlib_run) -> None:
     """50 random neurons of SmolLM2 on 200 excerpts, recomputed with nothing of ours."""
     token_ids = np.array(stdlib_run.excerpts, dtype=np.int64)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field
 
-from fastexplain.errors import BudgetError, UsageError
+from fastexplain.errors import BudgetError, StoppedError, UsageError
 from fastexplain.llm.prices import Price, dollars, users_file
 from fastexplain.llm.requests import Usage
+
+INTERRUPTED = "interrupted; what was answered is stored, and the same command goes on from there"
 
 
 class Budget:
@@ -19,17 +22,24 @@ class Budget:
     Args:
         max_cost: in US dollars; None: no limit.
         max_requests: None: no limit.
+        interrupted: set when the user wants no more to be sent.
 
     Raises:
         UsageError: a limit is negative or no number.
     """
 
-    def __init__(self, max_cost: float | None, max_requests: int | None) -> None:
+    def __init__(
+        self,
+        max_cost: float | None,
+        max_requests: int | None,
+        interrupted: threading.Event | None = None,
+    ) -> None:
         for option, limit in (("--max-cost", max_cost), ("--max-requests", max_requests)):
             if limit is not None and not 0 <= limit < math.inf:
                 raise UsageError(f"{option} is {limit}; it has to be 0 or more")
         self._max_cost = max_cost
         self._max_requests = max_requests
+        self._interrupted = interrupted
         self._reserved = 0.0
         self._in_flight = 0
         self._overrun = 1.0
@@ -56,7 +66,10 @@ class Budget:
 
         Raises:
             BudgetError: it might pass a limit.
+            StoppedError: the user wants no more to be sent.
         """
+        if self._interrupted is not None and self._interrupted.is_set():
+            raise StoppedError(INTERRUPTED)
         if self._max_requests is not None and self.requests >= self._max_requests:
             raise BudgetError(f"stopped after {self.requests:,} requests; --max-requests")
         if self._max_cost is not None:
@@ -115,9 +128,11 @@ class Estimate:
 
     Attributes:
         purposes: "explanation", "simulation", in the order in which they were added.
+        sample: neurons that it goes by, where it is of more.
     """
 
     purposes: dict[str, Share] = field(default_factory=dict)
+    sample: int | None = None
 
     def add(self, purpose: str, usage: Usage, cost: float | None) -> None:
         """Count one request.
@@ -141,8 +156,11 @@ class Estimate:
             result = result.plus(share)
         return result
 
-    def scaled(self, factor: float) -> Estimate:
-        """So many times as much: of all neurons, where this is of a sample of them."""
+    def scaled(self, neurons: int, sample: int) -> Estimate:
+        """As much for so many neurons as this is for a sample of them."""
+        if neurons == sample:
+            return self
+        factor = neurons / sample
         return Estimate(
             {
                 purpose: Share(
@@ -153,5 +171,6 @@ class Estimate:
                     round(share.unpriced * factor),
                 )
                 for purpose, share in self.purposes.items()
-            }
+            },
+            sample,
         )

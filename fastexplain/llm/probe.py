@@ -111,6 +111,7 @@ class _Prober:
         self._send = send
         self._model = model
         self._lacks: dict[str, str] = {}
+        self._failures: list[LLMError] = []
 
     async def probe(self) -> Capabilities:
         chats, completions = await _together(self._chats(), self._completions())
@@ -118,6 +119,10 @@ class _Prober:
         fields = chats | completions
         if not fields:
             reasons = "; ".join(dict.fromkeys(self._lacks.values()))
+            if all(isinstance(failure, wire.Broken) for failure in self._failures):
+                raise UnusableError(
+                    f"{reasons}: it fails whatever it is asked; its log may say why"
+                )
             raise UnusableError(
                 f"'{self._model}' answers neither chats nor completions with log-probabilities "
                 f"({reasons}); use a server that does, such as vLLM, or a local model"
@@ -132,6 +137,7 @@ class _Prober:
             raise
         except LLMError as error:
             self._lacks[name] = str(error)
+            self._failures.append(error)
             return {}
 
     async def _ask(self, request: Request, able: Capabilities) -> tuple[Fields, Response]:

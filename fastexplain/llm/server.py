@@ -195,7 +195,7 @@ class ServerConnection(Connection):
             UnusableError: no request can be answered.
             Refused: the server won't have this one.
             Unanswered: all its tries came to nothing, for reasons that may pass.
-            LLMError: the server failed at it in all its tries.
+            Broken: the server failed at it in all its tries.
         """
         async with self._slots:
             tokens = _tokens(body) if self._limiter.counts_tokens else 0
@@ -346,7 +346,7 @@ class ServerConnection(Connection):
                 f"{self.address} has stopped answering: {failure}{times}; what was answered is "
                 "stored, and the same command goes on from there"
             )
-        kind = LLMError if failure.failing else wire.Unanswered
+        kind = wire.Broken if failure.failing else wire.Unanswered
         raise kind(f"{failure}{times}")
 
     def _clean(self, text: str) -> str:

@@ -90,6 +90,7 @@ class StoredConnection(Connection):
         self._asked: set[str] = set()
         self._deferred: dict[str, float] = {}  # what is reserved for them
         self._in_flight: dict[str, asyncio.Future[Response]] = {}
+        self._slots = asyncio.Semaphore(inner.concurrency)
 
     async def probe(self) -> Capabilities:
         """What the model can do: as the run's record has it, else by a probe, which is recorded.
@@ -138,7 +139,8 @@ class StoredConnection(Connection):
                 return response
         waiting = self._in_flight[name] = asyncio.get_running_loop().create_future()
         try:
-            response = await self._send(name, request)
+            async with self._slots:  # what waits may still be called off, and reserves nothing
+                response = await self._send(name, request)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 waiting.cancel()

@@ -61,6 +61,10 @@ class Refused(LLMError):
         self.status = status
 
 
+class Broken(LLMError):
+    """A server failed at a request in all its tries."""
+
+
 class Unanswered(LLMError):
     """A server was out of reach, late, or asked too much to look at a request, however often."""
 
