@@ -61,9 +61,13 @@ def interrupts() -> Iterator[threading.Event]:
     """Note the first Ctrl-C, for a good moment to stop; the second one stops at once.
 
     In the middle of a sweep's batch it would leave some layers ahead of others, and Numba may
-    swallow it while it compiles; requests in flight would be paid for and lost.
+    swallow it while it compiles; requests in flight would be paid for and lost. Only the main
+    thread can note it; in others nothing is changed.
     """
     event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
     former = signal.getsignal(signal.SIGINT)
 
     def note(*_: object) -> None:

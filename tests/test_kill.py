@@ -94,7 +94,8 @@ def test_ctrl_c_waits_for_what_is_in_flight(planted_run, tmp_path):
         had = stored(run)
         code, sent = explain(run, server, neurons, kill_after=20)
         assert code == 130
-        assert 20 <= len(sent) == stored(run) - had <= 20 + 2 * CONCURRENCY
+        # All that was sent is stored; of the 55 that were wanted, few went out behind the signal.
+        assert 20 <= len(sent) == stored(run) - had <= 20 + 4 * CONCURRENCY
         code, more = explain(run, server, neurons)
         assert code == 0
         assert len({json.dumps(body) for _, body, _ in sent + more}) == len(sent + more)

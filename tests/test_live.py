@@ -1,11 +1,13 @@
 """What is shown while requests are under way."""
 
+import signal
 import threading
 
 import pytest
 
 from fastexplain import live
 from fastexplain.llm.stored import Meter
+from fastexplain.terminal import interrupts
 
 
 def line(meter, done=10, before=0, seconds=20.0, retried=0):
@@ -56,6 +58,29 @@ def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(monkeypatch, capsys)
         assert printed.wait(30)
     assert lines[0].startswith("Explaining: 1 of 2 neurons")
     assert lines[-1].startswith("Explaining: 1 of 2 neurons")
+
+
+def test_a_line_says_that_it_is_stopping():
+    progress = live.Progress(100, 3)
+    progress.interrupted.set()
+    shown = live.progress_line("Explaining", progress, Meter(1), 11, 1.0, 0)
+    assert shown.endswith("stopping when what is in flight is answered; Ctrl-C again: at once")
+
+
+def test_only_the_main_thread_notes_ctrl_c():
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def elsewhere():
+        with interrupts() as event:
+            found.extend([event.is_set(), signal.getsignal(signal.SIGINT)])
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [False, before]
+    with interrupts():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3600, "1:00:00")])
