@@ -46,6 +46,8 @@ class OnePass:
         """Have it run so."""
         with contextlib.ExitStack() as undo:
             for norm in self.norms:
+                if "forward" in vars(norm.module):  # somebody else's, such as accelerate's
+                    continue
                 norm.module.forward = norm  # type: ignore[method-assign]
                 undo.callback(delattr, norm.module, "forward")
             for module in self.modules:

@@ -97,6 +97,14 @@ def test_a_model_in_another_precision_is_left_as_it_is() -> None:
     assert all(map(torch.equal, *turned))
 
 
+def test_a_forward_that_somebody_else_has_put_in_is_left_alone() -> None:
+    norm = LlamaRMSNorm(8).requires_grad_(False)
+    norm.forward = theirs = lambda x: LlamaRMSNorm.forward(norm, x)
+    with one_pass.find(norm).entered():
+        assert norm.forward is theirs
+    assert norm.forward is theirs
+
+
 def test_all_is_as_before_even_behind_an_error() -> None:
     model = model_of("Llama")
     before = modeling_llama.apply_rotary_pos_emb
