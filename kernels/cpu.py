@@ -94,11 +94,6 @@ def exp_of(x):
     return (np.float32(1) + p) * low * high
 
 
-@njit
-def _exp_of_product(scale, x):
-    return exp_of(scale * x)
-
-
 def _bits_of(x, like, half):
     """A float32 as one activation of the type of `like`, rounded to nearest, ties to even."""
     raise NotImplementedError("compiled code only")
@@ -136,7 +131,7 @@ def _bits_of_overload(x, like, half):
 
 def _activate_by(name):
     """The loop that computes one row's activations, by the nonlinearity of that name."""
-    function = scalars.nonlinearity(name, njit(fastmath={"contract"}), _exp_of_product, _divide)
+    function = scalars.nonlinearity(name, njit(fastmath={"contract"}), exp_of, _divide)
 
     @njit(fastmath={"contract"})
     def activate(gate, up, gated, half, values, acts):

@@ -6,7 +6,7 @@ It is a handful of launches on one stream, none of which waits for another on th
    leaves the chunk's sums in scratch, counts the histogram, and marks the excerpts that pass the
    gate as it stood before the batch, with their keys.
 2. `_add_up` adds the chunks' sums in order, so that they don't depend on how the device schedules.
-3. `_insert`, a thread a neuron, takes the marked excerpts and copies the activations of those that
+3. `insert`, a block a neuron, takes the marked excerpts and copies the activations of those that
    are still among the K best. Past the first batches hardly any are marked.
 4. `add_to_tables`, a block per table row and 32 words of neurons, and `copy` of random excerpts.
 
@@ -18,8 +18,13 @@ Bytes and operations, for bfloat16 through one nonlinearity: 2 bytes in and 2 ou
 instructions a cycle: in the time that an activation takes in memory there is room for 27 of them.
 So sums are float32 within an excerpt, and float64 only from excerpt to excerpt: at 7 float64
 operations an activation (half rate, and conversions at an eighth) these alone would take as long.
-As compiled for compute capability 9.0 the loop has 25 instructions an activation with gelu_tanh,
-26 with silu and a gate, which has 6 bytes to move, and 37 with gelu, which will not keep up.
+For the same reason bfloat16 are compared and counted by twos, as they lie in memory. As compiled
+for compute capability 9.0 the loop has 21 instructions an activation with gelu_tanh, 22 with silu
+and a gate, which has 6 bytes to move, 11 of the 14 there is room for where activations are only
+read, and 33 with gelu, which will not keep up (`benches/sass.py` counts them).
+
+A word waits for memory once in eight (four with a factor), and an excerpt's end once for a bin of
+the histogram: 64 tokens are 9 waits.
 """
 
 # mypy: no-check-untyped-defs
@@ -37,7 +42,14 @@ import numpy as np
 from numba import cuda, float32, float64, int32, uint32, uint64
 
 from fastexplain.kernels import ptx, scalars
-from fastexplain.kernels.cuda_words import lane_reader, nonlinearity_of, word_maker, word_type_of
+from fastexplain.kernels.cuda_words import (
+    MOST_PAIRED,
+    extremes_of,
+    lane_reader,
+    nonlinearity_of,
+    word_maker,
+    word_type_of,
+)
 from fastexplain.kernels.scalars import NO_ID
 from fastexplain.kernels.summary import MOMENTS, Batch, Preactivations, Summary, moved
 
@@ -48,6 +60,10 @@ _THREADS = 128
 """Threads of a block."""
 _NEURON_THREADS = 64
 """The same where there is a thread a neuron: few threads, which smaller blocks spread wider."""
+_INSERT_THREADS = 32
+"""The same where there is a block a neuron: a warp, as threads that wait for each other."""
+_ROWS_AHEAD = 4
+"""Exemplars that a thread of `insert` copies at a time: loads that it has in flight."""
 _TABLE_THREADS = (32, 8)
 """The same for a table row: along its neurons, and along the tokens that are added to it."""
 _COPY_BLOCKS = 8
@@ -60,10 +76,11 @@ excerpt, not in the loop over its tokens (seen in the machine code for compute c
 _LOADS = 8
 """Loads that a thread has in flight. At 4.3 TB/s and 0.8 us of latency 26 KB a multiprocessor must
 be under way; 512 threads with 64 bytes each have 32 KB."""
-_WANTED_THREADS = 1 << 17
-"""Threads that fill a large GPU twice: on an H200, 132 multiprocessors of 512 at `fold`'s 128
-registers. Excerpts are cut into chunks by this number, not by the device's own, so that every
-device adds in the same order."""
+_WANTED_THREADS = 61_000
+"""Threads that fill a large GPU once and leave little of it empty: on an H200, 132 multiprocessors
+of 512 at `fold`'s 128 registers are 528 blocks, of which GPT-2 XL's layer takes 520 and Llama-8B's
+504. Excerpts are cut into chunks by this number, not by the device's own, so that every device
+adds in the same order."""
 _CHUNK = (4, 32)
 """Fewest and most excerpts of a chunk. A chunk's sums are 52 bytes a neuron, a tenth of what 4
 excerpts of 64 tokens have in bfloat16; 32 is the number of bits of a mark."""
@@ -128,10 +145,24 @@ def capture(
     acts, batch, summary = view(acts), moved(batch, view), moved(summary, view)
     pre = None if pre is None else moved(pre, view)
     lanes = _lanes(acts, summary.random_acts, pre)
-    queue = cuda.external_stream(stream) if stream else 0
-    launches = _launches(acts, batch, summary, pre, lanes, _packing(), _scratch)
+    queue = queue_of(stream)
+    launches = _launches(acts, batch, summary, pre, lanes, _capability(), _scratch)
     for kernel, blocks, threads, arguments in launches:
         kernel[blocks, threads, queue](*arguments)
+
+
+def queue_of(stream: int) -> Any:
+    """Numba's form of a CUDA stream's handle, one for each: it knows a launch again by that."""
+    return _stream_of(_device(), stream) if stream else 0
+
+
+@functools.lru_cache(maxsize=256)
+def _stream_of(device: int, handle: int) -> Any:
+    return cuda.external_stream(handle)
+
+
+def _device() -> int:
+    return 0 if ptx.SIMULATED else cuda.get_current_device().id
 
 
 def view(array: Any) -> Any:
@@ -161,11 +192,9 @@ def _flat(array: Any) -> Any:
     return array.reshape(math.prod(array.shape))
 
 
-def _packing() -> bool:
-    """Whether the device rounds two float32 to 16 bits in one instruction."""
-    if ptx.SIMULATED:
-        return False
-    return cuda.get_current_device().compute_capability >= ptx.PACKING_SINCE
+def _capability() -> tuple[int, int]:
+    """The device's compute capability; in the simulator, one that has all that there is."""
+    return ptx.PAIRS_SINCE if ptx.SIMULATED else cuda.get_current_device().compute_capability
 
 
 @functools.cache
@@ -175,8 +204,7 @@ def _kept_scratch(device: int, *shape: Any) -> _Scratch:
 
 def _scratch(*shape: Any) -> _Scratch:
     """Scratch that is kept: freeing device memory waits for the device, and a graph may use it."""
-    device = 0 if ptx.SIMULATED else cuda.get_current_device().id
-    return _kept_scratch(device, *shape)
+    return _kept_scratch(_device(), *shape)
 
 
 def _launches(
@@ -185,7 +213,7 @@ def _launches(
     summary: Summary,
     pre: Preactivations | None,
     lanes: int,
-    packing: bool,
+    capability: tuple[int, int],
     scratch_of: Callable[..., _Scratch],
 ) -> Iterator[tuple[Any, Any, Any, tuple[Any, ...]]]:
     """The launches of a capture in their order: kernel, blocks, threads a block, arguments."""
@@ -212,8 +240,15 @@ def _launches(
     scratch = scratch_of(excerpts, chunks, neurons, summary.bottom_keys.shape[1] > 0)
     wide, narrow = -(-width // _THREADS), -(-neurons // _NEURON_THREADS)
 
+    ends = summary.top_keys.shape[1] > 0, summary.bottom_keys.shape[1] > 0
+    paired = (
+        name == "uint16" and lanes > 1 and length <= MOST_PAIRED and capability >= ptx.PAIRS_SINCE
+    )
     yield (
-        _fold(name, lanes, nonlinearity, up is not None, packing, _THREADS),
+        _fold(
+            name, lanes, nonlinearity, up is not None, ends,
+            capability >= ptx.PACKING_SINCE, paired, _THREADS, _REGISTERS,
+        ),
         (wide, chunks), _THREADS,
         (
             _flat(gate), gate.shape[2], gate_start,
@@ -241,7 +276,7 @@ def _launches(
     ):  # fmt: skip
         if keys.shape[1]:
             yield (
-                _insert, (narrow, 1), _NEURON_THREADS,
+                _insert(keys.shape[1], _INSERT_THREADS), neurons, _INSERT_THREADS,
                 (
                     acts.view(bits), batch.ids, lead, chunk, marks, own_keys,
                     keys, ids, rows.view(bits),
@@ -264,11 +299,8 @@ def _launches(
 
 
 @cuda.jit(device=True)
-def _count(histogram, histogram_ids, neuron, largest, excerpt, own_hash, seed):
-    """Count an excerpt in the histogram, and let it stand for its bin if its hash is the least."""
-    place = _bin(largest.view(np.int32))
-    cuda.atomic.add(histogram, (neuron, place), np.int32(1))
-    other = histogram_ids[neuron, place]
+def _represent(histogram_ids, neuron, place, other, excerpt, own_hash, seed):
+    """Let an excerpt stand for its bin, where `other` was found, if its hash is the least."""
     while other == NO_ID or own_hash < _hash(np.uint64(other), seed):
         found = cuda.atomic.cas(histogram_ids, (neuron, place), other, excerpt)
         if found == other:
@@ -278,13 +310,29 @@ def _count(histogram, histogram_ids, neuron, largest, excerpt, own_hash, seed):
 
 @functools.cache
 def _fold(
-    name: str, lanes: int, nonlinearity: str | None, gated: bool, packing: bool, threads: int
+    name: str,
+    lanes: int,
+    nonlinearity: str | None,
+    gated: bool,
+    ends: tuple[bool, bool],
+    packing: bool,
+    paired: bool,
+    threads: int,
+    registers: int,
 ) -> Any:
     """The kernel that reads activations of a dtype, or makes them, `lanes` of them a word.
 
     Arrays are flat and indices unsigned: Numba looks for negative ones among the others, two
-    instructions an activation. What is added up over a chunk lies in shared memory, since with it
-    in registers there would be room for half as many threads.
+    instructions an activation. An excerpt is a slice, so that 32 bits tell a place in it. What is
+    added up over a chunk lies in shared memory, since with it in registers there would be room for
+    half as many threads; so does what an excerpt must pass to be kept.
+
+    Args:
+        ends: whether top and whether bottom exemplars are kept.
+        packing: whether two float32 are rounded by one instruction.
+        paired: whether bfloat16 are compared and counted by twos.
+        threads: of a block.
+        registers: of a thread, at most.
     """
     value_of = lane_reader(name)
     zero, infinity = np.float32(0), np.float32(np.inf)
@@ -293,6 +341,11 @@ def _fold(
     activated = nonlinearity is not None
     f = nonlinearity_of(nonlinearity, name) if activated else None
     make_word = word_maker(name, lanes, packing)
+    top, bottom = ends
+    extremes = extremes_of(name, lanes, paired)
+    lowest, highest, none = extremes.lowest, extremes.highest, extremes.none
+    slots, extreme_type, count_type = extremes.size, extremes.type, extremes.count_type
+    fold_extremes, extreme_of, count_of = extremes.fold, extremes.value, extremes.count
 
     if activated:
 
@@ -314,19 +367,17 @@ def _fold(
 
     @cuda.jit(device=True)
     def fold_word(word, largest, smallest, positive, powers):
+        fold_extremes(word, largest, smallest, positive)
         for lane in range(lanes):
             x = value_of(word, lane)
-            largest[lane] = max(largest[lane], x)
-            smallest[lane] = min(smallest[lane], x)
             square = x * x
             powers[lane, 0] += x
             powers[lane, 1] += square
             powers[lane, 2] += square * x
             powers[lane, 3] += square * square
             powers[lane, 4] += max(x, zero)
-            positive[lane] += int32(x > zero)
 
-    @cuda.jit(**({} if ptx.SIMULATED else {"max_registers": _REGISTERS}))
+    @cuda.jit(**({} if ptx.SIMULATED else {"max_registers": registers}))
     def fold(
         gate,
         gate_width,
@@ -365,61 +416,87 @@ def _fold(
         start = part * chunk
         stop = min(start + chunk, ids.shape[0])
         neuron = place * lanes
+        # Numba compares unsigned with signed integers as float64.
         gate_step, up_step, step = uint64(gate_width), uint64(up_width), uint64(width)
-        row = uint64(start) * uint64(length)
-        gate_at = row * gate_step + uint64(gate_start) + uint64(place)
-        up_at = row * up_step + uint64(up_start) + uint64(place)
-        at = row * step + uint64(place)
+        end, first = uint32(length), uint32(first)
+        # Positions that are not counted are read where activations are made of them.
+        begin = uint32(0) if activated else first
+        # What full groups leave over comes first, as a group that is guarded.
+        head = uint32((end - begin) % uint32(loads))
+        if head == uint32(0):
+            head = uint32(loads)
 
         loaded, loaded_up = cuda.local.array(loads, word_type), cuda.local.array(ups, word_type)
         sums = cuda.local.array((lanes, MOMENTS), float32)
-        positive = cuda.local.array(lanes, int32)
         top_mark, bottom_mark = cuda.local.array(lanes, uint32), cuda.local.array(lanes, uint32)
-        largest, smallest = cuda.local.array(lanes, float32), cuda.local.array(lanes, float32)
+        largest = cuda.local.array(slots, extreme_type)
+        smallest = cuda.local.array(slots, extreme_type)
+        positive = cuda.local.array(slots, count_type)
+        bins, found = cuda.local.array(lanes, int32), cuda.local.array(lanes, int32)
+        # On lines of their own, by which the simulator tells shared arrays apart.
         powers = cuda.shared.array((lanes, MOMENTS, threads), float64)
+        positives = cuda.shared.array((lanes, threads), int32)
         low = cuda.shared.array((lanes, threads), float32)
         high = cuda.shared.array((lanes, threads), float32)
+        gate_keys = cuda.shared.array((2, lanes, threads), float32)
+        gate_ids = cuda.shared.array((2, lanes, threads), int32)
         for lane in range(lanes):
             for power in range(MOMENTS):
                 powers[lane, power, thread] = 0.0
-            positive[lane] = 0
+            positives[lane, thread] = 0
             low[lane, thread], high[lane, thread] = infinity, -infinity
             top_mark[lane], bottom_mark[lane] = 0, 0
+            if top:
+                gate_keys[0, lane, thread] = top_keys[neuron + lane, 0]
+                gate_ids[0, lane, thread] = top_ids[neuron + lane, 0]
+            if bottom:
+                gate_keys[1, lane, thread] = bottom_keys[neuron + lane, 0]
+                gate_ids[1, lane, thread] = bottom_ids[neuron + lane, 0]
 
         for position in range(start, stop):
             for lane in range(lanes):
-                largest[lane], smallest[lane] = -infinity, infinity
                 for power in range(MOMENTS):
                     sums[lane, power] = zero
-            for _ in range(first):
-                if activated:
-                    words[at] = activate(gate[gate_at], up[up_at])
-                gate_at, up_at, at = gate_at + gate_step, up_at + up_step, at + step
-            t = first
-            while t + loads <= length:
+            for slot in range(slots):
+                largest[slot], smallest[slot], positive[slot] = lowest, highest, none
+            row = uint64(position) * uint64(length)
+            gates = gate[row * uint64(gate_width) + uint64(gate_start) + uint64(place) :]
+            ups_here = up[row * uint64(up_width) + uint64(up_start) + uint64(place) :]
+            here = words[row * uint64(width) + uint64(place) :]
+            gate_at, up_at, at = begin * gate_step, begin * up_step, begin * step
+            t, size = begin, head
+            while t == begin or t < first:
                 for ahead in range(loads):
-                    loaded[ahead] = gate[gate_at]
+                    if uint32(ahead) < size:
+                        loaded[ahead] = gates[gate_at]
+                        gate_at += gate_step
+                        if gated:
+                            loaded_up[ahead] = ups_here[up_at]
+                            up_at += up_step
+                for ahead in range(loads):
+                    if uint32(ahead) < size:
+                        word = activate(loaded[ahead], loaded_up[ahead if gated else 0])
+                        if activated:
+                            here[at] = word
+                            at += step
+                        if t + uint32(ahead) >= first:
+                            fold_word(word, largest, smallest, positive, sums)
+                t = uint32(t + size)
+                size = uint32(loads)
+            while t < end:
+                for ahead in range(loads):
+                    loaded[ahead] = gates[gate_at]
                     gate_at += gate_step
                     if gated:
-                        loaded_up[ahead] = up[up_at]
+                        loaded_up[ahead] = ups_here[up_at]
                         up_at += up_step
                 for ahead in range(loads):
                     word = activate(loaded[ahead], loaded_up[ahead if gated else 0])
                     if activated:
-                        words[at] = word
+                        here[at] = word
                         at += step
                     fold_word(word, largest, smallest, positive, sums)
-                t += loads
-            while t < length:
-                word = activate(gate[gate_at], up[up_at] if gated else gate[gate_at])
-                if activated:
-                    words[at] = word
-                    at += step
-                fold_word(word, largest, smallest, positive, sums)
-                gate_at += gate_step
-                if gated:
-                    up_at += up_step
-                t += 1
+                t = uint32(t + uint32(loads))
 
             excerpt = ids[position]
             finite = True
@@ -429,43 +506,51 @@ def _fold(
                 finite = (
                     finite
                     and total == total
-                    and largest[lane] < infinity
-                    and smallest[lane] > -infinity
+                    and extreme_of(largest, lane) < infinity
+                    and extreme_of(smallest, lane) > -infinity
                 )
                 for power in range(MOMENTS):
                     powers[lane, power, thread] += float64(sums[lane, power])
+                positives[lane, thread] += count_of(positive, lane)
             if not finite:
                 cuda.atomic.min(fault, 0, excerpt)
                 break
 
             mark = np.uint32(1) << np.uint32(position - start)
             own_hash = _hash(np.uint64(excerpt), seed)
+            for lane in range(lanes):  # all loads of a word's bins before the first is needed
+                own = neuron + lane
+                bins[lane] = _bin(extreme_of(largest, lane).view(np.int32))
+                cuda.atomic.add(histogram, (own, bins[lane]), np.int32(1))
+                found[lane] = histogram_ids[own, bins[lane]]
             for lane in range(lanes):
                 own = neuron + lane
-                low[lane, thread] = min(low[lane, thread], smallest[lane])
-                high[lane, thread] = max(high[lane, thread], largest[lane])
-                key = largest[lane]
-                if top_keys.shape[1] > 0 and _precedes(
-                    key, excerpt, top_keys[own, 0], top_ids[own, 0]
+                key, negated = extreme_of(largest, lane), -extreme_of(smallest, lane)
+                low[lane, thread] = min(low[lane, thread], -negated)
+                high[lane, thread] = max(high[lane, thread], key)
+                if top and _precedes(
+                    key, excerpt, gate_keys[0, lane, thread], gate_ids[0, lane, thread]
                 ):
                     top_mark[lane] |= mark
                     own_top_keys[position, own] = key
-                negated = -smallest[lane]
-                if bottom_keys.shape[1] > 0 and _precedes(
-                    negated, excerpt, bottom_keys[own, 0], bottom_ids[own, 0]
+                if bottom and _precedes(
+                    negated, excerpt, gate_keys[1, lane, thread], gate_ids[1, lane, thread]
                 ):
                     bottom_mark[lane] |= mark
                     own_bottom_keys[position, own] = negated
-                _count(histogram, histogram_ids, own, key, excerpt, own_hash, seed)
+                _represent(histogram_ids, own, bins[lane], found[lane], excerpt, own_hash, seed)
 
         for lane in range(lanes):
             own = neuron + lane
             for power in range(MOMENTS):
                 part_powers[part, power, own] = powers[lane, power, thread]
-            part_positive[part, own] = positive[lane]
+            part_positive[part, own] = positives[lane, thread]
             part_minimum[part, own] = low[lane, thread]
             part_maximum[part, own] = high[lane, thread]
-            top_marks[part, own], bottom_marks[part, own] = top_mark[lane], bottom_mark[lane]
+            if top:
+                top_marks[part, own] = top_mark[lane]
+            if bottom:
+                bottom_marks[part, own] = bottom_mark[lane]
 
     return fold
 
@@ -494,34 +579,96 @@ def _add_up(
     minimum[neuron], maximum[neuron] = low, high
 
 
-@cuda.jit
-def _insert(acts, ids, lead, chunk, marks, own_keys, keys, kept_ids, rows):
-    """Put the marked excerpts of a neuron among its K best, if they are; slot 0 has the worst."""
-    neuron = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    if neuron >= keys.shape[0]:
-        return
-    slots, tokens = rows.shape[1], rows.shape[2]
-    for part in range(marks.shape[0]):
-        mark = marks[part, neuron]
-        position = part * chunk
-        while mark != 0:
-            if mark & np.uint32(1):
-                key, excerpt = own_keys[position, neuron], ids[position]
-                if _precedes(key, excerpt, keys[neuron, 0], kept_ids[neuron, 0]):
-                    worst, worst_key, worst_id = 0, key, excerpt
-                    for slot in range(1, slots):
-                        other_key, other_id = keys[neuron, slot], kept_ids[neuron, slot]
-                        if _precedes(worst_key, worst_id, other_key, other_id):
-                            worst, worst_key, worst_id = slot, other_key, other_id
-                    if worst > 0:
-                        keys[neuron, 0], kept_ids[neuron, 0] = worst_key, worst_id
-                        for t in range(tokens):
-                            rows[neuron, 0, t] = rows[neuron, worst, t]
-                    keys[neuron, worst], kept_ids[neuron, worst] = key, excerpt
-                    for t in range(tokens):
-                        rows[neuron, worst, t] = acts[position, lead + t, neuron]
-            mark = np.uint32(mark >> np.uint32(1))
-            position += 1
+@functools.cache
+def _insert(slots: int, threads: int) -> Any:
+    """The kernel that puts a neuron's marked excerpts among its K best; slot 0 has the worst.
+
+    A block has one neuron, and `slots` is K. Its threads fetch marks and keys side by side; one of
+    them goes through these in the excerpts' order, with all keys in shared memory, and leaves for
+    each slot where its activations come from; then all copy what is new, side by side along the
+    tokens. What waits for memory so is a handful of rounds, however many excerpts are taken.
+    """
+    ahead, word_bits = _ROWS_AHEAD, 32
+    keep, first_old = -1, -2
+    width = threads * word_bits
+
+    @cuda.jit(device=True)
+    def take(key, excerpt, position, slot_keys, slot_ids, sources):
+        """Put one excerpt in the worst one's place, if it precedes it, and find the next worst."""
+        if not _precedes(key, excerpt, slot_keys[0], slot_ids[0]):
+            return
+        worst, worst_key, worst_id = 0, key, excerpt
+        for slot in range(1, slots):
+            other_key, other_id = slot_keys[slot], slot_ids[slot]
+            if _precedes(worst_key, worst_id, other_key, other_id):
+                worst, worst_key, worst_id = slot, other_key, other_id
+        if worst > 0:
+            slot_keys[0], slot_ids[0] = worst_key, worst_id
+            source = sources[worst]
+            sources[0] = source if source != keep else first_old - worst
+        slot_keys[worst], slot_ids[worst], sources[worst] = key, excerpt, position
+
+    @cuda.jit
+    def insert(acts, ids, lead, chunk, marks, own_keys, keys, kept_ids, rows):
+        # On lines of their own, by which the simulator tells shared arrays apart.
+        slot_keys = cuda.shared.array(slots, float32)
+        slot_ids = cuda.shared.array(slots, int32)
+        sources = cuda.shared.array(slots, int32)
+        part_marks = cuda.shared.array(threads, uint32)
+        new_keys = cuda.shared.array(width, float32)
+        new_ids = cuda.shared.array(width, int32)
+        values = cuda.local.array(ahead, acts.dtype)
+        neuron, thread = cuda.blockIdx.x, cuda.threadIdx.x
+        parts, tokens = marks.shape[0], rows.shape[2]
+        seen = False
+        for start in range(0, parts, threads):
+            part = start + thread
+            mark = marks[part, neuron] if part < parts else np.uint32(0)
+            if not cuda.syncthreads_or(int32(mark != 0)):
+                continue
+            if not seen:
+                for slot in range(thread, slots, threads):
+                    slot_keys[slot], slot_ids[slot] = keys[neuron, slot], kept_ids[neuron, slot]
+                    sources[slot] = keep
+                seen = True
+            part_marks[thread] = mark
+            while mark != 0:
+                bit = cuda.ffs(int32(mark)) - 1
+                position = part * chunk + bit
+                new_keys[thread * word_bits + bit] = own_keys[position, neuron]
+                new_ids[thread * word_bits + bit] = ids[position]
+                mark &= np.uint32(mark - np.uint32(1))
+            cuda.syncthreads()
+            if thread == 0:
+                for other in range(min(threads, parts - start)):
+                    mark = part_marks[other]
+                    while mark != 0:
+                        bit = cuda.ffs(int32(mark)) - 1
+                        place = other * word_bits + bit
+                        position = (start + other) * chunk + bit
+                        take(new_keys[place], new_ids[place], position,
+                             slot_keys, slot_ids, sources)  # fmt: skip
+                        mark &= np.uint32(mark - np.uint32(1))
+            cuda.syncthreads()
+        if not seen:
+            return
+
+        for slot in range(thread, slots, threads):
+            keys[neuron, slot], kept_ids[neuron, slot] = slot_keys[slot], slot_ids[slot]
+        # A thread has the same tokens of every slot, and only slot 0 takes another's old row: it
+        # goes first, and no thread waits for another.
+        for t in range(thread, tokens, threads):
+            if sources[0] <= first_old:
+                rows[neuron, 0, t] = rows[neuron, first_old - sources[0], t]
+            for first in range(0, slots, ahead):
+                for place in range(ahead):
+                    if first + place < slots and sources[first + place] >= 0:
+                        values[place] = acts[sources[first + place], lead + t, neuron]
+                for place in range(ahead):
+                    if first + place < slots and sources[first + place] >= 0:
+                        rows[neuron, first + place, t] = values[place]
+
+    return insert
 
 
 @cuda.jit

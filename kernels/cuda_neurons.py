@@ -33,7 +33,7 @@ import numpy as np
 from numba import cuda, float32, float64, int32
 
 from fastexplain.kernels import scalars
-from fastexplain.kernels.cuda import view
+from fastexplain.kernels.cuda import queue_of, view
 from fastexplain.kernels.scalars import NO_ID
 from fastexplain.kernels.summary import Agreement, HeldOut, LookupTables, Summary, moved
 
@@ -68,7 +68,7 @@ class _Queue:
     """
 
     def __init__(self, stream: int) -> None:
-        self._stream = cuda.external_stream(stream) if stream else 0
+        self._stream = queue_of(stream)
 
     def empty(self, shape: Any, dtype: Any) -> Any:
         return cuda.device_array(shape, dtype, stream=self._stream)

@@ -1,7 +1,9 @@
 """Instructions of NVIDIA GPUs that Numba has no name for, for use in CUDA kernels.
 
-Source: "Parallel Thread Execution ISA", sections on `ex2`, `rcp` and `cvt`. Numba's simulator runs
-Python, where the first two are done by arithmetic; the other two must not be called there.
+Source: "Parallel Thread Execution ISA", sections on `ex2`, `rcp`, `cvt`, `max`, `min`, `set` and
+`add`. Numba's simulator runs Python, where the same is done by NumPy's arithmetic.
+
+A pair is two 16-bit numbers in one uint32, the first in its low half.
 """
 
 # mypy: no-check-untyped-defs
@@ -11,11 +13,16 @@ from __future__ import annotations
 import numpy as np
 from numba import config, types
 
+from fastexplain.kernels.summary import narrow
+
 SIMULATED = bool(config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
 """Whether CUDA kernels run in Numba's simulator, because NUMBA_ENABLE_CUDASIM is set."""
 
 PACKING_SINCE = (8, 0)
 """The least compute capability that rounds and packs two float32 in one instruction."""
+
+PAIRS_SINCE = (9, 0)
+"""The least one that compares and adds pairs of bfloat16."""
 
 if SIMULATED:
 
@@ -25,11 +32,41 @@ if SIMULATED:
     def reciprocal(x):
         return np.float32(1) / x
 
+    def _halves(pair):
+        """The two bfloat16 of a pair as float32 `[2]`."""
+        return np.array([pair << 16, pair & 0xFFFF0000], np.uint32).view(np.float32)
+
+    def _paired(low, high):
+        """Two float32 that bfloat16 can express, as a pair."""
+        bits = np.array([low, high], np.float32).view(np.uint32)
+        return np.uint32(bits[0] >> 16 | bits[1] & 0xFFFF0000)
+
     def pack_bfloat16(high, low):
-        raise NotImplementedError("not simulated")
+        low, high = (int(x) for x in narrow(np.array([low, high], np.float32), np.dtype("u2")))
+        return np.uint32(low | high << 16)
 
     def pack_float16(high, low):
-        raise NotImplementedError("not simulated")
+        with np.errstate(over="ignore"):
+            low, high = (int(np.float16(x).view(np.uint16)) for x in (low, high))
+        return np.uint32(low | high << 16)
+
+    def low_float16(pair):
+        return np.float32(np.uint16(pair & 0xFFFF).view(np.float16))
+
+    def high_float16(pair):
+        return np.float32(np.uint16(pair >> 16).view(np.float16))
+
+    def max_bfloat16(a, b):
+        return _paired(*np.fmax(_halves(a), _halves(b)))
+
+    def min_bfloat16(a, b):
+        return _paired(*np.fmin(_halves(a), _halves(b)))
+
+    def above_zero_bfloat16(a):
+        return _paired(*(_halves(a) > 0))
+
+    def add_bfloat16(a, b):
+        return pack_bfloat16(*(_halves(a) + _halves(b))[::-1])
 
 else:
     from llvmlite import ir
@@ -40,11 +77,14 @@ else:
         np.row_stack = np.vstack
 
     def _emit(code, constraints):
-        """What puts one instruction on float32 operands into the code."""
+        """What puts one instruction, on float32 and uint32 operands, into the code."""
 
         def codegen(_context, builder, signature, values):
-            result = ir.FloatType() if signature.return_type == types.float32 else ir.IntType(32)
-            function = ir.FunctionType(result, [ir.FloatType()] * len(values))
+            result, *operands = (
+                ir.FloatType() if each == types.float32 else ir.IntType(32)
+                for each in (signature.return_type, *signature.args)
+            )
+            function = ir.FunctionType(result, operands)
             return builder.call(ir.InlineAsm(function, code, constraints), values)
 
         return codegen
@@ -70,3 +110,37 @@ else:
         """Two float32 as float16, rounded to nearest, ties to even, in one uint32."""
         code = _emit("cvt.rn.f16x2.f32 $0, $1, $2;", "=r,f,f")
         return types.uint32(types.float32, types.float32), code
+
+    @intrinsic
+    def low_float16(_context, pair):
+        """The first float16 of a pair as float32."""
+        code = "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, low; }"
+        return types.float32(types.uint32), _emit(code, "=f,r")
+
+    @intrinsic
+    def high_float16(_context, pair):
+        """The second float16 of a pair as float32."""
+        code = "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, high; }"
+        return types.float32(types.uint32), _emit(code, "=f,r")
+
+    @intrinsic
+    def max_bfloat16(_context, a, b):
+        """The larger of each half of two pairs of bfloat16; of NaN and a number, the number."""
+        return types.uint32(types.uint32, types.uint32), _emit("max.bf16x2 $0, $1, $2;", "=r,r,r")
+
+    @intrinsic
+    def min_bfloat16(_context, a, b):
+        """The smaller of each half of two pairs of bfloat16; of NaN and a number, the number."""
+        return types.uint32(types.uint32, types.uint32), _emit("min.bf16x2 $0, $1, $2;", "=r,r,r")
+
+    @intrinsic
+    def above_zero_bfloat16(_context, a):
+        """The pair of bfloat16 that are 1 where those of a pair are above 0, and 0 elsewhere."""
+        code = _emit("{ .reg .b32 z; mov.b32 z, 0; set.gt.bf16x2.bf16x2 $0, $1, z; }", "=r,r")
+        return types.uint32(types.uint32), code
+
+    @intrinsic
+    def add_bfloat16(_context, a, b):
+        """The sums of each half of two pairs of bfloat16, rounded to nearest."""
+        code = _emit("add.rn.bf16x2 $0, $1, $2;", "=r,r,r")
+        return types.uint32(types.uint32, types.uint32), code

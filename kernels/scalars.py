@@ -29,18 +29,13 @@ NONLINEARITIES = ("gelu", "gelu_tanh", "silu", "relu", "relu2")
 GELU_CUBE = 0.044715
 """Of the tanh approximation of gelu (Hendrycks and Gimpel 2016)."""
 
-_ZERO, _HALF, _ONE, _MINUS_ONE = (np.float32(x) for x in (0, 0.5, 1, -1))
-_CUBE = np.float32(GELU_CUBE)
-_MINUS_TWO_SQRT_2_OVER_PI = np.float32(-2 * math.sqrt(2 / math.pi))
-_SQRT_HALF = np.float32(math.sqrt(0.5))
-# The complementary error function as t exp(-z**2 + P(t)), t = 1 / (1 + z/2), to 1.2e-7 of its value
-# for all z >= 0: P from Press et al., "Numerical Recipes", section 6.2, highest coefficient first.
-_ERFC = tuple(
-    np.float32(c)
-    for c in (0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
-              -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223)
-)  # fmt: skip
-_E9, _E8, _E7, _E6, _E5, _E4, _E3, _E2, _E1, _E0 = _ERFC
+_ZERO, _HALF, _ONE = (np.float32(x) for x in (0, 0.5, 1))
+_HALF_SQRT_HALF = np.float32(0.5 * math.sqrt(0.5))
+# With z = |x| / sqrt(2) the complementary error function is t exp(-z**2 + P(t)), t = 1 / (1 + z/2),
+# to 1.2e-7 of its value: P from Press et al., "Numerical Recipes", section 6.2, highest coefficient
+# first.
+_ERFC = (0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
+         -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223)  # fmt: skip
 
 # Tables are float32 sums of many batches; their rounding stays far below this share of the sum.
 _RESIDUE = 2.0**-20
@@ -149,30 +144,39 @@ def line(moments, varies):
     return moments[1] - slope * moments[2], slope
 
 
-def nonlinearity(name: str, jit: Callable[[Any], Any], exp: Any, divide: Any) -> Any:
+def nonlinearity(
+    name: str, jit: Callable[[Any], Any], power: Any, divide: Any, base: float = math.e
+) -> Any:
     """The function of that name, float32 to float32, made of a target's own parts.
 
     tanh and the logistic function share a form: gelu_tanh(x) = x / (1 + exp(-2u)) with
     u = sqrt(2/pi) (x + 0.044715 x**3), which loses no digits where tanh(u) is near -1.
 
     Args:
-        exp: of (scale, x), the exponential function of scale * x; `scale` is a constant.
+        power: of x, `base` to the power of x.
         divide: of (a, b), their quotient.
+        base: what the target raises to a power most cheaply.
     """
+    # Exponents are of the target's base, by constants that are multiplied anyway.
+    unit = 1 / math.log(base)
+    minus_unit = np.float32(-unit)
+    linear = np.float32(-2 * math.sqrt(2 / math.pi) * unit)
+    cubic = np.float32(-2 * math.sqrt(2 / math.pi) * GELU_CUBE * unit)
+    e0, e1, e2, e3, e4, e5, e6, e7, e8, e9 = (np.float32(c * unit) for c in reversed(_ERFC))
+    square = np.float32(0.5 * unit)
 
     def gelu(x):
-        z = abs(x) * _SQRT_HALF
-        t = divide(_ONE, _ONE + _HALF * z)
-        p = _E4 + t * (_E5 + t * (_E6 + t * (_E7 + t * (_E8 + t * _E9))))
-        p = _E0 + t * (_E1 + t * (_E2 + t * (_E3 + t * p)))
-        below = _HALF * t * exp(_ONE, p - z * z) * x  # x times the normal tail past |x|
+        t = divide(_ONE, _ONE + _HALF_SQRT_HALF * abs(x))
+        p = e4 + t * (e5 + t * (e6 + t * (e7 + t * (e8 + t * e9))))
+        p = e0 + t * (e1 + t * (e2 + t * (e3 + t * p)))
+        below = _HALF * t * power(p - square * (x * x)) * x  # x times the normal tail past |x|
         return x - below if x > _ZERO else below
 
     def gelu_tanh(x):
-        return divide(x, _ONE + exp(_MINUS_TWO_SQRT_2_OVER_PI, x * (_ONE + _CUBE * (x * x))))
+        return divide(x, _ONE + power(x * (linear + cubic * (x * x))))
 
     def silu(x):
-        return divide(x, _ONE + exp(_MINUS_ONE, x))
+        return divide(x, _ONE + power(minus_unit * x))
 
     def relu(x):
         return _ZERO if x <= _ZERO else x  # not max, which may lose a NaN

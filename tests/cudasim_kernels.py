@@ -36,6 +36,7 @@ from fastexplain.kernels.summary import Batch, Preactivations, Summary, moved
 SMALL_BLOCKS = {
     "_THREADS": 8,
     "_NEURON_THREADS": 8,
+    "_INSERT_THREADS": 4,
     "_TABLE_THREADS": (4, 2),
     "_COPY_BLOCKS": 2,
 }
@@ -144,6 +145,36 @@ def test_capture_equals_the_reference_with_parts_left_out(changes: dict) -> None
 @pytest.mark.parametrize("chunk", [1, 2, 32])
 def test_capture_does_not_depend_on_the_chunks(chunk: int) -> None:
     assert_equals_the_reference(case_of(5, "float16", seed=2), _CHUNK=(chunk, chunk))
+
+
+def test_capture_on_a_device_that_can_neither_pack_nor_pair(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "_capability", lambda: (7, 5))
+    assert_equals_the_reference(case_of(8, "bfloat16", seed=10))
+
+
+@pytest.mark.parametrize("lead", [0, 1])
+@pytest.mark.parametrize("skip", [0, 1, 7, 9])
+def test_capture_reads_every_position_whatever_is_left_over_from_groups(
+    lead: int, skip: int
+) -> None:
+    """Groups are of eight loads: 12 and 13 positions, of which some are not counted."""
+    rng = np.random.default_rng(11)
+    case = FusedCase.make(rng, (3, 12 + lead, 4), "relu", "plain", "bfloat16")
+    assert_fused_equals_the_reference(Simulated({}), case, 12, seed=8, skip=skip)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 32])
+@pytest.mark.parametrize("top", [1, 2, 11])
+def test_insertion_leaves_every_slot_as_one_by_one(threads: int, top: int) -> None:
+    """Not only what is kept: where it is kept too, as if excerpts came one after another."""
+    case = case_of(3, "float16", seed=12, top=top, bottom=top)
+    order = np.arange(9)
+    together = case.run(Simulated({"_INSERT_THREADS": threads}), order, [])
+    singly = case.run(Simulated({}), order, list(range(1, 9)))
+    for end in ("top", "bottom"):
+        for what in ("keys", "ids", "acts"):
+            name = f"{end}_{what}"
+            np.testing.assert_array_equal(getattr(together, name), getattr(singly, name), name)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -283,14 +283,16 @@ def summary_of(neurons: int, tokens: int, dtype, ids: np.ndarray) -> Summary:
     )  # fmt: skip
 
 
-def assert_fused_equals_the_reference(module, case: FusedCase, tokens: int, seed: int) -> None:
+def assert_fused_equals_the_reference(
+    module, case: FusedCase, tokens: int, seed: int, skip: int = 1
+) -> None:
     """The activations to rounding; the summary exactly that of the activations that came out."""
     rng = np.random.default_rng(seed)
     excerpts, _, neurons = case.acts.shape
     ids = rng.permutation(3 * excerpts)[:excerpts].astype(np.int32)
     rows = [rng.integers(-1, count, (excerpts, tokens)).astype(np.int32) for count in (3, 2)]
     fast, slow = (summary_of(neurons, tokens, case.acts.dtype, ids) for _ in range(2))
-    batch = Batch.make(ids, *rows, skip=1, random_ids=fast.random_ids, table_rows=(3, 2))
+    batch = Batch.make(ids, *rows, skip=skip, random_ids=fast.random_ids, table_rows=(3, 2))
     expected = reference.activations(case.pre, neurons)
     module.capture(case.acts, batch, fast, case.pre)
     assert_activated(case.pre, case.acts, expected)

@@ -118,7 +118,9 @@ def neuron_launches(dtype: str, monkeypatch) -> list[tuple]:
     return found
 
 
-def launches(dtype: str, neurons: int, fused: tuple[str, bool] | None) -> list[tuple]:
+def launches(
+    dtype: str, neurons: int, target: tuple[int, int], fused: tuple[str, bool] | None
+) -> list[tuple]:
     """The launches of a capture of 64 tokens after a BOS, with NumPy arrays for the device's.
 
     `fused` is the nonlinearity and whether there is a factor.
@@ -141,14 +143,14 @@ def launches(dtype: str, neurons: int, fused: tuple[str, bool] | None) -> list[t
         return kernels._Scratch.make(np.empty, *shape)
 
     lanes = kernels._lanes(acts, summary.random_acts, pre)
-    return list(kernels._launches(acts, batch, summary, pre, lanes, True, scratch))
+    return list(kernels._launches(acts, batch, summary, pre, lanes, target, scratch))
 
 
 def ptx_of(
     dtype: str, neurons: int, target: tuple[int, int], fused: tuple[str, bool] | None, monkeypatch
 ) -> dict[str, str]:
     """The assembly of a capture's kernels, by name, for the types that they are launched with."""
-    found = launches(dtype, neurons, fused)
+    found = launches(dtype, neurons, target, fused)
     return dict(assembled([(each[0], each[3]) for each in found], target, monkeypatch))
 
 
@@ -196,7 +198,7 @@ def test_kernels_compile_to_ptx(
     dtype: str, neurons: int, bits: int, target: tuple[int, int], monkeypatch
 ) -> None:
     assembly = ptx_of(dtype, neurons, target, None, monkeypatch)
-    assert set(assembly) == {"fold", "_add_up", "_insert", "_copy", "add_to_tables"}
+    assert set(assembly) == {"fold", "_add_up", "insert", "_copy", "add_to_tables"}
     for name, ptx in assembly.items():
         assert f".target sm_{target[0]}{target[1]}" in ptx, name
         # Everything inlined, all arrays of a thread in registers, subnormals kept.
@@ -205,7 +207,7 @@ def test_kernels_compile_to_ptx(
     for name in ("fold", "_copy", "add_to_tables"):
         assert re.search(rf"ld\.global\.[ub]{bits}\b", assembly[name]), name
     # float64 for the sums only, which are `fold`'s and `_add_up`'s.
-    for name in ("_insert", "_copy", "add_to_tables"):
+    for name in ("insert", "_copy", "add_to_tables"):
         assert ".f64" not in assembly[name], name
 
 
@@ -229,6 +231,8 @@ def test_fused_kernels_compile_to_ptx(
     pack = "cvt.rn.bf16x2.f32" if dtype == "uint16" else "cvt.rn.f16x2.f32"
     assert (pack in ptx) == (dtype != "float32")
     assert ("rcp.approx.ftz.f32" in ptx) == (dtype != "float32")
+    # By twos, what a device has for bfloat16 alone.
+    assert ("max.bf16x2" in ptx) == (dtype == "uint16" and target >= (9, 0))
 
 
 @pytest.mark.usefixtures("compiler")
