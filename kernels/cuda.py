@@ -139,8 +139,10 @@ def capture(
 ) -> None:
     """See `fastexplain.kernels.capture`. All arrays are on the current device.
 
-    Captures share their scratch, so that those of one process must not overlap on several streams.
-    Arrays that are Numba's already (see `viewed`) are taken as they are.
+    Kernels run on the device that is current in the calling thread, where Numba finds what PyTorch
+    has set, with scratch for each device: captures of two threads with a GPU each may overlap,
+    those on several streams of one GPU must not. Arrays that are Numba's already (see `view`) are
+    taken as they are.
     """
     acts, batch, summary = view(acts), moved(batch, view), moved(summary, view)
     pre = None if pre is None else moved(pre, view)
@@ -377,6 +379,8 @@ def _fold(
             powers[lane, 3] += square * square
             powers[lane, 4] += max(x, zero)
 
+    # Not kept on disk as the others are: Numba tells closures apart by a pickle of what they refer
+    # to, which for so many functions differs from process to process, and each would leave 1 MB.
     @cuda.jit(**({} if ptx.SIMULATED else {"max_registers": registers}))
     def fold(
         gate,
@@ -555,7 +559,7 @@ def _fold(
     return fold
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _add_up(
     part_powers, part_positive, part_minimum, part_maximum, sums, positive, minimum, maximum
 ):
@@ -608,7 +612,7 @@ def _insert(slots: int, threads: int) -> Any:
             sources[0] = source if source != keep else first_old - worst
         slot_keys[worst], slot_ids[worst], sources[worst] = key, excerpt, position
 
-    @cuda.jit
+    @cuda.jit(cache=True)
     def insert(acts, ids, lead, chunk, marks, own_keys, keys, kept_ids, rows):
         # On lines of their own, by which the simulator tells shared arrays apart.
         slot_keys = cuda.shared.array(slots, float32)
@@ -671,7 +675,7 @@ def _insert(slots: int, threads: int) -> Any:
     return insert
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _copy(words, lead, random_slots, random_words):
     """Copy the excerpts that have a slot among the random ones."""
     position = cuda.blockIdx.x
@@ -706,7 +710,7 @@ def _add_to_tables(name: str, lanes: int, tokens: int, threads: tuple[int, int])
         for lane in range(lanes):
             total[lane] += max(value_of(word, lane), zero)
 
-    @cuda.jit
+    @cuda.jit(cache=True)
     def add_to_tables(words, lead, positions, segment_starts, segment_rows, token_sums, pair_sums):
         segment = cuda.blockIdx.x
         row = segment_rows[segment]

@@ -108,7 +108,7 @@ def test_a_capture_launches_its_kernels_on_the_stream_it_is_given(case) -> None:
     assert 1 < len(found) <= MOST_LAUNCHES
     assert {launch.stream for launch in found} == {stream}
     assert {launch.device for launch in found} == {0}
-    for kernel in ("fold", "_add_up", "_insert", "_copy", "add_to_tables"):
+    for kernel in ("fold", "_add_up", "insert", "_copy", "add_to_tables"):
         assert kernel in names(found)
     on_default = launches_of(lambda: kernels.capture(acts, batch, summary, pre))
     assert names(on_default) == names(found)

@@ -63,3 +63,27 @@ def test_an_entry_point_that_the_standin_lacks_is_named(standin: Path) -> None:
     code = "from cuda.bindings import driver\nprint(int(driver.cuMemPoolTrimTo(None, 0)[0]))\n"
     finished = python(standin, "-c", code)
     assert "801" in finished.stdout and "there is no cuMemPoolTrimTo" in finished.stderr
+
+
+CAPTURE = """
+import sys
+sys.path[:0] = ["benches", "tests"]
+import standin_kernels as standin
+from fastexplain.kernels import cuda
+for case in standin.CASES:
+    standin.kernels.capture(*standin.arrays(case))
+kept = [cuda._add_up, cuda._copy, cuda._insert(3, 32), cuda._insert(2, 32)]
+kept += [cuda._add_to_tables(*each, 7, (32, 8)) for each in (("float32", 2), ("uint16", 4))]
+print([(k.stats.cache_hits.total(), k.stats.cache_misses.total()) for k in kept])
+"""
+
+
+def test_all_kernels_of_a_capture_but_the_fold_are_compiled_once_for_all_processes(
+    standin: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    first, second = (python(standin, "-c", CAPTURE) for _ in range(2))
+    compiled = eval(first.stdout)
+    assert all(misses and not hits for hits, misses in compiled)
+    assert eval(second.stdout) == [(misses, hits) for hits, misses in compiled]
+    assert not list(tmp_path.rglob("*fold*"))
