@@ -1,22 +1,36 @@
-"""Times of the kernels on a GPU, and what is hoped of them."""
+"""Times of the kernels on a GPU, what is hoped of them, and where a batch's time goes."""
 
 from __future__ import annotations
 
+import functools
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from fastexplain import kernels
+from fastexplain.bench import BATCH, full_width
+from fastexplain.geometries import random_subject
+from fastexplain.kernels import cuda as cuda_capture
+from fastexplain.kernels import cuda_neurons
 from fastexplain.kernels.summary import HeldOut, LookupTables
 from fastexplain.measure import (
     TOKENS,
+    CaptureForm,
     capture_bandwidth,
     copy_bandwidth,
+    first_captures,
     matrix_rate,
     median_seconds,
+    synchronize,
     zipf_tokens,
 )
+from fastexplain.sweep import TABLE_BYTES
+from fastexplain.ways import make_ways
 
 CUDA = torch.device("cuda")
 _EXCERPTS, _NEURONS = 1024, 6400  # [65536, 6400] activations, of GPT-2 XL
@@ -50,8 +64,11 @@ def machine_rates() -> dict[str, float]:
     return {"copy": copy_bandwidth(CUDA), "matrix": matrix_rate(CUDA, torch.bfloat16)}
 
 
-def time_capture(copy: float) -> dict[str, dict[str, float]]:
-    """`capture` of `[65536, 6400]` bfloat16: reading, making activations, and with tables."""
+def time_capture(copy: float) -> dict[str, dict[str, Any]]:
+    """`capture` of `[65536, 6400]` bfloat16: reading, making activations, and with tables.
+
+    `first_seconds` are those of a sweep's first batches, in which most exemplars are taken.
+    """
     forms: dict[str, dict[str, Any]] = {
         "plain": {},
         "gelu_tanh": {"nonlinearity": "gelu_tanh"},
@@ -60,11 +77,35 @@ def time_capture(copy: float) -> dict[str, dict[str, float]]:
         "silu gated with tables": {"nonlinearity": "silu", "gated": True, "table_rows": _ROWS},
     }
     found = {}
-    for name, form in forms.items():
+    for name, more in forms.items():
         torch.cuda.empty_cache()
-        one = capture_bandwidth(_EXCERPTS, _NEURONS, torch.bfloat16, CUDA, **form)
-        found[f"capture {name}"] = {**one, "of_copy": one["bytes_per_second"] / copy}
+        form = CaptureForm(_EXCERPTS, _NEURONS, torch.bfloat16, CUDA, **more)
+        one = capture_bandwidth(form)
+        found[f"capture {name}"] = {
+            **one, "of_copy": one["bytes_per_second"] / copy, "first_seconds": first_captures(form)
+        }  # fmt: skip
     return found
+
+
+def _without_allocation(run: Callable[[], object]) -> Callable[[], object]:
+    """The call with the arrays of its first time for its results, so that none is allocated."""
+    kept: list[Any] = []
+    allocate = cuda_neurons._Queue.empty
+
+    def again() -> object:
+        places = iter(kept)
+
+        def empty(queue: Any, shape: Any, dtype: Any) -> Any:
+            array = next(places, None)
+            if array is None:
+                array = allocate(queue, shape, dtype)
+                kept.append(array)
+            return array
+
+        with mock.patch.object(cuda_neurons._Queue, "empty", empty):
+            return run()
+
+    return again
 
 
 def time_neurons(copy: float) -> dict[str, dict[str, float]]:
@@ -110,7 +151,7 @@ def time_neurons(copy: float) -> dict[str, dict[str, float]]:
     }  # fmt: skip
     found = {}
     for name, (run, size) in steps.items():
-        seconds = median_seconds(run, CUDA)
+        seconds = median_seconds(_without_allocation(run), CUDA)
         found[name] = {"seconds": seconds, "bytes": size, "bytes_per_second": size / seconds,
                        "of_copy": size / seconds / copy}  # fmt: skip
     return found
@@ -135,3 +176,85 @@ def _best(ways: Any) -> Any:
     """Of the sweeps without tables the one with the largest numbers."""
     found = [ways[name] for name in ("sweep", "sweep_compiled") if name in ways]
     return max(found, key=lambda way: next(iter(way.values())), default=None)
+
+
+def bars(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of `BARS` that the record's parts are about, with what was found."""
+    return [
+        {"name": name, "least": least, "found": look_up(record, path)}
+        for name, path, least in BARS
+        if path.split("/")[0] in record
+    ]
+
+
+Steps = Iterator[tuple[str, Callable[[], Any]]]
+
+
+def tune_steps() -> Steps:
+    """`capture` by `fold`'s registers and the threads that are wanted, in two models' shapes.
+
+    Fewer registers let a multiprocessor hold more threads; as many threads are wanted as fill an
+    H200 once, or twice where that is over 100,000.
+    """
+
+    def timed(registers: int, threads: int, form: CaptureForm) -> dict[str, float]:
+        torch.cuda.empty_cache()
+        with mock.patch.multiple(cuda_capture, _REGISTERS=registers, _WANTED_THREADS=threads):
+            return capture_bandwidth(form)
+
+    for name, (neurons, more) in _TUNED_FORMS.items():
+        form = CaptureForm(BATCH["cuda"], neurons, torch.bfloat16, CUDA, **more)
+        for registers, threads in _TUNED:
+            label = f"{name}, {registers} registers, {threads} threads"
+            yield label, functools.partial(timed, registers, threads, form)
+
+
+_TUNED_FORMS: dict[str, tuple[int, dict[str, Any]]] = {
+    "gpt2-xl": (6400, {"nonlinearity": "gelu_tanh"}),
+    "llama-8b": (14336, {"lead": 1, "nonlinearity": "silu", "gated": True}),
+}
+_TUNED = ((128, 61_000), (96, 76_000), (80, 91_000), (96, 61_000), (128, 1 << 17), (96, 1 << 17))
+
+
+def profile_steps() -> Steps:
+    """A batch of the bare and of the swept trunk, with the host's time and each kernel's."""
+    for geometry, layers in _PROFILED:
+        for way in ("trunk_compiled", "sweep_compiled", "sweep_compiled_tables"):
+            label = f"{geometry}, {layers} layers, {way}"
+            yield label, functools.partial(_profile, geometry, layers, way)
+
+
+_PROFILED = (("gpt2-xl", 12), ("llama-8b", 6), ("gpt2", 12))
+_PROFILE_STEPS, _LISTED = 8, 20
+
+
+def _profile(geometry: str, layers: int, way: str) -> dict[str, Any]:
+    """Times in seconds: `host` until a batch is queued, `whole` until it is done, `kernels`."""
+    torch.cuda.empty_cache()
+    torch._dynamo.reset()
+    subject = random_subject(geometry, layers=layers, device=CUDA.type, dtype="bfloat16")
+    tokens = zipf_tokens(_PROFILE_STEPS * BATCH["cuda"], subject.vocabulary_size, seed=0)
+    rows = TABLE_BYTES // (4 * full_width(subject))
+    ways, _ = make_ways(subject, tokens, batch_size=BATCH["cuda"], table_rows=rows)
+    with ways[way].prepared():
+        for _ in range(_PROFILE_STEPS - 2):
+            ways[way].step()
+        synchronize(CUDA)
+        began = time.perf_counter()
+        ways[way].step()
+        host = time.perf_counter() - began
+        synchronize(CUDA)
+        whole = time.perf_counter() - began
+        activity = ProfilerActivity.CUDA if CUDA.type == "cuda" else ProfilerActivity.CPU
+        with profile(activities=[activity]) as profiled:
+            ways[way].step()
+            synchronize(CUDA)
+    found = sorted(profiled.key_averages(), key=lambda each: -each.device_time_total)
+    kernels_seen = [
+        {"name": each.key[:80], "count": each.count, "seconds": each.device_time_total / 1e6}
+        for each in found[:_LISTED]
+    ]
+    for each in kernels_seen[:8]:
+        print(f"{each['seconds'] * 1e3:19.3f} ms {each['count']:5}x  {each['name'][:60]}")
+    print(f"{host * 1e3:19.3f} ms of the host, {whole * 1e3:.3f} ms in all", flush=True)
+    return {"host": host, "whole": whole, "kernels": kernels_seen}

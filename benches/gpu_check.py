@@ -4,7 +4,10 @@
    torch at full size; in a CUDA graph; inside compiled models.
 2. Copy, matrix products and kernels; then whole sweeps beside transformers' own forward pass and
    the common way, on random weights of GPT-2 XL's and Llama-3.1-8B's shape.
-3. One JSON file with all of it, in $OUT or else in benches/results/.
+3. If asked for, `fold` by registers and threads, and where a batch's time goes, kernel by kernel.
+4. One JSON file with all of it, in $OUT or else in benches/results/.
+
+Where a GPU is lent for minutes, `benches/gpu_parts.sh` runs it part by part.
 
 It runs from a bare checkout and needs torch, transformers, numba and numba-cuda alone. Whatever
 fails is noted and the rest goes on; the file is written anew after every step; the exit code is 1
@@ -44,7 +47,8 @@ _TOTAL = 460.0
 _CAPTURE_CHECKS = 75.0
 _SHOWN = 25  # failures that are told again at the end
 _GEOMETRIES = {"gpt2-xl": 40.0, "llama-8b": 40.0}
-_PARTS = ("kernels", "torch", "rates", *_GEOMETRIES)
+_DEFAULT = ("kernels", "torch", "rates", *_GEOMETRIES)
+_PARTS = (*_DEFAULT, "tune", "profile")
 
 
 class Record:
@@ -95,10 +99,6 @@ class Record:
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text(json.dumps(self.data, indent=1, default=str) + "\n")
             temporary.replace(self._path)
-
-    @property
-    def failures(self) -> list[dict[str, Any]]:
-        return [check for check in self.data["checks"] if check["failure"]]
 
 
 def check_kernels(record: Record, rng: np.random.Generator, seconds: float) -> None:
@@ -198,27 +198,33 @@ def measure_parts(record: Record, parts: list[str], whole_trunk: bool) -> None:
             def tell(what: str) -> None:
                 print(f"{record.elapsed:6.1f} s          {geometry}: {what}", flush=True)
 
+            def save(so_far: dict[str, Any], geometry: str = geometry) -> None:
+                record.data[geometry] = so_far
+                record.write()
+
             how: Compile = "trunk" if whole_trunk else "layers"
-            return measure(subject, batches=24, seconds=seconds, compile=how, tell=tell)
+            return measure(subject, batches=24, seconds=seconds, compile=how, tell=tell, save=save)
 
         found = record.run(f"sweep {geometry}", sweep)
         if found is not None:
             record.data[geometry] = found
             for way, why in found["left_out"].items():
                 record.run(f"{geometry}: {way}", lambda w=why: _raise(w))
-    bars = ((name, timings.look_up(record.data, path), least)
-            for name, path, least in timings.BARS
-            if path.split("/")[0] in record.data)  # fmt: skip
-    record.data["bars"] = [{"name": n, "least": least, "found": f} for n, f, least in bars]
+    for part, steps in (("tune", timings.tune_steps), ("profile", timings.profile_steps)):
+        if part in parts:
+            record.data[part] = {}
+            for name, step in steps():
+                record.data[part][name] = record.run(f"{part} {name}", step)
+    record.data["bars"] = timings.bars(record.data)
 
 
 def _raise(why: str) -> None:
     raise RuntimeError(why)
 
 
-def report(record: Record) -> bool:
+def report(data: dict[str, Any]) -> bool:
     """Print what was found, shortest last; whether all is well."""
-    data = record.data
+    failures = [check for check in data["checks"] if check["failure"]]
     if "kernels" in data:
         from rich.console import Console
 
@@ -231,8 +237,13 @@ def report(record: Record) -> bool:
             print(f"\ncopy {data['copy'] / 1e12:.2f} TB/s, matrix products "
                   f"{data['matrix'] / 1e12:.0f} TFLOP/s")  # fmt: skip
         for name, one in data["kernels"].items():
+            first = (f"{seconds * 1e3:.3f}" for seconds in one.get("first_seconds", []))
             print(f"{name:28} {one['seconds'] * 1e3:9.3f} ms {one['bytes_per_second'] / 1e12:6.2f} "
-                  f"TB/s {one['of_copy']:6.1%} of copy")  # fmt: skip
+                  f"TB/s {one['of_copy']:6.1%} of copy  {', '.join(first)}")  # fmt: skip
+    for name, one in data.get("tune", {}).items():
+        if one is not None:
+            print(f"{name:44} {one['seconds'] * 1e6:9.1f} us "
+                  f"{one['bytes_per_second'] / 1e12:6.2f} TB/s")  # fmt: skip
     missed = 0
     for bar in data.get("bars", []):
         met = bar["found"] is not None and bar["found"] >= bar["least"]
@@ -240,18 +251,18 @@ def report(record: Record) -> bool:
         found = "not measured" if bar["found"] is None else f"{bar['found']:,.2f}"
         mark = "met" if met else "MISSED"
         print(f"{mark:6}  {bar['name']:40} {found:>14}  (at least {bar['least']:,})")
-    for check in record.failures[:_SHOWN]:
+    for check in failures[:_SHOWN]:
         print(f"FAILED  {check['name']}: {check['failure'][:200]}")
     print(
-        f"{len(data['checks'])} steps, {len(record.failures)} failed; "
-        f"{len(data.get('bars', []))} bars, {missed} missed; {record.elapsed:.0f} s"
+        f"{len(data['checks'])} steps, {len(failures)} failed; "
+        f"{len(data.get('bars', []))} bars, {missed} missed; {data.get('seconds', 0):.0f} s"
     )
-    return not record.failures and not missed
+    return not failures and not missed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=_PARTS, default=_PARTS, metavar="PART",
+    parser.add_argument("--only", nargs="+", choices=_PARTS, default=_DEFAULT, metavar="PART",
                         help=f"some of {', '.join(_PARTS)}; the first two are checks")  # fmt: skip
     parser.add_argument("--whole-trunk", action="store_true",
                         help="compile the bare trunk as one graph: some minutes more")  # fmt: skip
@@ -275,8 +286,8 @@ def main() -> int:
         if "torch" in parts:
             check_with_torch(record, rng)
         measure_parts(record, parts, arguments.whole_trunk)
-    well = report(record)
     record.write()
+    well = report(record.data)
     if path is not None:
         print(f"written to {path}")
     return 0 if well else 1
@@ -290,8 +301,15 @@ def _result_path(parts: list[str]) -> Path | None:
     folder = Path(out) if out else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     name = "simulator" if checks.SIMULATED else torch.cuda.get_device_name()
-    words = [re.sub(r"\W+", "-", name).lower(), *(parts if len(parts) < len(_PARTS) else [])]
-    return folder / f"gpu_check-{'-'.join(words)}-{datetime.now(UTC):%Y-%m-%d}.json"
+    if tuple(parts) == _DEFAULT:
+        parts = []
+    return folder / file_name(name, parts, datetime.now(UTC).isoformat())
+
+
+def file_name(gpu: str, parts: list[str], when: str) -> str:
+    """That of the results of some parts, or of no part in particular, in ISO time."""
+    words = [re.sub(r"\W+", "-", gpu).lower(), *parts]
+    return f"gpu_check-{'-'.join(words)}-{when[:10]}.json"
 
 
 if __name__ == "__main__":

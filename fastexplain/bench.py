@@ -35,9 +35,11 @@ from fastexplain.fusion import find_elementwise
 from fastexplain.geometries import GEOMETRIES
 from fastexplain.measure import (
     TOKENS,
+    CaptureForm,
     capture_bandwidth,
     commit,
     copy_bandwidth,
+    first_captures,
     machine,
     matrix_rate,
     peak_memory,
@@ -62,6 +64,7 @@ BATCH = {"cpu": 64, "mps": 64, "cuda": 512}
 
 _WARM_UP = 2  # turns: the first compiles, the second shows what memory is needed
 _LEAST_TURNS = 3
+_NEEDED = ("trunk", "sweep")  # of the ways
 # Batches that a way runs in a turn, without waiting in between, as no loop does on a GPU.
 _BATCHES_A_TURN = {"cpu": 1, "mps": 2, "cuda": 2}
 
@@ -75,6 +78,7 @@ def measure(
     compile: Compile = "layers",
     seed: int = 0,
     tell: Callable[[str], None] = lambda what: None,
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Measure a subject's sweep beside the other ways, and what the machine allows.
 
@@ -85,14 +89,17 @@ def measure(
         compile: how the bare trunk is compiled, see above; `off` leaves out all compiled ways.
         seed: of the tokens.
         tell: called with what is being done.
+        save: called after every turn with the result so far: whoever stops a measurement has it.
 
     Returns:
         Plain data: `machine`, `commit`, what was run, the `copy` in bytes a second, `matrix`
         products in operations a second, `capture` alone, `ways` (for each its `tokens_per_second`,
-        and in bytes what it keeps and needs besides; or why it was `left_out`), `ratios` (of
-        speeds, by way and by the way compared with), and bytes `on_disk` a neuron.
+        and in bytes what it keeps and needs besides; or why it was `left_out`, which costs the
+        others nothing), `ratios` (of speeds, by way and by the way compared with), and bytes
+        `on_disk` a neuron.
 
-    Raises UsageError for numbers that make no sense.
+    Raises UsageError for numbers that make no sense; what goes wrong in the uncompiled sweep or in
+    the bare trunk passes through.
     """
     device, dtype = subject.device, subject.dtype
     batch_size = BATCH[device.type] if batch_size is None else batch_size
@@ -115,49 +122,69 @@ def measure(
             subject, tokens, batch_size=batch_size, table_rows=rows, compile=compile
         )
         failed, memory = _warm_up(ways, device, a_turn, tell)
-        times = _take_turns(ways, device, a_turn, turns, seconds, tell)
-    counted = a_turn * batch_size * TOKENS
-    names = [name for name in WAYS if name in times]
-    sweep = ways["sweep"]
-    assert isinstance(sweep, Sweeper)
-    file = sweep.layer_file()
+        left_out |= failed
+        sweep = ways["sweep"]
+        assert isinstance(sweep, Sweeper)
+        file = sweep.layer_file()
+        told = {
+            "kind": "bench",
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "machine": machine(),
+            "geometry": subject.name,
+            "layers": len(subject.mlps),
+            "layers_of_geometry": _layers_of_geometry(subject),
+            "neurons": sum(subject.widths),
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "batch_size": batch_size,
+            "positions": subject.lead + TOKENS,
+            "batches_a_turn": a_turn,
+            "copy": copied,
+            "matrix": multiplied,
+            "capture": capture,
+            "operations_a_token": floor_operations(subject) / TOKENS,
+            "on_disk": sum(
+                array.nbytes for name, array in file.items() if not name.startswith("tables.")
+            ) / subject.widths[0],
+            "tables_bytes": TABLE_BYTES * sum(subject.widths) // full_width(subject),
+        }  # fmt: skip
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        result: dict[str, Any] = {}
+        started = time.perf_counter()
+        for turn in range(turns):
+            if turn >= _LEAST_TURNS and time.perf_counter() - started > seconds:
+                break
+            tell(f"Turn {turn + 1} of {turns}")
+            left_out |= _take_turn(ways, device, a_turn, turn, times)
+            speeds = _speeds(ways, times, memory, a_turn * batch_size * TOKENS)
+            result = {**told, "turns": turn + 1, **speeds, "left_out": left_out}
+            save(result)
+    return result
+
+
+def _speeds(
+    ways: dict[str, Way],
+    times: dict[str, list[float]],
+    memory: dict[str, dict[str, int | None]],
+    tokens: int,
+) -> dict[str, Any]:
+    """Speeds and their ratios, from seconds of every way in every turn of `tokens` tokens."""
+    names = [name for name in WAYS if name in ways]
     return {
-        "kind": "bench",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-        "geometry": subject.name,
-        "layers": len(subject.mlps),
-        "layers_of_geometry": _layers_of_geometry(subject),
-        "neurons": sum(subject.widths),
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "batch_size": batch_size,
-        "positions": subject.lead + TOKENS,
-        "turns": len(times["trunk"]),
-        "batches_a_turn": a_turn,
-        "copy": copied,
-        "matrix": multiplied,
-        "capture": capture,
-        "operations_a_token": floor_operations(subject) / TOKENS,
         "ways": {
-            name: {"tokens_per_second": counted / statistics.median(times[name]), **memory[name]}
+            name: {"tokens_per_second": tokens / statistics.median(times[name]), **memory[name]}
             for name in names
         },
-        "left_out": left_out | failed,
         "ratios": {
             name: {
                 other: statistics.median(
                     b / a for a, b in zip(times[name], times[other], strict=True)
                 )
-                for other in REFERENCES if other in times
+                for other in REFERENCES if other in names
             }
             for name in names
         },
-        "on_disk": sum(
-            array.nbytes for name, array in file.items() if not name.startswith("tables.")
-        ) / subject.widths[0],
-        "tables_bytes": TABLE_BYTES * sum(subject.widths) // full_width(subject),
     }  # fmt: skip
 
 
@@ -169,14 +196,13 @@ def _capture(subject: Subject, batch_size: int, copied: float) -> dict[str, Any]
     if part is not None:
         forms["fused"] = {"nonlinearity": part.nonlinearity, "gated": part.up is not None}
     device = kernel_device(subject.device)
-    found = {
-        name: capture_bandwidth(
-            batch_size, mlp.width, subject.dtype, device, lead=subject.lead, **form
-        )
-        for name, form in forms.items()
-    }
-    return {name: {**one, "of_copy": one["bytes_per_second"] / copied}
-            for name, one in found.items()}  # fmt: skip
+    found = {}
+    for name, more in forms.items():
+        form = CaptureForm(batch_size, mlp.width, subject.dtype, device, lead=subject.lead, **more)
+        one = capture_bandwidth(form)
+        of_copy = one["bytes_per_second"] / copied
+        found[name] = {**one, "of_copy": of_copy, "first_seconds": first_captures(form)}
+    return found
 
 
 def _warm_up(
@@ -191,11 +217,8 @@ def _warm_up(
             with way.prepared():
                 _steps(way, a_turn)
                 synchronize(device)
-        except Exception as error:  # compilers fail in ways of their own
-            if "compiled" not in name:
-                raise
-            left_out[name] = (str(error).strip() or repr(error)).splitlines()[0]
-            del ways[name]
+        except Exception as error:  # a compiler's, say, or memory that is not there
+            _leave_out(ways, name, error, left_out)
     outside = _outside(device) - before
     memory: dict[str, dict[str, int | None]] = {}
     for name, way in ways.items():
@@ -218,29 +241,32 @@ def _outside(device: torch.device) -> int:
     return total - free - torch.cuda.memory_reserved(device)
 
 
-def _take_turns(
+def _take_turn(
     ways: dict[str, Way],
     device: torch.device,
     a_turn: int,
-    turns: int,
-    seconds: float,
-    tell: Callable[[str], None],
-) -> dict[str, list[float]]:
-    """Seconds of every way in every turn."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    order = list(ways)
-    started = time.perf_counter()
-    for turn in range(turns):
-        if turn >= _LEAST_TURNS and time.perf_counter() - started > seconds:
-            break
-        tell(f"Turn {turn + 1} of {turns}")
-        for name in order:
+    turn: int,
+    times: dict[str, list[float]],
+) -> dict[str, str]:
+    """Add seconds of every way; takes those that fail out of `ways`, and says why."""
+    left_out: dict[str, str] = {}
+    first = turn % len(ways)
+    for name in [*list(ways)[first:], *list(ways)[:first]]:
+        try:
             with ways[name].prepared():
-                times[name].append(
-                    seconds_of(functools.partial(_steps, ways[name], a_turn), device)
-                )
-        order.append(order.pop(0))
-    return times
+                step = functools.partial(_steps, ways[name], a_turn)
+                times[name].append(seconds_of(step, device))
+        except Exception as error:
+            _leave_out(ways, name, error, left_out)
+    return left_out
+
+
+def _leave_out(ways: dict[str, Way], name: str, error: Exception, left_out: dict[str, str]) -> None:
+    """Go on without a way; raises what went wrong in one that nothing could be said without."""
+    if name in _NEEDED:
+        raise error
+    left_out[name] = (str(error).strip() or repr(error)).splitlines()[0]
+    del ways[name]
 
 
 def _steps(way: Way, count: int) -> None:

@@ -70,7 +70,8 @@ def _caption(result: dict[str, Any]) -> str:
         f"copy: {result['copy'] / 1e9:,.0f} GB/s read and written; "
         + "; ".join(
             f"capture kernel, {name}: {one['bytes_per_second'] / 1e9:,.1f} GB/s, "
-            f"{one['of_copy']:.0%} of that"
+            f"{one['of_copy']:.0%} of that, {_milliseconds(one['seconds'])} a batch "
+            f"({', '.join(map(_milliseconds, one['first_seconds']))} for the first)"
             for name, one in result["capture"].items()
         ),
         f"on disk: {result['on_disk']:,.0f} bytes a neuron, and "
@@ -79,6 +80,10 @@ def _caption(result: dict[str, Any]) -> str:
         PUBLISHED,
     ]
     return "\n".join(lines)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.2f} ms"
 
 
 def _size(count: int | None) -> str:

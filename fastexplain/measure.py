@@ -10,12 +10,15 @@ import ctypes
 import gc
 import importlib.metadata
 import itertools
+import math
 import platform
 import statistics
 import subprocess
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,8 @@ import torch
 from torch import nn
 
 from fastexplain import __version__
-from fastexplain.exemplars import Exemplars, kernel_dtype, on_device
-from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
+from fastexplain.exemplars import Exemplars, for_kernels, kernel_dtype, on_device
+from fastexplain.kernels.summary import Batch, Preactivations, Summary
 from fastexplain.onednn import OneDnnLinear
 
 TOKENS = 64
@@ -181,65 +184,104 @@ class MatrixProduct:
             nn.functional.linear(self._left, self._right)
 
 
-def capture_bandwidth(
-    excerpts: int,
-    neurons: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    lead: int = 0,
-    nonlinearity: str | None = None,
-    gated: bool = False,
-    table_rows: tuple[int, int] = (0, 0),
-) -> dict[str, float]:
-    """Time `capture` alone on random activations, once the exemplars are so good that none changes.
+@dataclass(frozen=True)
+class CaptureForm:
+    """A batch that `capture` is timed on, of random activations.
 
-    So it is in a sweep past its first batches: of N excerpts a neuron takes 20 (1 + ln(N / 20)).
-
-    Args:
-        excerpts, lead, neurons: the shape of a batch, `[excerpts, lead + 64, neurons]`.
+    Attributes:
+        excerpts, lead, neurons: its shape, `[excerpts, lead + 64, neurons]`.
         nonlinearity: None to read activations, or f to make them of pre-activations and write them.
         gated: whether these are f(gate) * up.
         table_rows: V and P; of the tokens, which are drawn by Zipf's law, those are in the tables.
+    """
+
+    excerpts: int
+    neurons: int
+    dtype: torch.dtype
+    device: torch.device
+    lead: int = 0
+    nonlinearity: str | None = None
+    gated: bool = False
+    table_rows: tuple[int, int] = (0, 0)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.excerpts, self.lead + TOKENS, self.neurons)
+
+    @property
+    def bytes(self) -> int:
+        """Those of activations and pre-activations, read and written, of one batch."""
+        arrays = 1 if self.nonlinearity is None else 2 + self.gated
+        return arrays * math.prod(self.shape) * self.dtype.itemsize
+
+    def exemplars(self, worst: float = -math.inf) -> Exemplars:
+        """Those of no excerpts yet; only what is larger than `worst` is taken."""
+        summary = Summary.empty(
+            self.neurons, TOKENS, kernel_dtype(self.dtype), top=20, bottom=0,
+            random_ids=_RANDOM_IDS, table_rows=self.table_rows, seed=0,
+        )  # fmt: skip
+        summary.top_keys[:] = worst
+        return Exemplars(summary, self.device)
+
+    def batches(self, count: int) -> list[tuple[torch.Tensor, Batch, Preactivations | None]]:
+        """What `Exemplars.update` takes, a few times."""
+        tokens = zipf_tokens(count * self.excerpts, max(sum(self.table_rows), 1) * 4, seed=0)
+        token_rows = np.where(tokens < self.table_rows[0], tokens, -1).astype(np.int32)
+        pairs = tokens - self.table_rows[0]
+        pair_rows = np.where((pairs >= 0) & (pairs < self.table_rows[1]), pairs, -1)
+        made: list[tuple[torch.Tensor, Batch, Preactivations | None]] = []
+        for start in range(0, count * self.excerpts, self.excerpts):
+            rows = slice(start, start + self.excerpts)
+            batch = Batch.make(
+                np.arange(rows.start, rows.stop, dtype=np.int32), token_rows[rows],
+                pair_rows[rows].astype(np.int32), skip=1 - self.lead, random_ids=_RANDOM_IDS,
+                table_rows=self.table_rows,
+            )  # fmt: skip
+            acts, gate, up = (
+                torch.randn(self.shape, device=self.device, dtype=self.dtype) if needed else None
+                for needed in (True, self.nonlinearity is not None, self.gated)
+            )
+            assert acts is not None
+            pre = None if self.nonlinearity is None else Preactivations(self.nonlinearity, gate, up)
+            made.append((acts, for_kernels(on_device(batch, self.device)), pre))
+        return made
+
+
+# Far from the ids of the batches that are timed: a sweep hardly ever meets one.
+_RANDOM_IDS = np.arange(25, dtype=np.int32) + 2**30
+
+
+def capture_bandwidth(form: CaptureForm) -> dict[str, float]:
+    """Time `capture` alone, once the exemplars are so good that none changes.
+
+    So it is in a sweep past its first batches: of N excerpts a neuron takes 20 (1 + ln(N / 20)).
 
     Returns:
-        `seconds` of a batch; `bytes` read and written, those of activations and pre-activations
-        alone; `bytes_per_second`.
+        `seconds` of a batch, its `bytes`, and `bytes_per_second`.
     """
-    shape = (excerpts, lead + TOKENS, neurons)
-    arrays = 1 if nonlinearity is None else 2 + gated
-    size = arrays * excerpts * shape[1] * neurons * dtype.itemsize
-    count = max(1, -(-_ROTATED_BYTES[device.type] // size))
-    random_ids = smallest_hashes(np.arange(25, dtype=np.int32) + count * excerpts, 25, 0)
-    tokens = zipf_tokens(count * excerpts, max(sum(table_rows), 1) * 4, seed=0)
-    summary = Summary.empty(
-        neurons, TOKENS, kernel_dtype(dtype), top=20, bottom=0, random_ids=random_ids,
-        table_rows=table_rows, seed=0,
-    )  # fmt: skip
-    summary.top_keys[:] = np.finfo(np.float32).max
-    kept = Exemplars(summary, device)
-    work: list[tuple[torch.Tensor, Batch, Preactivations | None]] = []
-    for number in range(count):
-        rows = slice(number * excerpts, (number + 1) * excerpts)
-        ids = np.arange(rows.start, rows.stop, dtype=np.int32)
-        token_rows = np.where(tokens[rows] < table_rows[0], tokens[rows], -1).astype(np.int32)
-        pairs = tokens[rows] - table_rows[0]
-        pair_rows = np.where((pairs >= 0) & (pairs < table_rows[1]), pairs, -1).astype(np.int32)
-        batch = Batch.make(
-            ids, token_rows, pair_rows, skip=1 - lead, random_ids=random_ids, table_rows=table_rows
-        )
-        inputs = [torch.randn(shape, device=device, dtype=dtype) for _ in range(arrays)]
-        pre = None
-        if nonlinearity is not None:
-            pre = Preactivations(nonlinearity, inputs[1], inputs[2] if gated else None)
-        work.append((inputs[0], on_device(batch, device), pre))
+    kept = form.exemplars(worst=float(np.finfo(np.float32).max))
+    work = form.batches(max(1, -(-_ROTATED_BYTES[form.device.type] // form.bytes)))
 
     def cycle() -> None:
         for acts, batch, pre in work:
             kept.update(acts, batch, pre)
 
-    seconds = median_seconds(replayed(cycle, device), device) / count
-    return {"seconds": seconds, "bytes": size, "bytes_per_second": size / seconds}
+    seconds = median_seconds(replayed(cycle, form.device), form.device) / len(work)
+    return {"seconds": seconds, "bytes": form.bytes, "bytes_per_second": form.bytes / seconds}
+
+
+def first_captures(form: CaptureForm, *, batches: int = 4, repeats: int = 3) -> list[float]:
+    """Seconds of `capture` for each of the first batches of a sweep, which insert the most.
+
+    Every repeat starts from no exemplars; a batch's time is the least of its repeats'.
+    """
+    work = form.batches(batches)
+    form.exemplars().update(*work[0])  # compiles
+    times = []
+    for _ in range(repeats):
+        update = form.exemplars().update
+        times.append([seconds_of(partial(update, *each), form.device) for each in work])
+    return [min(each) for each in zip(*times, strict=True)]
 
 
 def replayed(step: Callable[[], object], device: torch.device) -> Callable[[], object]:

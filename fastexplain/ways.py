@@ -137,7 +137,7 @@ class Peer:
         layers: Sequence[int] | None = None,
         batch_size: int,
     ) -> None:
-        self._subject, self._batches = subject, _batches(tokens, batch_size)
+        self._subject, self._batches = subject, _uploaded(subject, tokens, batch_size)
         self._layers = range(len(subject.widths)) if layers is None else layers
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -152,8 +152,7 @@ class Peer:
         self._kept[layer] = values, acts.gather(0, places[..., None].expand(-1, -1, acts.shape[2]))
 
     def step(self) -> None:
-        _, token_ids = next(self._batches)
-        self._subject.trunk(torch.from_numpy(token_ids), self._capture, self._layers)
+        self._subject.trunk(next(self._batches), self._capture, self._layers)
 
     @property
     def kept_bytes(self) -> int:
@@ -181,12 +180,11 @@ class Bare:
         batch_size: int,
         layers: Sequence[CompiledLayer] = (),
     ) -> None:
-        self._subject, self._batches = subject, _batches(tokens, batch_size)
+        self._subject, self._batches = subject, _uploaded(subject, tokens, batch_size)
         self._forward, self._layers = forward, layers
 
     def step(self) -> None:
-        _, token_ids = next(self._batches)
-        ids = torch.from_numpy(token_ids).to(self._subject.device, torch.long)
+        ids = next(self._batches)
         if self._subject.bos is not None:
             ids = nn.functional.pad(ids, (1, 0), value=self._subject.bos)
         with compiled(self._layers), torch.inference_mode():
@@ -217,6 +215,12 @@ def _batches(tokens: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndar
     """The first excerpt's id and the token ids of each batch."""
     for start in range(0, len(tokens), batch_size):
         yield start, tokens[start : start + batch_size]
+
+
+def _uploaded(subject: Subject, tokens: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+    """The token ids of each batch, on the device from the start: what is not a sweep waits for no
+    copy, as a sweep, whose batches come from another thread, does not."""
+    return iter(torch.from_numpy(tokens).to(subject.device, torch.long).split(batch_size))
 
 
 Way = Sweeper | Peer | Bare | Floor

@@ -15,8 +15,9 @@ import torch
 from fastexplain import Subject, app, bench, ways
 from fastexplain.bench_table import bench_table
 from fastexplain.errors import SubjectError, UsageError
+from fastexplain.exemplars import Exemplars
 from fastexplain.geometries import GEOMETRIES, random_subject
-from fastexplain.measure import TOKENS, peak_memory, zipf_tokens
+from fastexplain.measure import TOKENS, CaptureForm, first_captures, peak_memory, zipf_tokens
 from fastexplain.ways import Bare, Peer, Sweeper
 
 CPU = torch.device("cpu")
@@ -101,6 +102,44 @@ def test_what_can_not_be_compiled_is_left_out_with_the_reason(monkeypatch) -> No
     result = bench.measure(subject, batch_size=1, batches=1)
     assert set(result["left_out"].values()) == {"there is no C++ compiler"}
     assert len(result["left_out"]) == 3 and "sweep" in result["ways"]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_way_that_fails_later_costs_the_others_nothing(monkeypatch) -> None:
+    """Whoever stops it after a turn has that turn."""
+    steps, saved = [], []
+
+    def step(self: Peer) -> None:
+        steps.append(self)
+        if len(steps) > 4:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Peer, "step", step)
+    monkeypatch.setattr(Peer, "kept_bytes", 0)
+    subject = random_subject("gpt2", layers=1, device="cpu")
+    result = bench.measure(subject, batch_size=1, batches=4, compile="off", save=saved.append)
+    assert result["left_out"]["peer"] == "out of memory" and "peer" not in result["ways"]
+    assert [one["turns"] for one in saved] == [1, 2, 3, 4] and saved[-1] == result
+    assert "peer" in saved[0]["ways"] and set(result["ratios"]["sweep"]) == {
+        "trunk", "model", "floor"
+    }  # fmt: skip
+    monkeypatch.setattr(Bare, "step", step)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bench.measure(subject, batch_size=1, batches=4, compile="off")
+
+
+@pytest.mark.usefixtures("small")
+def test_the_first_captures_are_of_a_sweep_that_has_no_exemplars(monkeypatch) -> None:
+    form = CaptureForm(3, 5, torch.float32, CPU, lead=1, nonlinearity="silu", gated=True)
+    assert form.bytes == 3 * 65 * 5 * 3 * 4
+    kept: list[Exemplars] = []
+    make = CaptureForm.exemplars
+    monkeypatch.setattr(
+        CaptureForm, "exemplars", lambda self, *given: kept.append(make(self, *given)) or kept[-1]
+    )
+    assert len(first_captures(form, batches=2, repeats=2)) == 2
+    assert [(each.summary().top_ids < 6).sum(1).tolist() for each in kept[1:]] == [[6] * 5] * 2
+    assert (kept[-1].summary().histogram.sum(1) == 6).all()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,11 @@ sys.path.insert(0, str(BENCHES))
 
 import device_timings  # noqa: E402
 import device_torch  # noqa: E402
+import gpu_check  # noqa: E402
+import gpu_parts  # noqa: E402
 import readme_table  # noqa: E402
+
+from fastexplain.kernels import cuda as cuda_capture  # noqa: E402
 
 # Nothing of the server's side, nor what only some checkpoints need, is where GPUs are measured.
 BLOCKED = ("openai", "gguf", "accelerate", "httpx", "pydantic", "pyarrow")
@@ -110,7 +114,8 @@ def test_a_failed_check_does_not_stop_the_rest(bare: Path, tmp_path: Path) -> No
         "for f in ('relu', None):\n"
         "    case = device_checks.CaptureCase('float32', 2, f, 'plain', 'normal', seed=1)\n"
         "    record.run(str(f), lambda: device_checks.check_capture(case))\n"
-        "print(gpu_check.report(record), [check['name'] for check in record.failures])\n"
+        "failed = [check['name'] for check in record.data['checks'] if check['failure']]\n"
+        "print(gpu_check.report(record.data), failed)\n"
     )
     shown = python(code, bare, NUMBA_ENABLE_CUDASIM="1")
     assert shown.returncode == 0, shown.stderr
@@ -154,6 +159,125 @@ def test_bars_are_read_from_the_record() -> None:
     assert found["gpt2-xl: sweep, tokens/s"] == 7000
     assert found["llama-8b: sweep over compiled trunk"] is None
     assert found["llama-8b: sweep over the peer's way"] is None
+
+
+def part(commit: str = "a" * 40, when: str = "2026-01-02T03", **found: object) -> dict:
+    """A file of `gpu_check.py`."""
+    machine = {"gpu": "NVIDIA H200", "cpu": "Some CPU", "torch": "2.11.0"}
+    record = {"kind": "gpu_check", "when": when, "commit": commit, "machine": machine, "seed": 1,
+              "checks": [], "seconds": 2.0}  # fmt: skip
+    return record | found
+
+
+def test_parts_are_merged_and_the_later_one_counts(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(gpu_check, "RESULTS", tmp_path)
+    kernel = {"seconds": 1e-3, "bytes": 1e9, "bytes_per_second": 1e12, "of_copy": 0.9}
+    failed, fine = ({"name": "capture", "failure": why, "seconds": 1} for why in ("bad", None))
+    parts = [
+        part(when="2026-01-02T05", **{"gpt2-xl": measured(layers=2)}, checks=[fine]),
+        part(checks=[failed], kernels={"capture plain": kernel}, copy=1.1e12, matrix=7e14),
+        part(tune={"gpt2-xl": {"seconds": 1}}, **{"gpt2-xl": measured(layers=1)}),
+    ]
+    files = []
+    for number, each in enumerate(parts):
+        files.append(tmp_path / f"{number}.part")
+        files[-1].write_text(json.dumps(each))
+    monkeypatch.setattr(sys, "argv", ["gpu_parts.py", *map(str, files)])
+    monkeypatch.setattr(gpu_check, "report", lambda data: True)  # which is tested by itself
+    assert gpu_parts.main() == 0
+    [path] = tmp_path.glob("*.json")
+    assert path.name == "gpu_check-nvidia-h200-2026-01-02.json"
+    whole = json.loads(path.read_text())
+    assert whole["seconds"] == 6 and whole["commit"] == "a" * 40 and whole["checks"] == [fine]
+    assert whole["gpt2-xl"]["layers"] == 2 and whole["tune"] and whole["copy"] == 1.1e12
+    found = {bar["name"]: bar["found"] for bar in whole["bars"]}
+    assert found["capture plain over copy"] == 0.9
+    assert found["gpt2-xl: sweep over eager trunk"] == 7
+    assert not any(name.startswith("llama") for name in found)
+    assert readme_table.measurements(tmp_path)[0]["geometry"] == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([part(), part(commit="b" * 40)], "different commit"),
+        ([part(), part(machine={"gpu": "NVIDIA H100"})], "different machine"),
+        ([part(commit="abc")], "'abc' is not one"),
+        ([{"kind": "bench"}], "'when'"),
+    ],
+    ids=["commits", "machines", "short", "other"],
+)
+def test_parts_that_do_not_belong_together_are_refused(
+    parts: list[dict], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(gpu_check, "RESULTS", tmp_path / "results")
+    files = [tmp_path / f"{number}.json" for number in range(len(parts))]
+    for path, each in zip(files, parts, strict=True):
+        path.write_text(json.dumps(each))
+    monkeypatch.setattr(sys, "argv", ["gpu_parts.py", *map(str, files)])
+    assert gpu_parts.main() == 2
+    err = capsys.readouterr().err
+    assert err.startswith("gpu_parts: ") and message in err and err.count("\n") == 1
+
+
+def test_the_parts_script_runs_each_part_by_itself_whatever_becomes_of_the_others(
+    tmp_path: Path,
+) -> None:
+    """With a Python that writes down what it is asked for, and fails."""
+    fake = tmp_path / "python3"
+    fake.write_text('#!/bin/sh\necho "$@" >>"$ASKED"\ncase "$1" in -c) exit 0 ;; esac\nexit 1\n')
+    fake.chmod(0o755)
+    paths = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    environment = os.environ | {"PATH": paths, "OUT": str(tmp_path)}
+    asked: dict[str, list[str]] = {}
+    for name in ("first", "second", "third"):
+        log = tmp_path / name
+        subprocess.run(
+            ["bash", BENCHES / "gpu_parts.sh", name, "abc"], env=environment | {"ASKED": str(log)},
+            capture_output=True, timeout=60,
+        )  # fmt: skip
+        lines = [line for line in log.read_text().splitlines() if "gpu_check.py" in line]
+        assert all("--commit abc --only " in line for line in lines)
+        asked[name] = [line.split("--only ")[1] for line in lines]
+    assert asked["first"] == ["kernels --seconds 20", "tune", "rates", "profile"]
+    assert asked["second"] == ["gpt2-xl", "llama-8b"] and asked["third"][0] == "torch"
+    for wrong in ([], ["first"], ["fourth", "abc"]):
+        shown = subprocess.run(
+            ["bash", BENCHES / "gpu_parts.sh", *wrong], capture_output=True, text=True
+        )
+        assert shown.returncode == 2 and shown.stderr.startswith("usage: gpu_parts.sh first|second")
+
+
+def test_tuning_and_profiling_go_through_here_too(monkeypatch) -> None:
+    """They are written for a GPU; that they run can be seen on a CPU."""
+    monkeypatch.setattr(device_timings, "CUDA", torch.device("cpu"))
+    monkeypatch.setattr(device_timings, "BATCH", {"cuda": 2})
+    monkeypatch.setattr(device_timings, "_PROFILE_STEPS", 4)
+    monkeypatch.setattr("fastexplain.measure._ROTATED_BYTES", {"cpu": 1})
+    monkeypatch.setitem(device_timings._TUNED_FORMS, "gpt2-xl", (8, {"nonlinearity": "gelu_tanh"}))
+    tuned = dict(device_timings.tune_steps())
+    assert len(tuned) == 12
+    found = tuned["gpt2-xl, 96 registers, 76000 threads"]()
+    assert found["bytes"] == 2 * 2 * 64 * 8 * 2 and found["seconds"] > 0
+    before = cuda_capture._REGISTERS
+    monkeypatch.setattr(device_timings, "capture_bandwidth", lambda form: cuda_capture._REGISTERS)
+    assert tuned["gpt2-xl, 80 registers, 91000 threads"]() == 80
+    assert before == cuda_capture._REGISTERS
+
+    profiled = dict(device_timings.profile_steps())
+    assert len(profiled) == 9 and "llama-8b, 6 layers, sweep_compiled" in profiled
+    one = device_timings._profile("gpt2", 1, "sweep_compiled_tables")
+    assert 0 < one["host"] <= one["whole"] and one["kernels"]
+
+
+def test_results_of_the_kernels_for_all_neurons_are_allocated_once(monkeypatch) -> None:
+    made = []
+    queue = device_timings.cuda_neurons._Queue
+    monkeypatch.setattr(queue, "empty", lambda self, shape, dtype: made.append(shape) or shape)
+    asked = device_timings._without_allocation(
+        lambda: [queue.empty(None, shape, "f4") for shape in (1, 2, 2)]
+    )
+    assert [asked(), asked()] == [[1, 2, 2]] * 2 and made == [1, 2, 2]
 
 
 def test_the_table_shows_every_sweep_and_what_was_cut() -> None:

@@ -1,0 +1,69 @@
+#!/bin/bash
+# All that is to be measured on a GPU that is lent for minutes, in three calls that fit into fifteen:
+#   bash benches/gpu_parts.sh first|second|third COMMIT      within 470, 440 and 190 seconds
+# Every part has its own process and limit, so that a fault of the device ends that part alone, and
+# writes its own JSON file into $OUT as it goes. `python benches/gpu_parts.py FILES` merges them.
+#
+#   bash benches/gpu_parts.sh pack      beforehand, where there is a network: NVVM into .nvvm/
+# takes the compiler library along to a machine that lacks it.
+export PYTHONUNBUFFERED=1
+cd "$(dirname "$0")/.." || exit
+packed=.nvvm/nvvm.tar.xz commit=${2:-}
+
+pack() {
+    local wheel
+    wheel=$(mktemp -d)
+    python3 -m pip download --quiet --no-deps --dest "$wheel" nvidia-nvvm==13.0.88 &&
+        python3 -m zipfile -e "$wheel"/*.whl "$wheel" && mkdir -p .nvvm &&
+        tar cJf "$packed" -C "$wheel/nvidia/cu13" lib nvvm/libdevice && ls -l "$packed"
+    rm -rf "$wheel"
+}
+
+# Numba finds the library by the loader, and what it links to code beside CUDA_HOME.
+find_nvvm() {
+    python3 -c 'from cuda.pathfinder import load_nvidia_dynamic_lib as load; load("nvvm")' 2>/dev/null &&
+        return
+    local folder
+    folder=$(mktemp -d)
+    tar xJf "$packed" -C "$folder" &&
+        export CUDA_HOME=$folder LD_LIBRARY_PATH=$folder/lib:$LD_LIBRARY_PATH
+}
+
+check() { # seconds, then what gpu_check.py takes
+    local limit=$1
+    shift
+    timeout -k 5 "$limit" python3 benches/gpu_check.py --commit "$commit" --only "$@" ||
+        echo "== exit $? of $*"
+}
+
+case "$1 ${commit:+COMMIT}" in
+"pack ") pack ;;
+"first COMMIT")
+    find_nvvm
+    nvidia-smi -L
+    python3 -m pip list 2>/dev/null | grep -iE '^(numba|llvmlite|numpy|torch|triton|cuda|nvidia-(nv|cuda-nv))'
+    check 150 kernels --seconds 20
+    check 75 tune
+    check 90 rates
+    check 130 profile
+    ;;
+"second COMMIT")
+    find_nvvm
+    check 190 gpt2-xl
+    check 230 llama-8b
+    ;;
+"third COMMIT")
+    find_nvvm
+    check 120 torch
+    # Two launches of the first form that is tuned, past the first, which warms up.
+    timeout -k 5 60 ncu --clock-control none --kernel-name regex:fold --launch-skip 2 \
+        --launch-count 2 --kill on --section SpeedOfLight --section Occupancy \
+        --section WarpStateStats --section LaunchStats --log-file "${OUT:-.}/ncu.txt" \
+        python3 benches/gpu_check.py --commit "$commit" --only tune >/dev/null
+    cat "${OUT:-.}/ncu.txt"
+    ;;
+*)
+    echo "usage: gpu_parts.sh first|second|third COMMIT, or gpu_parts.sh pack" >&2
+    exit 2
+    ;;
+esac
