@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,7 +31,7 @@ from fastexplain.measure import (
     zipf_tokens,
 )
 from fastexplain.sweep import TABLE_BYTES
-from fastexplain.ways import make_ways
+from fastexplain.ways import Way, make_ways
 
 CUDA = torch.device("cuda")
 _EXCERPTS, _NEURONS = 1024, 6400  # [65536, 6400] activations, of GPT-2 XL
@@ -64,10 +65,28 @@ def machine_rates() -> dict[str, float]:
     return {"copy": copy_bandwidth(CUDA), "matrix": matrix_rate(CUDA, torch.bfloat16)}
 
 
-def time_capture(copy: float) -> dict[str, dict[str, Any]]:
+Steps = Iterator[tuple[str, Callable[[], Any]]]
+"""Names and what is to be done under them, one after another."""
+
+
+def kernel_steps(copy: float) -> Steps:
+    """Times of `capture`, and of the kernels that work on all neurons at once, beside the copy."""
+
+    def timed(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        torch.cuda.empty_cache()
+        one = run()
+        return {**one, "of_copy": one["bytes_per_second"] / copy}
+
+    for steps in (_capture_steps(), _neuron_steps()):
+        for name, run in steps:
+            yield name, functools.partial(timed, run)
+
+
+def _capture_steps() -> Steps:
     """`capture` of `[65536, 6400]` bfloat16: reading, making activations, and with tables.
 
-    `first_seconds` are those of a sweep's first batches, in which most exemplars are taken.
+    `first_seconds` are those of a sweep's first batches, in which most exemplars are taken; the
+    host's launches are in them, which the others are without.
     """
     forms: dict[str, dict[str, Any]] = {
         "plain": {},
@@ -76,15 +95,13 @@ def time_capture(copy: float) -> dict[str, dict[str, Any]]:
         "plain with tables": {"table_rows": _ROWS},
         "silu gated with tables": {"nonlinearity": "silu", "gated": True, "table_rows": _ROWS},
     }
-    found = {}
+
+    def timed(form: CaptureForm) -> dict[str, Any]:
+        return {**capture_bandwidth(form), "first_seconds": first_captures(form)}
+
     for name, more in forms.items():
-        torch.cuda.empty_cache()
         form = CaptureForm(_EXCERPTS, _NEURONS, torch.bfloat16, CUDA, **more)
-        one = capture_bandwidth(form)
-        found[f"capture {name}"] = {
-            **one, "of_copy": one["bytes_per_second"] / copy, "first_seconds": first_captures(form)
-        }  # fmt: skip
-    return found
+        yield f"capture {name}", functools.partial(timed, form)
 
 
 def _without_allocation(run: Callable[[], object]) -> Callable[[], object]:
@@ -108,12 +125,24 @@ def _without_allocation(run: Callable[[], object]) -> Callable[[], object]:
     return again
 
 
-def time_neurons(copy: float) -> dict[str, dict[str, float]]:
+def _neuron_steps() -> Steps:
     """The kernels that work on all neurons at once: 300,000, ten excerpts of 64 tokens each.
 
     Bytes are those of the large arrays, read and written once.
     """
-    torch.cuda.empty_cache()
+
+    def timed(name: str) -> dict[str, Any]:
+        run, size = _neuron_work()[name]
+        seconds = median_seconds(_without_allocation(run), CUDA)
+        return {"seconds": seconds, "bytes": size, "bytes_per_second": size / seconds}
+
+    for name in ("discretize", "correlate", "lookup"):
+        yield name, functools.partial(timed, name)
+
+
+@functools.cache
+def _neuron_work() -> dict[str, tuple[Callable[[], object], int]]:
+    """What to call and its bytes, by kernel, all on the same arrays."""
     shape = (_ALL_NEURONS, _HELD_OUT, TOKENS)
     generator = torch.Generator(CUDA).manual_seed(0)
     true = torch.randn(shape, generator=generator, device=CUDA)
@@ -143,18 +172,12 @@ def time_neurons(copy: float) -> dict[str, dict[str, float]]:
     )
     held_out = HeldOut(there(ids), true, there(token_rows), there(pair_rows), 1)
     values = true.numel()
-    steps = {
+    return {
         "discretize": (lambda: kernels.discretize(true, scale), values * 5),
         "correlate": (lambda: kernels.correlate(true, simulated), values * 8),
         "lookup": (lambda: kernels.lookup(tables, held_out),
                    values * 8 + sum(table.nbytes for table in sparse)),
     }  # fmt: skip
-    found = {}
-    for name, (run, size) in steps.items():
-        seconds = median_seconds(_without_allocation(run), CUDA)
-        found[name] = {"seconds": seconds, "bytes": size, "bytes_per_second": size / seconds,
-                       "of_copy": size / seconds / copy}  # fmt: skip
-    return found
 
 
 def look_up(record: dict[str, Any], path: str) -> float | None:
@@ -185,9 +208,6 @@ def bars(record: dict[str, Any]) -> list[dict[str, Any]]:
         for name, path, least in BARS
         if path.split("/")[0] in record
     ]
-
-
-Steps = Iterator[tuple[str, Callable[[], Any]]]
 
 
 def tune_steps() -> Steps:
@@ -224,18 +244,25 @@ def profile_steps() -> Steps:
             yield label, functools.partial(_profile, geometry, layers, way)
 
 
-_PROFILED = (("gpt2-xl", 12), ("llama-8b", 6), ("gpt2", 12))
+_PROFILED = (("gpt2-xl", 12), ("gpt2", 12), ("llama-8b", 6))
 _PROFILE_STEPS, _LISTED = 8, 20
 
 
-def _profile(geometry: str, layers: int, way: str) -> dict[str, Any]:
-    """Times in seconds: `host` until a batch is queued, `whole` until it is done, `kernels`."""
+@functools.lru_cache(maxsize=1)
+def _ways_of(geometry: str, layers: int) -> dict[str, Way]:
+    """The ways of one subject, the last one that was asked for."""
+    gc.collect()  # the one before, of which a model's own references to itself may be left
     torch.cuda.empty_cache()
     torch._dynamo.reset()
     subject = random_subject(geometry, layers=layers, device=CUDA.type, dtype="bfloat16")
     tokens = zipf_tokens(_PROFILE_STEPS * BATCH["cuda"], subject.vocabulary_size, seed=0)
     rows = TABLE_BYTES // (4 * full_width(subject))
-    ways, _ = make_ways(subject, tokens, batch_size=BATCH["cuda"], table_rows=rows)
+    return make_ways(subject, tokens, batch_size=BATCH["cuda"], table_rows=rows)[0]
+
+
+def _profile(geometry: str, layers: int, way: str) -> dict[str, Any]:
+    """Times in seconds: `host` until a batch is queued, `whole` until it is done, `kernels`."""
+    ways = _ways_of(geometry, layers)
     with ways[way].prepared():
         for _ in range(_PROFILE_STEPS - 2):
             ways[way].step()
@@ -249,6 +276,8 @@ def _profile(geometry: str, layers: int, way: str) -> dict[str, Any]:
         with profile(activities=[activity]) as profiled:
             ways[way].step()
             synchronize(CUDA)
+    if not profiled.key_averages():
+        raise RuntimeError("the profiler saw no kernel")
     found = sorted(profiled.key_averages(), key=lambda each: -each.device_time_total)
     kernels_seen = [
         {"name": each.key[:80], "count": each.count, "seconds": each.device_time_total / 1e6}

@@ -19,6 +19,7 @@ Numba's simulator (NUMBA_ENABLE_CUDASIM=1) the kernels are checked in tiny shape
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -74,14 +75,20 @@ class Record:
     def elapsed(self) -> float:
         return time.perf_counter() - self._started
 
-    def run(self, name: str, step: Callable[[], Any]) -> Any:
-        """Do a step; a failure is noted, and gives None."""
+    def run(
+        self, name: str, step: Callable[[], Any], keep: Callable[[Any], None] = lambda value: None
+    ) -> Any:
+        """Do a step; a failure is noted, and gives None.
+
+        `keep` is given what came of it, before the file is written: a later step may never end.
+        """
         began = self.elapsed
         failure = value = None
         try:
             value = step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # what failed on the device shows here
+            keep(value)
         except Exception as error:  # whatever it is, the rest goes on
             failure = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
             traceback.print_exc()
@@ -176,15 +183,15 @@ def measure_parts(record: Record, parts: list[str], whole_trunk: bool) -> None:
     from fastexplain.geometries import random_subject
     from fastexplain.ways import Compile
 
+    def run_all(part: str, steps: timings.Steps) -> None:
+        found = record.data[part] = {}
+        for name, step in steps:
+            record.run(f"{part} {name}", step, functools.partial(found.__setitem__, name))
+
     if "rates" in parts:
-        rates = record.run("copy and matrix products", timings.machine_rates)
-        record.data["kernels"] = {}
-        if rates is not None:
-            record.data.update(rates)
-            steps = ("capture", timings.time_capture), ("neurons", timings.time_neurons)
-            for name, step in steps:
-                found = record.run(f"time {name}", lambda s=step: s(rates["copy"]))
-                record.data["kernels"].update(found or {})
+        record.run("copy and matrix products", timings.machine_rates, record.data.update)
+        if "copy" in record.data:
+            run_all("kernels", timings.kernel_steps(record.data["copy"]))
     for geometry, seconds in _GEOMETRIES.items():
         if geometry not in parts:
             continue
@@ -205,16 +212,15 @@ def measure_parts(record: Record, parts: list[str], whole_trunk: bool) -> None:
             how: Compile = "trunk" if whole_trunk else "layers"
             return measure(subject, batches=24, seconds=seconds, compile=how, tell=tell, save=save)
 
-        found = record.run(f"sweep {geometry}", sweep)
+        found = record.run(
+            f"sweep {geometry}", sweep, functools.partial(record.data.__setitem__, geometry)
+        )
         if found is not None:
-            record.data[geometry] = found
             for way, why in found["left_out"].items():
                 record.run(f"{geometry}: {way}", lambda w=why: _raise(w))
     for part, steps in (("tune", timings.tune_steps), ("profile", timings.profile_steps)):
         if part in parts:
-            record.data[part] = {}
-            for name, step in steps():
-                record.data[part][name] = record.run(f"{part} {name}", step)
+            run_all(part, steps())
     record.data["bars"] = timings.bars(record.data)
 
 
@@ -241,9 +247,8 @@ def report(data: dict[str, Any]) -> bool:
             print(f"{name:28} {one['seconds'] * 1e3:9.3f} ms {one['bytes_per_second'] / 1e12:6.2f} "
                   f"TB/s {one['of_copy']:6.1%} of copy  {', '.join(first)}")  # fmt: skip
     for name, one in data.get("tune", {}).items():
-        if one is not None:
-            print(f"{name:44} {one['seconds'] * 1e6:9.1f} us "
-                  f"{one['bytes_per_second'] / 1e12:6.2f} TB/s")  # fmt: skip
+        print(f"{name:44} {one['seconds'] * 1e6:9.1f} us "
+              f"{one['bytes_per_second'] / 1e12:6.2f} TB/s")  # fmt: skip
     missed = 0
     for bar in data.get("bars", []):
         met = bar["found"] is not None and bar["found"] >= bar["least"]

@@ -21,6 +21,9 @@ import gpu_check
 _OWN = ("when", "seed", "seconds", "checks", "bars")
 """What every file has of its own, or what follows from the rest."""
 
+_BY_NAME = ("kernels", "tune", "profile")
+"""What has results by name, of which a later file may have only some."""
+
 
 def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
     """One record of several parts'; raises ValueError where they don't belong together."""
@@ -36,9 +39,7 @@ def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
     for record in records:
         for name, value in record.items():
             if name not in _OWN:
-                known = whole.get(name)
-                both = name == "kernels" and isinstance(known, dict)
-                whole[name] = known | value if both else value
+                whole[name] = whole.get(name, {}) | value if name in _BY_NAME else value
     # Of a check that was run twice, the later one counts too.
     checks = {check["name"]: check for record in records for check in record["checks"]}
     return {

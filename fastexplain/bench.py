@@ -89,7 +89,8 @@ def measure(
         compile: how the bare trunk is compiled, see above; `off` leaves out all compiled ways.
         seed: of the tokens.
         tell: called with what is being done.
-        save: called after every turn with the result so far: whoever stops a measurement has it.
+        save: called after warming up and after every turn with the result so far: whoever stops a
+            measurement has it.
 
     Returns:
         Plain data: `machine`, `commit`, what was run, the `copy` in bytes a second, `matrix`
@@ -150,7 +151,14 @@ def measure(
             "tables_bytes": TABLE_BYTES * sum(subject.widths) // full_width(subject),
         }  # fmt: skip
         times: dict[str, list[float]] = {name: [] for name in ways}
-        result: dict[str, Any] = {}
+        result: dict[str, Any] = {
+            **told,
+            "turns": 0,
+            "ways": {},
+            "ratios": {},
+            "left_out": left_out,
+        }
+        save(result)
         started = time.perf_counter()
         for turn in range(turns):
             if turn >= _LEAST_TURNS and time.perf_counter() - started > seconds:
@@ -221,11 +229,15 @@ def _warm_up(
             _leave_out(ways, name, error, left_out)
     outside = _outside(device) - before
     memory: dict[str, dict[str, int | None]] = {}
-    for name, way in ways.items():
-        with way.prepared():
-            needed = peak_memory(way.step, device)
-            _steps(way, a_turn - 1)
-            synchronize(device)
+    for name, way in list(ways.items()):
+        try:
+            with way.prepared():
+                needed = peak_memory(way.step, device)
+                _steps(way, a_turn - 1)
+                synchronize(device)
+        except Exception as error:  # now that all have what they keep, memory may not be enough
+            _leave_out(ways, name, error, left_out)
+            continue
         if needed is not None and isinstance(way, Sweeper):
             needed += outside
             way.needed_bytes = needed

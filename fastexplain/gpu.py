@@ -28,8 +28,7 @@ def why_no_kernels(capability: tuple[int, int]) -> str | None:
         from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
         from numba import cuda
     except Exception as error:  # whatever a version that doesn't fit the others stumbles over
-        version = importlib.metadata.version("numba-cuda")
-        return f"numba-cuda {version} does not import: {_first_line(error)}"
+        return f"numba-cuda does not import{_versions('numba-cuda')}: {_first_line(error)}"
     try:
         load_nvidia_dynamic_lib("nvJitLink")  # the linker would go without, but not link this code
         code, _ = cuda.compile(
@@ -41,7 +40,7 @@ def why_no_kernels(capability: tuple[int, int]) -> str | None:
         return f"a library of CUDA is missing: {_first_line(error)}"
     except Exception as error:
         if _OUTDATED in str(error):
-            return f"NVVM is newer than nvJitLink{_versions()}"
+            return f"NVVM is newer than nvJitLink{_versions('nvidia-nvvm', 'nvidia-nvjitlink')}"
         return f"kernels don't compile for compute capability {capability}: {_first_line(error)}"
     return None
 
@@ -55,10 +54,10 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _versions() -> str:
+def _versions(*names: str) -> str:
     """Those of the packages, which need not be what is loaded: a hint."""
     found = []
-    for name in ("nvidia-nvvm", "nvidia-nvjitlink"):
+    for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
     return f" ({', '.join(found)})" if found else ""

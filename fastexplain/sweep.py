@@ -30,7 +30,7 @@ from fastexplain.checkpoints import Checkpoint, Checkpoints
 from fastexplain.corpus import Corpus
 from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.exemplars import Exemplars, kernel_device, kernel_dtype
-from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
+from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest_hashes
 from fastexplain.memory import choose_batch_size, freed_memory_kept
 from fastexplain.prefetch import prefetched
 from fastexplain.run import Run, RunWriter, open_run
@@ -184,6 +184,8 @@ def _settings(
     for name, (value, minimum) in least.items():
         if value is not None and value < minimum:
             raise UsageError(f"{name} is {value}; it must be at least {minimum}")
+    if subject.device.type == "cuda" and top_k > MOST_ON_DEVICE and _fuses(subject):
+        raise UsageError(f"top_k is {top_k}; on a GPU it can be {MOST_ON_DEVICE} at most")
     if not 0 <= skip < length:
         raise UsageError(f"skip is {skip}; it must be from 0 to {length - 1}")
     low, high = int(corpus.tokens.min()), int(corpus.tokens.max())

@@ -58,6 +58,10 @@ def capture(
     queued on `stream`, the handle of a CUDA stream (0 is the default one; the CPU ignores it).
 
     `acts` must be contiguous, and its dtype the one that `summary` was made for.
+
+    Raises:
+        ValueError: on a device, K is above 2,048, or no position is counted.
+        TypeError: on a device, the dtype is another.
     """
     if hasattr(acts, "__cuda_array_interface__"):
         from fastexplain.kernels import cuda

@@ -51,7 +51,14 @@ from fastexplain.kernels.cuda_words import (
     word_type_of,
 )
 from fastexplain.kernels.scalars import NO_ID
-from fastexplain.kernels.summary import MOMENTS, Batch, Preactivations, Summary, moved
+from fastexplain.kernels.summary import (
+    MOMENTS,
+    MOST_ON_DEVICE,
+    Batch,
+    Preactivations,
+    Summary,
+    moved,
+)
 
 # Numba warns of every launch of fewer than 128 blocks; the small ones here follow a large one.
 warnings.filterwarnings("ignore", "Grid size .* low occupancy")
@@ -224,6 +231,10 @@ def _launches(
     excerpts, length, neurons = acts.shape
     tokens = summary.top_acts.shape[2]
     lead = length - tokens
+    if summary.top_keys.shape[1] > MOST_ON_DEVICE:
+        raise ValueError(f"on a device, capture keeps {MOST_ON_DEVICE} exemplars a neuron at most")
+    if lead + batch.skip >= length:
+        raise ValueError(f"of {length} positions none is counted")
     if excerpts == 0:
         return
     name = acts.dtype.name
@@ -344,6 +355,8 @@ def _fold(
     f = nonlinearity_of(nonlinearity, name) if activated else None
     make_word = word_maker(name, lanes, packing)
     top, bottom = ends
+    gates_kept = max(top + bottom, 1)
+    lowest_end = int(top)  # where the gate of bottom exemplars is, after that of top ones
     extremes = extremes_of(name, lanes, paired)
     lowest, highest, none = extremes.lowest, extremes.highest, extremes.none
     slots, extreme_type, count_type = extremes.size, extremes.type, extremes.count_type
@@ -442,8 +455,8 @@ def _fold(
         positives = cuda.shared.array((lanes, threads), int32)
         low = cuda.shared.array((lanes, threads), float32)
         high = cuda.shared.array((lanes, threads), float32)
-        gate_keys = cuda.shared.array((2, lanes, threads), float32)
-        gate_ids = cuda.shared.array((2, lanes, threads), int32)
+        gate_keys = cuda.shared.array((gates_kept, lanes, threads), float32)
+        gate_ids = cuda.shared.array((gates_kept, lanes, threads), int32)
         for lane in range(lanes):
             for power in range(MOMENTS):
                 powers[lane, power, thread] = 0.0
@@ -454,8 +467,8 @@ def _fold(
                 gate_keys[0, lane, thread] = top_keys[neuron + lane, 0]
                 gate_ids[0, lane, thread] = top_ids[neuron + lane, 0]
             if bottom:
-                gate_keys[1, lane, thread] = bottom_keys[neuron + lane, 0]
-                gate_ids[1, lane, thread] = bottom_ids[neuron + lane, 0]
+                gate_keys[lowest_end, lane, thread] = bottom_keys[neuron + lane, 0]
+                gate_ids[lowest_end, lane, thread] = bottom_ids[neuron + lane, 0]
 
         for position in range(start, stop):
             for lane in range(lanes):
@@ -538,7 +551,10 @@ def _fold(
                     top_mark[lane] |= mark
                     own_top_keys[position, own] = key
                 if bottom and _precedes(
-                    negated, excerpt, gate_keys[1, lane, thread], gate_ids[1, lane, thread]
+                    negated,
+                    excerpt,
+                    gate_keys[lowest_end, lane, thread],
+                    gate_ids[lowest_end, lane, thread],
                 ):
                     bottom_mark[lane] |= mark
                     own_bottom_keys[position, own] = negated

@@ -19,6 +19,9 @@ _Record = TypeVar("_Record", "Summary", "Batch", "LookupTables", "HeldOut")
 MOMENTS = 5
 """Rows of `Summary.sums`: x, x**2, x**3, x**4 and max(x, 0)."""
 
+MOST_ON_DEVICE = 2048
+"""Top exemplars a neuron that a GPU's `capture` keeps: their keys lie in shared memory."""
+
 
 @dataclass
 class Summary:

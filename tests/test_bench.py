@@ -107,11 +107,11 @@ def test_what_can_not_be_compiled_is_left_out_with_the_reason(monkeypatch) -> No
 @pytest.mark.usefixtures("small")
 def test_a_way_that_fails_later_costs_the_others_nothing(monkeypatch) -> None:
     """Whoever stops it after a turn has that turn."""
-    steps, saved = [], []
+    steps, saved, fails_after = [], [], 4
 
     def step(self: Peer) -> None:
         steps.append(self)
-        if len(steps) > 4:
+        if len(steps) > fails_after:
             raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Peer, "step", step)
@@ -119,10 +119,13 @@ def test_a_way_that_fails_later_costs_the_others_nothing(monkeypatch) -> None:
     subject = random_subject("gpt2", layers=1, device="cpu")
     result = bench.measure(subject, batch_size=1, batches=4, compile="off", save=saved.append)
     assert result["left_out"]["peer"] == "out of memory" and "peer" not in result["ways"]
-    assert [one["turns"] for one in saved] == [1, 2, 3, 4] and saved[-1] == result
-    assert "peer" in saved[0]["ways"] and set(result["ratios"]["sweep"]) == {
-        "trunk", "model", "floor"
-    }  # fmt: skip
+    assert [one["turns"] for one in saved] == [0, 1, 2, 3, 4] and saved[-1] == result
+    assert saved[0]["capture"] and "peer" in saved[1]["ways"]
+    assert set(result["ratios"]["sweep"]) == {"trunk", "model", "floor"}
+    steps.clear()
+    fails_after = 1  # while memory is looked at
+    result = bench.measure(subject, batch_size=1, batches=1, compile="off")
+    assert result["left_out"]["peer"] == "out of memory" and "sweep" in result["ways"]
     monkeypatch.setattr(Bare, "step", step)
     with pytest.raises(RuntimeError, match="out of memory"):
         bench.measure(subject, batch_size=1, batches=4, compile="off")

@@ -177,6 +177,7 @@ def test_parts_are_merged_and_the_later_one_counts(tmp_path: Path, monkeypatch, 
         part(when="2026-01-02T05", **{"gpt2-xl": measured(layers=2)}, checks=[fine]),
         part(checks=[failed], kernels={"capture plain": kernel}, copy=1.1e12, matrix=7e14),
         part(tune={"gpt2-xl": {"seconds": 1}}, **{"gpt2-xl": measured(layers=1)}),
+        part(when="2026-01-02T06", tune={"llama-8b": {"seconds": 2}}),
     ]
     files = []
     for number, each in enumerate(parts):
@@ -188,8 +189,9 @@ def test_parts_are_merged_and_the_later_one_counts(tmp_path: Path, monkeypatch, 
     [path] = tmp_path.glob("*.json")
     assert path.name == "gpu_check-nvidia-h200-2026-01-02.json"
     whole = json.loads(path.read_text())
-    assert whole["seconds"] == 6 and whole["commit"] == "a" * 40 and whole["checks"] == [fine]
-    assert whole["gpt2-xl"]["layers"] == 2 and whole["tune"] and whole["copy"] == 1.1e12
+    assert whole["seconds"] == 8 and whole["commit"] == "a" * 40 and whole["checks"] == [fine]
+    assert whole["gpt2-xl"]["layers"] == 2 and whole["copy"] == 1.1e12
+    assert list(whole["tune"]) == ["gpt2-xl", "llama-8b"]
     found = {bar["name"]: bar["found"] for bar in whole["bars"]}
     assert found["capture plain over copy"] == 0.9
     assert found["gpt2-xl: sweep over eager trunk"] == 7
@@ -248,6 +250,24 @@ def test_the_parts_script_runs_each_part_by_itself_whatever_becomes_of_the_other
         assert shown.returncode == 2 and shown.stderr.startswith("usage: gpu_parts.sh first|second")
 
 
+def test_what_came_of_a_step_is_in_the_file_before_the_next_begins(
+    tmp_path: Path, monkeypatch
+) -> None:
+    path = tmp_path / "part.json"
+    written: list[dict] = []
+
+    def look() -> None:
+        written.append(json.loads(path.read_text())["tune"])
+        raise RuntimeError("this one fails")
+
+    steps = [("a", lambda: 1), ("b", look), ("c", look)]
+    monkeypatch.setattr(device_timings, "tune_steps", lambda: steps)
+    record = gpu_check.Record(None, 0, path)
+    gpu_check.measure_parts(record, ["tune"], False)
+    assert written == [{"a": 1}] * 2 and record.data["tune"] == {"a": 1}
+    assert [bool(check["failure"]) for check in record.data["checks"]] == [False, True, True]
+
+
 def test_tuning_and_profiling_go_through_here_too(monkeypatch) -> None:
     """They are written for a GPU; that they run can be seen on a CPU."""
     monkeypatch.setattr(device_timings, "CUDA", torch.device("cpu"))
@@ -268,6 +288,7 @@ def test_tuning_and_profiling_go_through_here_too(monkeypatch) -> None:
     assert len(profiled) == 9 and "llama-8b, 6 layers, sweep_compiled" in profiled
     one = device_timings._profile("gpt2", 1, "sweep_compiled_tables")
     assert 0 < one["host"] <= one["whole"] and one["kernels"]
+    device_timings._ways_of.cache_clear()
 
 
 def test_results_of_the_kernels_for_all_neurons_are_allocated_once(monkeypatch) -> None:

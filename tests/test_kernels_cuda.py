@@ -146,6 +146,25 @@ def launches(
     return list(kernels._launches(acts, batch, summary, pre, lanes, target, scratch))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"top": 2049}, "2048 exemplars a neuron"), ({"skip": 64}, "none is")]
+)
+def test_what_a_device_can_not_keep_or_count_is_refused(changes: dict, message: str) -> None:
+    from fastexplain.kernels import cuda as kernels
+    from fastexplain.kernels.summary import Batch, Summary
+
+    ids, rows = np.arange(1, dtype=np.int32), np.full((1, 64), -1, np.int32)
+    settings = {"top": 1, "skip": 0} | changes
+    summary = Summary.empty(
+        1, 64, np.dtype("f4"), top=settings["top"], bottom=0, random_ids=ids, table_rows=(0, 0),
+        seed=0,
+    )  # fmt: skip
+    batch = Batch.make(ids, rows, rows, skip=settings["skip"], random_ids=ids, table_rows=(0, 0))
+    acts = np.zeros((1, 64, 1), np.float32)
+    with pytest.raises(ValueError, match=message):
+        next(kernels._launches(acts, batch, summary, None, 1, (9, 0), np.empty))
+
+
 def ptx_of(
     dtype: str, neurons: int, target: tuple[int, int], fused: tuple[str, bool] | None, monkeypatch
 ) -> dict[str, str]:

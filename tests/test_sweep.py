@@ -569,3 +569,13 @@ def test_records_are_frozen(planted_run) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         planted_run.neuron("0:0").skip = 5
     assert isinstance(planted_run.path, Path)
+
+
+def test_more_exemplars_than_a_gpu_can_keep_are_refused(
+    tiny_subject: Subject, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Subject, "device", torch.device("cuda"))
+    monkeypatch.setattr("fastexplain.sweep.kernel_device", lambda device: device)
+    corpus = Corpus.from_excerpts(np.zeros((2, 64), np.int32))
+    with pytest.raises(UsageError, match="top_k is 2049; on a GPU it can be 2048 at most"):
+        fastexplain.sweep(tiny_subject, corpus, tmp_path / "run", top_k=2049)
