@@ -70,7 +70,7 @@ def block(found: list[dict[str, Any]]) -> str:
 
 def _rows(one: dict[str, Any]) -> Iterator[list[str]]:
     machine = one["machine"]
-    where = machine["gpu"] if _on_gpu(one) else f"{machine['threads']} CPU cores ({machine['cpu']})"
+    where = machine["gpu"] if _on_gpu(one) else _cpu(machine)
     shape = one["geometry"]
     if one["layers"] != one["layers_of_geometry"]:
         shape += f", {one['layers']} of {one['layers_of_geometry']} layers"
@@ -84,6 +84,11 @@ def _rows(one: dict[str, Any]) -> Iterator[list[str]]:
                 f"{one['ways'][name]['tokens_per_second']:,.0f}",
                 *(f"{ratios[other]:.2f}" if other in ratios else "" for other in _COMPARED),
             ]
+
+
+def _cpu(machine: dict[str, Any]) -> str:
+    instructions = machine["instructions"].upper().replace("AVX512", "AVX-512")
+    return f"{machine['threads']} CPU cores ({machine['cpu']}, {instructions})"
 
 
 def rewritten(text: str, found: list[dict[str, Any]]) -> str:

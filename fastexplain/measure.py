@@ -51,6 +51,7 @@ def machine() -> dict[str, Any]:
         "driver": _driver(),
         "cuda": torch.version.cuda,
         "cpu": _cpu(),
+        "instructions": _instructions(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "fastexplain": __version__,
@@ -92,6 +93,14 @@ def _cpu() -> str:
     except OSError:  # not Linux
         pass
     return platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """The widest vector instructions that torch uses on this CPU: avx512, avx2, neon, ..."""
+    found = torch.backends.cpu.get_cpu_capability().lower()
+    # On ARM torch names only what is beyond NEON, which all of 64 bits have.
+    arm = platform.machine().lower() in ("aarch64", "arm64")
+    return "neon" if arm and found == "default" else found
 
 
 def _driver() -> str | None:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from fastexplain import measure
+
 ROOT = Path(__file__).resolve().parent.parent
 BENCHES = ROOT / "benches"
 
@@ -130,7 +132,7 @@ def measured(**changes: object) -> dict:
     speeds = dict(zip(names, np.arange(1.0, 9.0) * 1000, strict=True))
     result = {
         "kind": "bench",
-        "machine": {"gpu": None, "cpu": "Some CPU", "threads": 2},
+        "machine": {"gpu": None, "cpu": "Some CPU", "instructions": "avx512", "threads": 2},
         "geometry": "gpt2",
         "layers": 12,
         "layers_of_geometry": 12,
@@ -307,9 +309,25 @@ def test_the_table_shows_every_sweep_and_what_was_cut() -> None:
     assert [row[2] for row in rows[2:6]] == [
         "sweep", "with tables", "layers compiled", "compiled, with tables"
     ]  # fmt: skip
-    assert rows[4][:2] == ["2 CPU cores (Some CPU)", "gpt2, 4 of 12 layers, float32"]
+    assert rows[4][:2] == ["2 CPU cores (Some CPU, AVX-512)", "gpt2, 4 of 12 layers, float32"]
     assert rows[4][3:] == ["7,000", "7.00", "3.50", "2.33", "1.75"]
     assert "No GPU has been measured yet" in shown
+
+
+@pytest.mark.parametrize(
+    ("told", "processor", "instructions"),
+    [
+        ("AVX512", "x86_64", "avx512"),
+        ("DEFAULT", "arm64", "neon"),
+        ("DEFAULT", "x86_64", "default"),
+    ],
+)
+def test_a_machine_names_its_vector_instructions(
+    told: str, processor: str, instructions: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: told)
+    monkeypatch.setattr("platform.machine", lambda: processor)
+    assert measure.machine()["instructions"] == instructions
 
 
 def test_the_table_reads_both_kinds_of_files(tmp_path: Path) -> None:
