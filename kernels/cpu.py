@@ -10,8 +10,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
-from numba import get_num_threads, njit, prange, types
+from numba import get_num_threads, njit, prange, typeof, types
 from numba.extending import overload
 
 from fastexplain.kernels import scalars
@@ -129,11 +133,20 @@ def _bits_of_overload(x, like, half):
     return narrow
 
 
+def _named(function, name):
+    """The function with a name that no other one has.
+
+    Numba tells compiled functions apart by name, types and a number that each process counts anew.
+    Two of one name, from the cache as two processes left them, would be taken for each other.
+    """
+    function.__name__ = function.__qualname__ = name
+    return function
+
+
 def _activate_by(name):
     """The loop that computes one row's activations, by the nonlinearity of that name."""
     function = scalars.nonlinearity(name, njit(fastmath={"contract"}), exp_of, _divide)
 
-    @njit(fastmath={"contract"})
     def activate(gate, up, gated, half, values, acts):
         if gated:
             for j in range(len(values)):
@@ -147,26 +160,11 @@ def _activate_by(name):
             acts[j] = bits
             values[j] = float_of(bits, half)
 
-    return activate
+    return njit(fastmath={"contract"})(_named(activate, f"_activate_{name}"))
 
 
 _gelu, _gelu_tanh, _silu, _relu, _relu2 = (_activate_by(name) for name in NONLINEARITIES)
 _GELU, _GELU_TANH, _SILU, _RELU, _RELU2 = range(len(NONLINEARITIES))
-
-
-@njit
-def _activate(kind, gate, up, gated, half, values, acts):
-    """One row's activations: float32 into `values`, and written to `acts`."""
-    if kind == _GELU:
-        _gelu(gate, up, gated, half, values, acts)
-    elif kind == _GELU_TANH:
-        _gelu_tanh(gate, up, gated, half, values, acts)
-    elif kind == _SILU:
-        _silu(gate, up, gated, half, values, acts)
-    elif kind == _RELU:
-        _relu(gate, up, gated, half, values, acts)
-    else:
-        _relu2(gate, up, gated, half, values, acts)
 
 
 def capture(
@@ -176,55 +174,77 @@ def capture(
     tokens = summary.top_acts.shape[2]
     if acts.dtype != summary.top_acts.dtype:
         raise TypeError(f"activations are {acts.dtype}, the summary {summary.top_acts.dtype}")
+    for function, arguments in _calls(acts, batch, summary, pre):
+        function(*arguments)
+    for position in np.flatnonzero(batch.random_slots >= 0):
+        summary.random_acts[batch.random_slots[position]] = acts[position, -tokens:]
+
+
+def compile_capture(
+    acts: np.ndarray, batch: Batch, summary: Summary, pre: Preactivations | None = None
+) -> None:
+    """Compile what `capture` of such arrays, of any shape, will run; nothing is run."""
+    for function, arguments in _calls(acts, batch, summary, pre):
+        function.compile(tuple(map(typeof, arguments)))
+
+
+def _calls(
+    acts: np.ndarray, batch: Batch, summary: Summary, pre: Preactivations | None
+) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """The compiled functions that `capture` calls in turn, each with its arguments."""
     bits, half = host_bits(acts)
     gate = up = bits
-    kind, gate_start, up_start = -1, 0, 0
+    gate_start, up_start = 0, 0
     if pre is not None:
-        kind = NONLINEARITIES.index(pre.nonlinearity)
         gate, gate_start = host_bits(pre.gate)[0], pre.gate_start
         if pre.up is not None:
             up, up_start = host_bits(pre.up)[0], pre.up_start
     block_width = block_width_of(acts.shape[2])
-    _capture(
-        block_width,
-        bits,
-        half,
-        kind,
-        gate,
-        gate_start,
-        pre is not None and pre.up is not None,
-        up,
-        up_start,
-        batch.ids,
-        batch.skip,
-        np.uint64(summary.seed),
-        summary.top_keys,
-        summary.top_ids,
-        summary.top_acts.view(bits.dtype),
-        summary.bottom_keys,
-        summary.bottom_ids,
-        summary.bottom_acts.view(bits.dtype),
-        summary.sums,
-        summary.positive,
-        summary.minimum,
-        summary.maximum,
-        summary.histogram,
-        summary.histogram_ids,
-        summary.fault,
-    )
-    for position in np.flatnonzero(batch.random_slots >= 0):
-        summary.random_acts[batch.random_slots[position]] = acts[position, -tokens:]
-    if len(batch.segment_rows):
-        _add_to_tables(
+    faults = np.full(-(-acts.shape[2] // block_width), NO_ID, np.int32)  # by block
+    yield (
+        _fold_by(None if pre is None else pre.nonlinearity),
+        (
             block_width,
             bits,
             half,
-            tokens,
-            batch.positions,
-            batch.segment_starts,
-            batch.segment_rows,
-            summary.token_sums,
-            summary.pair_sums,
+            gate,
+            gate_start,
+            pre is not None and pre.up is not None,
+            up,
+            up_start,
+            batch.ids,
+            batch.skip,
+            np.uint64(summary.seed),
+            summary.top_keys,
+            summary.top_ids,
+            summary.top_acts.view(bits.dtype),
+            summary.bottom_keys,
+            summary.bottom_ids,
+            summary.bottom_acts.view(bits.dtype),
+            summary.sums,
+            summary.positive,
+            summary.minimum,
+            summary.maximum,
+            summary.histogram,
+            summary.histogram_ids,
+            faults,
+            summary.fault,
+        ),
+    )
+    if len(batch.segment_rows):
+        yield (
+            _add_to_tables,
+            (
+                block_width,
+                bits,
+                half,
+                summary.top_acts.shape[2],
+                batch.positions,
+                batch.segment_starts,
+                batch.segment_rows,
+                summary.token_sums,
+                summary.pair_sums,
+            ),
         )
 
 
@@ -283,121 +303,145 @@ def _fold_four(row_a, row_b, row_c, row_d, half, largest, smallest, powers, coun
         )
 
 
-@njit(parallel=True, cache=True, nogil=True)
-def _capture(
-    block_width,
-    acts,
-    half,
-    kind,
-    gate,
-    gate_start,
-    gated,
-    up,
-    up_start,
-    excerpts,
-    skip,
-    seed,
-    top_keys,
-    top_ids,
-    top_acts,
-    bottom_keys,
-    bottom_ids,
-    bottom_acts,
-    sums,
-    positive,
-    minimum,
-    maximum,
-    histogram,
-    histogram_ids,
-    fault,
-):
-    length, neurons = acts.shape[1], acts.shape[2]
-    lead = length - top_acts.shape[2]
-    blocks = (neurons + block_width - 1) // block_width
-    faults = np.full(blocks, NO_ID, np.int32)
-    for block in prange(blocks):
-        start = block * block_width
-        stop = min(start + block_width, neurons)
-        width = stop - start
-        powers, counts = np.zeros((5, width)), np.zeros(width, np.int32)
-        largest, smallest = np.empty(width, np.float32), np.empty(width, np.float32)
-        largest_bits = largest.view(np.int32)
-        tile = np.empty((4, width), np.float32)
-        for position in range(len(excerpts)):
-            excerpt = excerpts[position]
-            largest[:] = -np.inf
-            smallest[:] = np.inf
-            first = lead + skip
-            t = 0 if kind >= 0 else first
-            while t < length:
-                # Four counted tokens at a time; before and after them one.
-                count = 4 if t >= first and t + 4 <= length else 1
-                if kind >= 0:
-                    for ahead in range(count):
-                        # A row is sliced from the whole array: Numba then knows that it is
-                        # contiguous.
-                        _activate(
-                            kind,
-                            gate[position, t + ahead, gate_start + start : gate_start + stop],
-                            up[position, t + ahead, up_start + start : up_start + stop],
-                            gated,
+@functools.cache
+def _fold_by(nonlinearity: str | None) -> Any:
+    """The pass that makes activations by one nonlinearity, or with None reads those that are there.
+
+    Each is compiled apart. The five in one took twice as long to compile, and a subject needs one.
+    """
+    # Numba leaves out branches on a constant before it compiles them. Functions in the closure
+    # would do without, but they are pickled into the key of Numba's cache, anew in each process.
+    kind = -1 if nonlinearity is None else NONLINEARITIES.index(nonlinearity)
+
+    # Loops in place of NumPy's expressions on arrays: those compile to several times the code.
+    def fold(
+        block_width,
+        acts,
+        half,
+        gate,
+        gate_start,
+        gated,
+        up,
+        up_start,
+        excerpts,
+        skip,
+        seed,
+        top_keys,
+        top_ids,
+        top_acts,
+        bottom_keys,
+        bottom_ids,
+        bottom_acts,
+        sums,
+        positive,
+        minimum,
+        maximum,
+        histogram,
+        histogram_ids,
+        faults,
+        fault,
+    ):
+        length, neurons = acts.shape[1], acts.shape[2]
+        lead = length - top_acts.shape[2]
+        for block in prange(len(faults)):
+            start = block * block_width
+            stop = min(start + block_width, neurons)
+            width = stop - start
+            powers, counts = np.zeros((5, width)), np.zeros(width, np.int32)
+            largest, smallest = np.empty(width, np.float32), np.empty(width, np.float32)
+            tile = np.empty((4, width), np.float32)
+            for position in range(len(excerpts)):
+                excerpt = excerpts[position]
+                for j in range(width):
+                    largest[j], smallest[j] = -np.inf, np.inf
+                first = lead + skip
+                t = 0 if kind >= 0 else first
+                while t < length:
+                    # Four counted tokens at a time; before and after them one.
+                    count = 4 if t >= first and t + 4 <= length else 1
+                    if kind >= 0:
+                        for ahead in range(count):
+                            # A row is sliced from the whole array: Numba then knows that it is
+                            # contiguous.
+                            gate_row = gate[
+                                position, t + ahead, gate_start + start : gate_start + stop
+                            ]
+                            up_row = up[position, t + ahead, up_start + start : up_start + stop]
+                            row = acts[position, t + ahead, start:stop]
+                            if kind == _GELU:
+                                _gelu(gate_row, up_row, gated, half, tile[ahead, :], row)
+                            elif kind == _GELU_TANH:
+                                _gelu_tanh(gate_row, up_row, gated, half, tile[ahead, :], row)
+                            elif kind == _SILU:
+                                _silu(gate_row, up_row, gated, half, tile[ahead, :], row)
+                            elif kind == _RELU:
+                                _relu(gate_row, up_row, gated, half, tile[ahead, :], row)
+                            else:
+                                _relu2(gate_row, up_row, gated, half, tile[ahead, :], row)
+                    if kind >= 0 and count == 4:
+                        _fold_four(
+                            tile[0, :], tile[1, :], tile[2, :], tile[3, :],
+                            False, largest, smallest, powers, counts,
+                        )  # fmt: skip
+                    elif count == 4:
+                        _fold_four(
+                            acts[position, t, start:stop],
+                            acts[position, t + 1, start:stop],
+                            acts[position, t + 2, start:stop],
+                            acts[position, t + 3, start:stop],
                             half,
-                            tile[ahead, :],
-                            acts[position, t + ahead, start:stop],
+                            largest,
+                            smallest,
+                            powers,
+                            counts,
                         )
-                if kind >= 0 and count == 4:
-                    _fold_four(
-                        tile[0, :], tile[1, :], tile[2, :], tile[3, :],
-                        False, largest, smallest, powers, counts,
-                    )  # fmt: skip
-                elif count == 4:
-                    _fold_four(
-                        acts[position, t, start:stop],
-                        acts[position, t + 1, start:stop],
-                        acts[position, t + 2, start:stop],
-                        acts[position, t + 3, start:stop],
-                        half,
-                        largest,
-                        smallest,
-                        powers,
-                        counts,
-                    )
-                elif t >= first:
-                    _fold_one(
-                        acts[position, t, start:stop], half, largest, smallest, powers, counts
-                    )
-                t += count
-            # A NaN or an infinity among the activations, and nothing else, spoils their squares.
-            if not np.isfinite(powers[1].sum()):
-                # Of the excerpts to come no activation is computed, and none is needed.
-                faults[block] = excerpt
-                break
+                    elif t >= first:
+                        _fold_one(
+                            acts[position, t, start:stop], half, largest, smallest, powers, counts
+                        )
+                    t += count
+                # A NaN or an infinity among the activations, and nothing else, spoils their
+                # squares.
+                spoiled = 0
+                for j in range(width):
+                    spoiled += not powers[1, j] < np.inf
+                if spoiled:
+                    # Of the excerpts to come no activation is computed, and none is needed.
+                    faults[block] = excerpt
+                    break
+                for j in range(width):
+                    neuron = start + j
+                    key, negated = largest[j], -smallest[j]
+                    if top_keys.shape[1] > 0 and _precedes(
+                        key, excerpt, top_keys[neuron, 0], top_ids[neuron, 0]
+                    ):
+                        _insert(
+                            top_keys, top_ids, top_acts, neuron, key, excerpt, acts, position, lead
+                        )
+                    if bottom_keys.shape[1] > 0 and _precedes(
+                        negated, excerpt, bottom_keys[neuron, 0], bottom_ids[neuron, 0]
+                    ):
+                        _insert(
+                            bottom_keys, bottom_ids, bottom_acts,
+                            neuron, negated, excerpt, acts, position, lead,
+                        )  # fmt: skip
+                    maximum[neuron] = max(maximum[neuron], key)
+                    minimum[neuron] = min(minimum[neuron], smallest[j])
+                    place = _bin(np.float32(key).view(np.int32))
+                    histogram[neuron, place] += 1
+                    other = histogram_ids[neuron, place]
+                    if other == NO_ID or _hash(np.uint64(excerpt), seed) < _hash(
+                        np.uint64(other), seed
+                    ):
+                        histogram_ids[neuron, place] = excerpt
             for j in range(width):
-                neuron = start + j
-                key, negated = largest[j], -smallest[j]
-                if top_keys.shape[1] > 0 and _precedes(
-                    key, excerpt, top_keys[neuron, 0], top_ids[neuron, 0]
-                ):
-                    _insert(top_keys, top_ids, top_acts, neuron, key, excerpt, acts, position, lead)
-                if bottom_keys.shape[1] > 0 and _precedes(
-                    negated, excerpt, bottom_keys[neuron, 0], bottom_ids[neuron, 0]
-                ):
-                    _insert(
-                        bottom_keys, bottom_ids, bottom_acts,
-                        neuron, negated, excerpt, acts, position, lead,
-                    )  # fmt: skip
-                maximum[neuron] = max(maximum[neuron], key)
-                minimum[neuron] = min(minimum[neuron], smallest[j])
-                place = _bin(largest_bits[j])
-                histogram[neuron, place] += 1
-                other = histogram_ids[neuron, place]
-                if other == NO_ID or _hash(np.uint64(excerpt), seed) < _hash(
-                    np.uint64(other), seed
-                ):
-                    histogram_ids[neuron, place] = excerpt
-        sums[:, start:stop] += powers
-        positive[start:stop] += counts
-    fault[0] = min(fault[0], faults.min())
+                for power in range(len(powers)):
+                    sums[power, start + j] += powers[power, j]
+                positive[start + j] += counts[j]
+        for block in range(len(faults)):
+            fault[0] = min(fault[0], faults[block])
+
+    return njit(parallel=True, cache=True, nogil=True)(_named(fold, f"_fold_{nonlinearity}"))
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -423,7 +467,8 @@ def _add_to_tables(
             begin, end = segment_starts[segment], segment_starts[segment + 1]
             if begin == end:
                 break
-            total[:] = 0
+            for j in range(len(total)):
+                total[j] = 0
             for place in range(begin, end):
                 position = positions[place]
                 row = acts[position // tokens, lead + position % tokens, start:stop]

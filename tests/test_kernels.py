@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -372,3 +375,32 @@ def test_histogram_edges_are_log_spaced() -> None:
     edges = histogram_edges()
     assert len(edges) == BINS - 1
     np.testing.assert_allclose(edges[1:] / edges[:-1], 2**0.25, rtol=1e-6)
+
+
+def test_variants_from_two_processes_are_not_taken_for_each_other(tmp_path) -> None:
+    """Numba numbers functions anew in each process, which is part of a compiled function's name."""
+    code = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from fastexplain.kernels import capture\n"
+        "from fastexplain.kernels.summary import Batch, Preactivations, Summary\n"
+        "one, rows = np.zeros(1, np.int32), (0, 0)\n"
+        "batch = Batch.make(one, one[:, None], one[:, None], skip=0, random_ids=one,"
+        " table_rows=rows)\n"
+        "for name in sys.argv[1:]:\n"
+        "    summary = Summary.empty(1, 1, np.dtype('float32'), top=1, bottom=0, random_ids=one,"
+        " table_rows=rows, seed=0)\n"
+        "    acts, gate = np.empty((1, 1, 1), np.float32), np.full((1, 1, 1), 3, np.float32)\n"
+        "    capture(acts, batch, summary, Preactivations(name, gate))\n"
+        "    print(acts.item())\n"
+    )
+
+    def run(*names: str) -> list[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code, *names], check=True, capture_output=True, text=True,
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        ).stdout.split()  # fmt: skip
+
+    assert run("relu") == ["3.0"]
+    assert run("relu2") == ["9.0"]
+    assert run("relu", "relu2") == ["3.0", "9.0"]
