@@ -17,6 +17,7 @@ from fastexplain.run import Run
 from fastexplain.subject import Subject, load_subject
 from fastexplain.sweep import sweep
 from fastexplain.terminal import interrupts, messages, progress
+from fastexplain.warmup import compiled_beside
 
 
 def load(name: str, **options: Any) -> Subject:
@@ -36,7 +37,10 @@ def sweep_corpus(
     **settings: Any,
 ) -> Run:
     """Read a corpus and sweep it, with progress on standard error."""
-    with messages.status(f"Reading {escape(', '.join(sources))}"):
+    with (
+        messages.status(f"Reading {escape(', '.join(sources))}"),
+        compiled_beside(subject, tables=settings.get("table_bytes") != 0),
+    ):
         corpus = Corpus(sources, subject.tokenizer, excerpts=excerpts, seed=seed, column=column)
     if corpus.passed_over:
         messages.print(f"Files passed over, as they are not UTF-8 text: {corpus.passed_over}.")

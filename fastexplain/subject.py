@@ -188,6 +188,11 @@ class Subject:
             undo.callback(self.mlps[max(fused)].down.register_forward_pre_hook(stop).remove)
             yield
 
+    def nonlinearities(self) -> list[str | None]:
+        """Those that a sweep leaves to the kernels; None stands for MLPs that it only reads."""
+        names = (None if form is None else form.elementwise.nonlinearity for form in self._fused)
+        return list(dict.fromkeys(names))
+
     @functools.cached_property
     def _fused(self) -> tuple[FusedMlp | None, ...]:
         """The MLPs' fused forms; None where the elementwise part is not one of the kernels'."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
 
 # Sums may be reordered, so that they are vectorised.
 _LOOSE = {"reassoc", "contract", "nsz"}
@@ -43,3 +43,10 @@ def rotate(x, cos, sin, out):
                 out[text, position, head, half + i] = (
                     b * cos[of, position, half + i] + a * sin[of, position, half + i]
                 )
+
+
+def compile_all() -> None:
+    """Compile both for contiguous arrays; nothing is run."""
+    vector, matrix, angles, heads = (types.Array(types.float32, axes, "C") for axes in range(1, 5))
+    rms_norm.compile((matrix, vector, types.float32, matrix))
+    rotate.compile((heads, angles, angles, heads))
