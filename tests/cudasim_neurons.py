@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from unittest import mock
 
 import numpy as np
@@ -24,6 +25,8 @@ from test_kernels_neurons import (
 from fastexplain.kernels import cuda_neurons as kernels
 from fastexplain.kernels import reference
 from fastexplain.kernels.summary import HeldOut, Summary, moved
+
+sys.setswitchinterval(1e-5)  # see cudasim_kernels.py
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
