@@ -108,7 +108,7 @@ def test_a_capture_launches_its_kernels_on_the_stream_it_is_given(case) -> None:
     assert 1 < len(found) <= MOST_LAUNCHES
     assert {launch.stream for launch in found} == {stream}
     assert {launch.device for launch in found} == {0}
-    for kernel in ("fold", "_add_up", "insert", "_copy", "add_to_tables"):
+    for kernel in ("fold", "add_up", "insert", "copy", "add_to_tables"):
         assert kernel in names(found)
     on_default = launches_of(lambda: kernels.capture(acts, batch, summary, pre))
     assert names(on_default) == names(found)
@@ -124,7 +124,7 @@ def test_arrays_that_are_not_numbas_are_taken_by_their_interface() -> None:
 
 @pytest.mark.parametrize(
     ("absent", "kernel"),
-    [({"random": 0}, "_copy"), ({"rows": (0, 0)}, "add_to_tables"), ({}, "nothing")],
+    [({"random": 0}, "copy"), ({"rows": (0, 0)}, "add_to_tables"), ({}, "nothing")],
 )
 def test_what_a_summary_does_not_keep_is_not_launched(absent, kernel) -> None:
     case = dataclasses.replace(CASES[0], bottom=0, **absent)

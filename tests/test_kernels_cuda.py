@@ -217,16 +217,16 @@ def test_kernels_compile_to_ptx(
     dtype: str, neurons: int, bits: int, target: tuple[int, int], monkeypatch
 ) -> None:
     assembly = ptx_of(dtype, neurons, target, None, monkeypatch)
-    assert set(assembly) == {"fold", "_add_up", "insert", "_copy", "add_to_tables"}
+    assert set(assembly) == {"fold", "add_up", "insert", "copy", "add_to_tables"}
     for name, ptx in assembly.items():
         assert f".target sm_{target[0]}{target[1]}" in ptx, name
         # Everything inlined, all arrays of a thread in registers, subnormals kept.
         assert not re.search(r"\bcall\b|\.local\b|\.ftz\b", ptx), name
         assert not re.search(r"\b(atom|red)\.\S*\.f(16|32|64)\b", ptx), name
-    for name in ("fold", "_copy", "add_to_tables"):
+    for name in ("fold", "copy", "add_to_tables"):
         assert re.search(rf"ld\.global\.[ub]{bits}\b", assembly[name]), name
     # float64 for the sums only, which are `fold`'s and `_add_up`'s.
-    for name in ("insert", "_copy", "add_to_tables"):
+    for name in ("insert", "copy", "add_to_tables"):
         assert ".f64" not in assembly[name], name
 
 

@@ -69,10 +69,10 @@ CAPTURE = """
 import sys
 sys.path[:0] = ["benches", "tests"]
 import standin_kernels as standin
-from fastexplain.kernels import cuda
+from fastexplain.kernels import cuda_capture as cuda
 standin.kernels.capture(*standin.arrays(standin.CASES[2]))
-kept = [cuda._add_up, cuda._copy, cuda._insert(3, 32), cuda._insert(2, 32)]
-kept.append(cuda._add_to_tables("uint16", 4, 7, (32, 8)))
+kept = [cuda.add_up, cuda.copy, cuda.insert_kernel(3, 32), cuda.insert_kernel(2, 32)]
+kept.append(cuda.tables_kernel("uint16", 4, 7, (32, 8)))
 print([(k.stats.cache_hits.total(), k.stats.cache_misses.total()) for k in kept])
 """
 
