@@ -2,8 +2,9 @@
 
 `reference.py` (NumPy, obvious) is the truth. `cpu.py` (Numba) and `cuda.py` (Numba CUDA, whose
 kernels are in `cuda_capture.py`) hold `capture`; `cpu_neurons.py` and `cuda_neurons.py` the other
-four, which work on all neurons at once. A call goes where its arrays live: device arrays (anything with `__cuda_array_interface__`) to the
-device, NumPy arrays to the CPU. What is returned lives there too, as NumPy's or Numba's arrays.
+four, which work on all neurons at once. A call goes where its arrays live: device arrays (anything
+with `__cuda_array_interface__`) to the device, NumPy arrays to the CPU. What is returned lives
+there too, as NumPy's or Numba's arrays.
 
 Letters in shapes: B excerpts in a batch, T tokens in an excerpt (64), L = T plus the positions
 before them that are not counted (a BOS token), F neurons of one layer, K top exemplars, R random

@@ -377,6 +377,7 @@ def test_histogram_edges_are_log_spaced() -> None:
     np.testing.assert_allclose(edges[1:] / edges[:-1], 2**0.25, rtol=1e-6)
 
 
+@pytest.mark.scale
 def test_variants_from_two_processes_are_not_taken_for_each_other(tmp_path) -> None:
     """Numba numbers functions anew in each process, which is part of a compiled function's name."""
     code = (

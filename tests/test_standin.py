@@ -77,6 +77,7 @@ print([(k.stats.cache_hits.total(), k.stats.cache_misses.total()) for k in kept]
 """
 
 
+@pytest.mark.scale
 def test_all_kernels_of_a_capture_but_the_fold_are_compiled_once_for_all_processes(
     standin: Path, tmp_path: Path, monkeypatch
 ) -> None:
