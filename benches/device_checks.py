@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +33,9 @@ from fastexplain.kernels.summary import (
 )
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-if SIMULATED:  # which starts a Python thread for every CUDA thread, and polls those that wait
-    sys.setswitchinterval(1e-5)
+if SIMULATED:  # which starts a Python thread for every CUDA thread
+    import simulator  # noqa: F401
+
     cuda_kernels._INSERT_THREADS = 4
     cuda_kernels._THREADS = cuda_kernels._NEURON_THREADS = 8
     cuda_kernels._TABLE_THREADS, cuda_kernels._COPY_BLOCKS = (4, 2), 2

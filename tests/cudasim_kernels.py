@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -28,14 +29,14 @@ from test_kernels import (
     summary_of,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benches"))
+
+import simulator  # noqa: F401
+
 from fastexplain.kernels import cuda as kernels
 from fastexplain.kernels import reference
 from fastexplain.kernels.scalars import NO_ID, NONLINEARITIES
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, moved
-
-# While the threads of a block wait for each other, the simulator looks at them without end, and
-# holds Python's lock for as long as it may: 5 ms, unless told otherwise, at every barrier.
-sys.setswitchinterval(1e-5)
 
 # The simulator starts a Python thread for every CUDA thread.
 SMALL_BLOCKS = {

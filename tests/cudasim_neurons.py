@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -22,11 +23,13 @@ from test_kernels_neurons import (
     merge_case,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benches"))
+
+import simulator  # noqa: F401
+
 from fastexplain.kernels import cuda_neurons as kernels
 from fastexplain.kernels import reference
 from fastexplain.kernels.summary import HeldOut, Summary, moved
-
-sys.setswitchinterval(1e-5)  # see cudasim_kernels.py
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
