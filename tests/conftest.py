@@ -31,6 +31,12 @@ import fastexplain  # noqa: E402
 from fastexplain import Corpus, Run, Subject, app, load_subject  # noqa: E402
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Keep bytes out of tests' names: gzip's header, for one, holds the time, and processes that
+    collect different names do not start."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Subject:
     """The embedded SmolLM2-135M-Instruct, float32 on the CPU."""

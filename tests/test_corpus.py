@@ -329,7 +329,11 @@ def refused(error, *arguments, **settings) -> str:
         ("a.jsonl", b'{"a\\nb": 3}', ["line 1", r"'a\nb'"]),
         ("a.jsonl", b'{"text": "\xe9"}', ["a.jsonl", "not UTF-8 text"]),
         ("a.jsonl.gz", b"not compressed", ["a.jsonl.gz"]),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "w1"}' * 99)[:-12], ["a.jsonl.gz", "damaged"]),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "w1"}' * 99, mtime=0)[:-12],
+            ["a.jsonl.gz", "damaged"],
+        ),
         ("a.parquet", b"not parquet", ["a.parquet"]),
         ("a\nb.txt", b"\xe9", [r"a\nb.txt"]),
     ],
