@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastexplain.corpus import Corpus
     from fastexplain.errors import FastexplainError
     from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
     from fastexplain.run import Run, open_run
     from fastexplain.subject import Subject, load_subject
     from fastexplain.sweep import sweep
+    from fastexplain.text.corpus import Corpus
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Corpus": "corpus",
+    "Corpus": "text.corpus",
     "Exemplar": "records",
     "FastexplainError": "errors",
     "NeuronId": "records",

@@ -10,13 +10,13 @@ from rich.markup import escape
 
 from fastexplain import bench
 from fastexplain.baseline import METHOD, VERSION, store_lookup
-from fastexplain.corpus import Corpus
 from fastexplain.errors import RunError
 from fastexplain.geometries import random_subject
 from fastexplain.run import Run
 from fastexplain.subject import Subject, load_subject
 from fastexplain.sweep import sweep
 from fastexplain.terminal import interrupts, messages, progress
+from fastexplain.text.corpus import Corpus
 from fastexplain.warmup import compiled_beside
 
 

@@ -32,8 +32,8 @@ from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
 from fastexplain.tables import Tables
 
 if TYPE_CHECKING:
-    from fastexplain.corpus import Corpus
     from fastexplain.database import Database
+    from fastexplain.text.corpus import Corpus
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"

@@ -22,7 +22,7 @@ from fastexplain.mlps import Mlp, find_mlps, find_trunk
 from fastexplain.one_pass import OnePass
 from fastexplain.onednn import OneDnnLinear
 from fastexplain.smollm2 import smollm2_directory, smollm2_version
-from fastexplain.vocabulary import token_bytes
+from fastexplain.text.vocabulary import token_bytes
 
 _SAMPLE = 1024  # values of a parameter that a model is told by
 

@@ -27,7 +27,6 @@ import torch
 
 from fastexplain import __version__
 from fastexplain.checkpoints import Checkpoint, Checkpoints
-from fastexplain.corpus import Corpus
 from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.exemplars import Exemplars, kernel_device, kernel_dtype
 from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest_hashes
@@ -36,6 +35,7 @@ from fastexplain.prefetch import prefetched
 from fastexplain.run import Run, RunWriter, open_run
 from fastexplain.subject import Subject
 from fastexplain.tables import Tables
+from fastexplain.text.corpus import Corpus
 
 TABLE_BYTES = 2**30
 """Memory for all layers' tables together."""

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastexplain import sources as sources_module
-from fastexplain import stdlib
-from fastexplain.corpus import Corpus
 from fastexplain.errors import CorpusError, UsageError
-from fastexplain.sources import PIECE, Sources
+from fastexplain.text import sources as sources_module
+from fastexplain.text import stdlib
+from fastexplain.text.corpus import Corpus
+from fastexplain.text.sources import PIECE, Sources
 
 WORDS = 200
 
@@ -104,8 +104,8 @@ def test_excerpts_are_the_distinct_windows_of_each_document_however_it_is_cut_in
 ):
     path = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastexplain.sources.PIECE", piece)
-        patch.setattr("fastexplain.corpus._BATCH", batch)
+        patch.setattr("fastexplain.text.sources.PIECE", piece)
+        patch.setattr("fastexplain.text.corpus._BATCH", batch)
         corpus = Corpus([path], words, tokens=4)
     expected = windows(documents, 4)
     assert held(corpus) == expected
@@ -125,7 +125,7 @@ def test_pieces_are_bounded_and_join_to_the_document(tmp_path_factory, text, pie
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text(json.dumps({"text": text}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastexplain.sources.PIECE", piece)
+        patch.setattr("fastexplain.text.sources.PIECE", piece)
         pieces = list(Sources([path], "text"))
     assert "".join(piece.text for piece in pieces) == text
     assert all(0 < len(cut.text) <= 2 * piece for cut in pieces)
@@ -206,7 +206,7 @@ def test_every_excerpt_is_as_likely_to_be_kept(words, tmp_path):
 
 
 def test_progress_grows_to_1(words, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastexplain.corpus._BATCH", 2000)
+    monkeypatch.setattr("fastexplain.text.corpus._BATCH", 2000)
     for name in ("a.jsonl", "b.jsonl"):
         write_rows(tmp_path / name, [random_ids(400, seed) for seed in range(10)])
     (tmp_path / "c.txt").write_text(spelled(random_ids(10_000)))

@@ -22,7 +22,7 @@ from fastexplain import subject as subject_module
 from fastexplain.errors import SubjectError, UsageError
 from fastexplain.mlps import find_mlps
 from fastexplain.subject import Subject, load_subject
-from fastexplain.vocabulary import token_bytes
+from fastexplain.text.vocabulary import token_bytes
 
 MakeModel = Callable[..., PreTrainedModel]
 MakeTokenizer = Callable[..., PreTrainedTokenizerFast]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from fastexplain.errors import CorpusError, UsageError
-from fastexplain.sources import Piece, Sources
+from fastexplain.text.sources import Piece, Sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from fastexplain import stdlib
 from fastexplain.errors import CorpusError
+from fastexplain.text import stdlib
 
 # Characters; a piece ends at the first line end after so many, or within a line of twice as many.
 # About 5,000 tokens: few enough that a batch keeps many cores busy, enough that cuts are rare, as
