@@ -13,7 +13,7 @@ import torch
 
 from fastexplain import Corpus, Subject
 from fastexplain.measure import TOKENS, seconds_of
-from fastexplain.mlps import find_trunk
+from fastexplain.models.loading import find_trunk
 from fastexplain.ways import Bare, Floor, Peer, Sweeper, floor_operations
 
 BATCH = 64

@@ -40,9 +40,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastexplain import Corpus
 from fastexplain.llm.local import LocalConnection
 from fastexplain.llm.requests import Distribution, Reading
-from fastexplain.onednn import OneDnnLinear
+from fastexplain.models.onednn import OneDnnLinear
+from fastexplain.models.smollm2 import smollm2_directory
 from fastexplain.prompts.simulator import reading
-from fastexplain.smollm2 import smollm2_directory
 
 EXPLANATIONS = (
     "names of functions and methods of a class",

@@ -14,8 +14,8 @@ def examine() -> dict[str, Any]:
     import numba
     import torch
 
-    from fastexplain.gpu import why_no_kernels
-    from fastexplain.smollm2 import cache_directory
+    from fastexplain.models.gpu import why_no_kernels
+    from fastexplain.models.smollm2 import cache_directory
 
     cuda = torch.cuda.is_available()
     reason = why_no_kernels(torch.cuda.get_device_capability()) if cuda else None

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastexplain.gpu import why_no_kernels
 from fastexplain.kernels import capture
 from fastexplain.kernels.scalars import NO_ID
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, moved
+from fastexplain.models.gpu import why_no_kernels
 
 
 def kernel_dtype(dtype: torch.dtype) -> np.dtype:

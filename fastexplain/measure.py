@@ -29,7 +29,7 @@ from torch import nn
 from fastexplain import __version__
 from fastexplain.exemplars import Exemplars, for_kernels, kernel_dtype, on_device
 from fastexplain.kernels.summary import Batch, Preactivations, Summary
-from fastexplain.onednn import OneDnnLinear
+from fastexplain.models.onednn import OneDnnLinear
 
 TOKENS = 64
 """Tokens of an excerpt."""

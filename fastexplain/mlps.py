@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fastexplain.errors import SubjectError
+from fastexplain.models.loading import find_trunk
 
 Kind = Literal["plain", "gated", "fused"]
 
@@ -56,13 +57,6 @@ class Mlp:
 
 class _NotFoundError(Exception):
     """Why the search ended; becomes part of the one-line SubjectError."""
-
-
-def find_trunk(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal language model between token ids and its head."""
-    decoder = model.get_decoder()
-    # ModernBERT calls its head `decoder`, and that is what get_decoder finds.
-    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
 
 
 def find_mlps(model: PreTrainedModel) -> tuple[Mlp, ...]:

@@ -16,12 +16,12 @@ from fastexplain import compilation, one_pass
 from fastexplain.compilation import CompiledLayer
 from fastexplain.errors import SubjectError, UsageError
 from fastexplain.fusion import FusedMlp, fuse, replaced
-from fastexplain.hub import load_pretrained
 from fastexplain.kernels.summary import Preactivations
-from fastexplain.mlps import Mlp, find_mlps, find_trunk
+from fastexplain.mlps import Mlp, find_mlps
+from fastexplain.models.loading import find_trunk, load_pretrained
+from fastexplain.models.onednn import OneDnnLinear
+from fastexplain.models.smollm2 import smollm2_directory, smollm2_version
 from fastexplain.one_pass import OnePass
-from fastexplain.onednn import OneDnnLinear
-from fastexplain.smollm2 import smollm2_directory, smollm2_version
 from fastexplain.text.vocabulary import token_bytes
 
 _SAMPLE = 1024  # values of a parameter that a model is told by

@@ -30,7 +30,8 @@ from fastexplain.checkpoints import Checkpoint, Checkpoints
 from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.exemplars import Exemplars, kernel_device, kernel_dtype
 from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest_hashes
-from fastexplain.memory import choose_batch_size, freed_memory_kept
+from fastexplain.memory import choose_batch_size
+from fastexplain.models.memory import freed_memory_kept
 from fastexplain.prefetch import prefetched
 from fastexplain.run import Run, RunWriter, open_run
 from fastexplain.subject import Subject

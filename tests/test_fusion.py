@@ -24,7 +24,7 @@ from fastexplain.kernels import reference
 from fastexplain.kernels.scalars import NONLINEARITIES
 from fastexplain.kernels.summary import Preactivations
 from fastexplain.mlps import Mlp
-from fastexplain.onednn import OneDnnLinear
+from fastexplain.models.onednn import OneDnnLinear
 from fastexplain.subject import Subject
 
 GATED = {"gate": "gate_proj", "up": "up_proj"}
@@ -418,7 +418,8 @@ def test_a_layer_that_was_compiled_already_stays_so(graphs) -> None:
 
 
 def test_the_operators_keep_torchs_rules(monkeypatch) -> None:
-    from fastexplain import fusion, onednn
+    from fastexplain import fusion
+    from fastexplain.models import onednn
 
     def take(acts: Tensor, both: Tensor | None, up: Tensor | None) -> None:
         acts.copy_(both[..., : acts.shape[-1]] if both is not None else acts * up)
@@ -436,7 +437,7 @@ def test_the_operators_keep_torchs_rules(monkeypatch) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_onednn_multiplies_as_mkl_does(bias: bool, monkeypatch) -> None:
-    from fastexplain import onednn
+    from fastexplain.models import onednn
 
     if not onednn._AVAILABLE:
         pytest.skip("PyTorch was built without oneDNN")
@@ -459,7 +460,7 @@ def test_onednn_multiplies_as_mkl_does(bias: bool, monkeypatch) -> None:
 
 
 def test_onednn_leaves_all_else_alone(monkeypatch) -> None:
-    from fastexplain import onednn
+    from fastexplain.models import onednn
 
     def refuse(*_: object) -> None:
         raise AssertionError("not for oneDNN")

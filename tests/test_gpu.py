@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastexplain import doctor, exemplars, gpu
+from fastexplain import doctor, exemplars
+from fastexplain.models import gpu
 
 HOPPER = (9, 0)
 
@@ -22,7 +23,7 @@ def reason(*before: str, **environment: str) -> str | None:
     lines = [
         *before,
         "import sys, json",
-        "from fastexplain.gpu import why_no_kernels",
+        "from fastexplain.models.gpu import why_no_kernels",
         "assert 'torch' not in sys.modules and 'numba' not in sys.modules",
         f"print(json.dumps(why_no_kernels({HOPPER})))",
     ]

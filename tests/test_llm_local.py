@@ -147,7 +147,7 @@ def smollm2_local():
 
 
 def test_readings_are_those_of_a_plain_forward_pass(smollm2_local):
-    from fastexplain.smollm2 import smollm2_directory
+    from fastexplain.models.smollm2 import smollm2_directory
 
     responses = ask_all(smollm2_local, READINGS)
     for request, response in zip(READINGS, responses, strict=True):
@@ -158,7 +158,7 @@ def test_readings_are_those_of_a_plain_forward_pass(smollm2_local):
 
 
 def test_an_ordinary_tokenizer_makes_the_same_ids_of_the_whole_text(smollm2_local):
-    from fastexplain.smollm2 import smollm2_directory
+    from fastexplain.models.smollm2 import smollm2_directory
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2_directory())
     pieces = Pieces(tokenizer, "smollm2")
@@ -210,7 +210,7 @@ def test_chats_together_are_answered_as_alone(smollm2_local):
 
 
 def test_a_chat_is_answered_as_by_generate(smollm2_local):
-    from fastexplain.smollm2 import smollm2_directory
+    from fastexplain.models.smollm2 import smollm2_directory
 
     tokenizer, model = load_plainly(smollm2_directory())
     request = chat(QUESTIONS[1], max_tokens=40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastexplain import Subject, memory
-from fastexplain.memory import bytes_per_position, choose_batch_size, freed_memory_kept
+from fastexplain.memory import bytes_per_position, choose_batch_size
+from fastexplain.models.memory import freed_memory_kept
 
 GIB = 2**30
 
@@ -89,6 +91,6 @@ def test_the_estimate_is_about_what_a_model_takes(architecture: str, make_tokeni
 def test_freed_memory_is_kept_where_there_is_a_way(monkeypatch) -> None:
     with pytest.raises(KeyError), freed_memory_kept():
         raise KeyError
-    monkeypatch.setattr(memory.sys, "platform", "plan9")
+    monkeypatch.setattr(sys, "platform", "plan9")
     with freed_memory_kept():
         pass

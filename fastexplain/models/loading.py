@@ -16,6 +16,7 @@ import torch
 import transformers
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import utils as hub_utils
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,7 +27,6 @@ from transformers import (
 )
 
 from fastexplain.errors import SubjectError, UsageError
-from fastexplain.mlps import find_trunk
 
 _LONGEST_MESSAGE = 300  # characters of a message of transformers' that are passed on
 
@@ -71,6 +71,13 @@ def load_pretrained(
     model, loading = loaded
     _check_complete(name, model, loading["missing_keys"])
     return model.eval(), tokenizer, getattr(config, "_commit_hash", None) or revision
+
+
+def find_trunk(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal language model between token ids and its head."""
+    decoder = model.get_decoder()
+    # ModernBERT calls its head `decoder`, and that is what get_decoder finds.
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Models' weights and what runs them: loading, SmolLM2, oneDNN, memory, GPU compilers."""
