@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastexplain.errors import FastexplainError
     from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
     from fastexplain.run import Run, open_run
-    from fastexplain.subject import Subject, load_subject
+    from fastexplain.subject.model import Subject, load_subject
     from fastexplain.sweep import sweep
     from fastexplain.text.corpus import Corpus
 
@@ -29,8 +29,8 @@ _HOMES = {
     "NeuronRecord": "records",
     "Run": "run",
     "Statistics": "records",
-    "Subject": "subject",
-    "load_subject": "subject",
+    "Subject": "subject.model",
+    "load_subject": "subject.model",
     "open_run": "run",
     "sweep": "sweep",
 }

@@ -31,7 +31,6 @@ import torch
 
 from fastexplain.errors import UsageError
 from fastexplain.exemplars import kernel_device
-from fastexplain.fusion import find_elementwise
 from fastexplain.geometries import GEOMETRIES
 from fastexplain.measure import (
     TOKENS,
@@ -47,7 +46,8 @@ from fastexplain.measure import (
     synchronize,
     zipf_tokens,
 )
-from fastexplain.subject import Subject
+from fastexplain.subject.fusion import find_elementwise
+from fastexplain.subject.model import Subject
 from fastexplain.sweep import TABLE_BYTES
 from fastexplain.ways import (
     REFERENCES,

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fastexplain.errors import UsageError
-from fastexplain.mlps import find_mlps
-from fastexplain.subject import DTYPES, Subject, choose_device
+from fastexplain.subject.mlps import find_mlps
+from fastexplain.subject.model import DTYPES, Subject, choose_device
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fastexplain.baseline import METHOD, VERSION, store_lookup
 from fastexplain.errors import RunError
 from fastexplain.geometries import random_subject
 from fastexplain.run import Run
-from fastexplain.subject import Subject, load_subject
+from fastexplain.subject.model import Subject, load_subject
 from fastexplain.sweep import sweep
 from fastexplain.terminal import interrupts, messages, progress
 from fastexplain.text.corpus import Corpus

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fastexplain.subject import Subject
+from fastexplain.subject.model import Subject
 
 # Excerpts in a forward pass at most: on 2 cores 32 to 128 run alike; a GPU wants more work in each
 # launch.

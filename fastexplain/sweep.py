@@ -34,7 +34,7 @@ from fastexplain.memory import choose_batch_size
 from fastexplain.models.memory import freed_memory_kept
 from fastexplain.prefetch import prefetched
 from fastexplain.run import Run, RunWriter, open_run
-from fastexplain.subject import Subject
+from fastexplain.subject.model import Subject
 from fastexplain.tables import Tables
 from fastexplain.text.corpus import Corpus
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fastexplain.exemplars import kernel_device, kernel_dtype
-from fastexplain.subject import Subject
+from fastexplain.subject.model import Subject
 
 _MODULE = "fastexplain.kernels.ahead"
 

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastexplain.compilation import CompiledLayer, compiled
 from fastexplain.exemplars import Exemplars, kernel_device, kernel_dtype
 from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
 from fastexplain.measure import TOKENS, MatrixProduct
-from fastexplain.mlps import LINEAR
 from fastexplain.models.loading import find_trunk
 from fastexplain.models.memory import freed_memory_kept
 from fastexplain.prefetch import prefetched
-from fastexplain.subject import Subject
+from fastexplain.subject.compilation import CompiledLayer, compiled
+from fastexplain.subject.mlps import LINEAR
+from fastexplain.subject.model import Subject
 from fastexplain.tables import Tables
 
 Compile = Literal["layers", "trunk", "off"]

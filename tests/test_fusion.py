@@ -17,15 +17,15 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fastexplain import compilation
 from fastexplain.errors import SubjectError, UsageError
-from fastexplain.fusion import Elementwise, FusedMlp, find_elementwise, replaced
 from fastexplain.kernels import reference
 from fastexplain.kernels.scalars import NONLINEARITIES
 from fastexplain.kernels.summary import Preactivations
-from fastexplain.mlps import Mlp
 from fastexplain.models.onednn import OneDnnLinear
-from fastexplain.subject import Subject
+from fastexplain.subject import compilation
+from fastexplain.subject.fusion import Elementwise, FusedMlp, find_elementwise, replaced
+from fastexplain.subject.mlps import Mlp
+from fastexplain.subject.model import Subject
 
 GATED = {"gate": "gate_proj", "up": "up_proj"}
 HALVES = {"gate": "gate_up_proj", "up": "gate_up_proj", "up_start": NEURONS}
@@ -418,8 +418,8 @@ def test_a_layer_that_was_compiled_already_stays_so(graphs) -> None:
 
 
 def test_the_operators_keep_torchs_rules(monkeypatch) -> None:
-    from fastexplain import fusion
     from fastexplain.models import onednn
+    from fastexplain.subject import fusion
 
     def take(acts: Tensor, both: Tensor | None, up: Tensor | None) -> None:
         acts.copy_(both[..., : acts.shape[-1]] if both is not None else acts * up)

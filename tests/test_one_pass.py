@@ -14,8 +14,8 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from fastexplain import one_pass
 from fastexplain.kernels import cpu_trunk
+from fastexplain.subject import one_pass
 
 # Which have norms and rotary embeddings of another kind, or none.
 NO_ROTARY = {

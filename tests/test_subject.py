@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from fastexplain import subject as subject_module
 from fastexplain.errors import SubjectError, UsageError
-from fastexplain.mlps import find_mlps
 from fastexplain.models import loading as hub
 from fastexplain.models import smollm2
-from fastexplain.subject import Subject, load_subject
+from fastexplain.subject import model as subject_module
+from fastexplain.subject.mlps import find_mlps
+from fastexplain.subject.model import Subject, load_subject
 from fastexplain.text.vocabulary import token_bytes
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -716,7 +716,7 @@ def test_our_kernels_are_not_taken_for_the_package_of_that_name(saved: Path) -> 
     root = Path(__file__).resolve().parent.parent
     script = f"""
 import sys
-from fastexplain.subject import load_subject
+from fastexplain.subject.model import load_subject
 load_subject({str(saved)!r}, device="cpu")
 import transformers.integrations.hub_kernels
 from transformers.utils.import_utils import is_kernels_available

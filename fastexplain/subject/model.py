@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fastexplain import compilation, one_pass
-from fastexplain.compilation import CompiledLayer
 from fastexplain.errors import SubjectError, UsageError
-from fastexplain.fusion import FusedMlp, fuse, replaced
 from fastexplain.kernels.summary import Preactivations
-from fastexplain.mlps import Mlp, find_mlps
 from fastexplain.models.loading import find_trunk, load_pretrained
 from fastexplain.models.onednn import OneDnnLinear
 from fastexplain.models.smollm2 import smollm2_directory, smollm2_version
-from fastexplain.one_pass import OnePass
+from fastexplain.subject import compilation, one_pass
+from fastexplain.subject.compilation import CompiledLayer
+from fastexplain.subject.fusion import FusedMlp, fuse, replaced
+from fastexplain.subject.mlps import Mlp, find_mlps
+from fastexplain.subject.one_pass import OnePass
 from fastexplain.text.vocabulary import token_bytes
 
 _SAMPLE = 1024  # values of a parameter that a model is told by

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastexplain.kernels.summary import Preactivations
-from fastexplain.mlps import LINEAR, Mlp
+from fastexplain.subject.mlps import LINEAR, Mlp
 
 Receive = Callable[[Tensor, Preactivations], None]
 

@@ -1,0 +1,1 @@
+"""The subject: a model with its neurons in view."""
