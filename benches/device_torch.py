@@ -13,7 +13,7 @@ from fastexplain.geometries import random_subject
 from fastexplain.kernels.scalars import BINS, histogram_edges
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
 from fastexplain.measure import TOKENS, zipf_tokens
-from fastexplain.tables import Tables
+from fastexplain.run.tables import Tables
 
 CUDA = torch.device("cuda")
 _LARGE = (512, 6400)  # excerpts and neurons: GPT-2 XL's layer, a sweep's batch

@@ -31,7 +31,6 @@ from typing import Any
 import checkout
 import openai
 
-from fastexplain.database import Database
 from fastexplain.llm import wire
 from fastexplain.llm.base import Connection
 from fastexplain.llm.requests import Capabilities
@@ -39,6 +38,7 @@ from fastexplain.llm.server import ServerConnection
 from fastexplain.llm.stored import StoredConnection
 from fastexplain.prompts import simulator_chats
 from fastexplain.responses import Responses
+from fastexplain.run.database import Database
 from fastexplain.simulate import Simulator
 
 DELAY = 0.05  # seconds until the server answers

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastexplain.errors import FastexplainError
     from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
-    from fastexplain.run import Run, open_run
+    from fastexplain.run.directory import Run, open_run
     from fastexplain.subject.model import Subject, load_subject
     from fastexplain.sweep import sweep
     from fastexplain.text.corpus import Corpus
@@ -27,11 +27,11 @@ _HOMES = {
     "FastexplainError": "errors",
     "NeuronId": "records",
     "NeuronRecord": "records",
-    "Run": "run",
+    "Run": "run.directory",
     "Statistics": "records",
     "Subject": "subject.model",
     "load_subject": "subject.model",
-    "open_run": "run",
+    "open_run": "run.directory",
     "sweep": "sweep",
 }
 

@@ -141,8 +141,8 @@ def sweep(
 ) -> None:
     """Find the text that drives every neuron of a subject, in one pass of a corpus."""
     from fastexplain import jobs
-    from fastexplain.run import check_free
-    from fastexplain.selection import parse_layers
+    from fastexplain.run.directory import check_free
+    from fastexplain.run.selection import parse_layers
 
     check_free(run)
     chosen = None if layers is None else parse_layers(layers)
@@ -183,7 +183,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a neuron: its explanations, its excerpts, and the true beside the simulated."""
-    from fastexplain.run import open_run
+    from fastexplain.run.directory import open_run
     from fastexplain.show import neuron_data, print_neuron
 
     opened = open_run(run)
@@ -209,7 +209,7 @@ def top(
 ) -> None:
     """Show the neurons with the best-scored explanations."""
     from fastexplain.display import explanations_table
-    from fastexplain.run import open_run
+    from fastexplain.run.directory import open_run
 
     if method not in (None, "lookup", "llm"):
         raise UsageError(f"there is no method '{method}'; choose lookup or llm")

@@ -16,7 +16,7 @@ from fastexplain.terminal import out
 if TYPE_CHECKING:
     from fastexplain.llm.budget import Estimate
     from fastexplain.records import NeuronId
-    from fastexplain.run import Run
+    from fastexplain.run.directory import Run
 
 # Neurons that language models explain without being asked whether that is meant.
 _UNASKED = 1000
@@ -122,8 +122,8 @@ def explain(
     By lookup all neurons are explained at once, whichever are named; those named are shown.
     What is answered is stored at once: the same command, run again, goes on where it stopped.
     """
-    from fastexplain.run import open_run
-    from fastexplain.selection import select_neurons
+    from fastexplain.run.directory import open_run
+    from fastexplain.run.selection import select_neurons
 
     opened = open_run(run)
     chosen = select_neurons(opened, neurons or [], sample=sample, seed=seed, where=where)
@@ -209,7 +209,7 @@ def ingest(
     """Take the answers to a file that `explain --batch-file` wrote; then run that again."""
     from fastexplain.asking_batches import take_answers
     from fastexplain.llm.prices import parse_price
-    from fastexplain.run import open_run
+    from fastexplain.run.directory import open_run
 
     found = take_answers(open_run(run), file, None if price is None else parse_price(price))
     if as_json:
@@ -222,7 +222,7 @@ def cost(run: RunPath, as_json: AsJson = False) -> None:
     """Show what a run's requests came to: tokens and cost, by command and model."""
     from fastexplain.cost_table import ledger_data, ledger_table
     from fastexplain.responses import Responses
-    from fastexplain.run import open_run
+    from fastexplain.run.directory import open_run
 
     with open_run(run).database(read_only=True) as database:
         rows = Responses(database).ledger()

@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from fastexplain.batches import Collector, recorded_for_files
-from fastexplain.database import Database
 from fastexplain.errors import BudgetError, StoppedError, UnusableError
 from fastexplain.explain import explain_neurons
 from fastexplain.live import Progress, display
@@ -37,8 +36,9 @@ from fastexplain.prompts.simulator import FILLERS
 from fastexplain.records import NeuronId
 from fastexplain.rehearsal import Rehearsal
 from fastexplain.responses import Responses
-from fastexplain.run import Run
-from fastexplain.score import RANDOM_EXCERPTS, TEST_RANKS
+from fastexplain.run.database import Database
+from fastexplain.run.directory import Run
+from fastexplain.run.splits import RANDOM_EXCERPTS, TEST_RANKS
 from fastexplain.simulate import Simulator, choose_mode
 from fastexplain.terminal import interrupts, messages
 

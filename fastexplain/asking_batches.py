@@ -44,7 +44,7 @@ from fastexplain.llm.server import ServerConnection
 from fastexplain.llm.stored import Meter, StoredConnection
 from fastexplain.records import NeuronId
 from fastexplain.responses import PendingRequest, Responses
-from fastexplain.run import Run
+from fastexplain.run.directory import Run
 from fastexplain.terminal import messages
 
 

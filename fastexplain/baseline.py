@@ -22,10 +22,9 @@ from fastexplain import kernels
 from fastexplain.errors import RunError
 from fastexplain.kernels.strongest import strongest
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
-from fastexplain.records import NeuronId, NeuronRecord
-from fastexplain.run import Run
-from fastexplain.schema import ExplanationRow
-from fastexplain.score import TEST_RANKS, Scores, test_excerpts
+from fastexplain.records import ExplanationRow, NeuronId, NeuronRecord, Scores
+from fastexplain.run.directory import Run
+from fastexplain.run.splits import TEST_RANKS, held_out_excerpts
 
 _NOTHING = "nothing: no token that the tables know drives it more than others"
 
@@ -217,12 +216,12 @@ def _test_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Test excerpts, top then random: ids `[neurons, E]`, activations `[neurons, E, tokens]`."""
     top_ids, random_ids = run.array(layer, "top.ids")[neurons], run.array(layer, "random.ids")
-    test_ids, random_slots = test_excerpts(top_ids, random_ids)
+    test_ids, random_slots = held_out_excerpts(top_ids, random_ids)
     random_slots = random_slots[:, : len(random_ids)]  # a sweep may have kept none
     top_acts = widen(run.array(layer, "top.activations")[neurons])
     random_acts = widen(run.array(layer, "random.activations")[:, :, neurons]).transpose(2, 0, 1)
 
-    # test_excerpts keeps the order of ranks, so that a test excerpt is found at its id's slot.
+    # held_out_excerpts keeps the order of ranks, so that a test excerpt is found at its id's slot.
     slots = (test_ids[:, :, None] == top_ids[:, None, :]).argmax(axis=2)
     every = np.arange(len(top_ids))[:, None]
     ids = np.concatenate(

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fastexplain import asking, jobs
-from fastexplain.database import Database
 from fastexplain.display import explanation_data, explanations_table, score_text
 from fastexplain.errors import RunError
-from fastexplain.run import check_free, is_run, open_run
-from fastexplain.schema import LayerMeans, StoredExplanation
+from fastexplain.records import LayerMeans, StoredExplanation
+from fastexplain.run.database import Database
+from fastexplain.run.directory import check_free, is_run, open_run
 from fastexplain.terminal import messages, out
 
 

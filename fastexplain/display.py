@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastexplain.kernels import discretize
-from fastexplain.schema import StoredExplanation
-from fastexplain.score import Scores
+from fastexplain.records import Scores, StoredExplanation
 
 # Backgrounds for the values 1 to 10, from pale to full, each with a text colour that stands out.
 _SHADES = [

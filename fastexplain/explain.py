@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from fastexplain.database import Database, ExplanationRow
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Chat, Usage, key
 from fastexplain.prompts import explainer as explainer_prompt
-from fastexplain.records import Exemplar, NeuronId, NeuronRecord
-from fastexplain.score import EXPLANATION_RANKS, Scores, score, splits
+from fastexplain.records import Exemplar, ExplanationRow, NeuronId, NeuronRecord, Scores
+from fastexplain.run.database import Database
+from fastexplain.run.splits import EXPLANATION_RANKS, splits
+from fastexplain.score import score
 from fastexplain.simulate import Simulator
 
 # A phrase of some 20 words; what goes on for longer is cut off.

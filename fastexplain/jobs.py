@@ -12,7 +12,7 @@ from fastexplain import bench
 from fastexplain.baseline import METHOD, VERSION, store_lookup
 from fastexplain.errors import RunError
 from fastexplain.geometries import random_subject
-from fastexplain.run import Run
+from fastexplain.run.directory import Run
 from fastexplain.subject.model import Subject, load_subject
 from fastexplain.sweep import sweep
 from fastexplain.terminal import interrupts, messages, progress

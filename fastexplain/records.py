@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,3 +101,105 @@ class NeuronRecord:
     bottom: list[Exemplar] = field(repr=False)
     random: list[Exemplar] = field(repr=False)
     statistics: Statistics = field(repr=False)
+
+
+class Split(NamedTuple):
+    """One split of one neuron's excerpts.
+
+    Attributes:
+        top: int `[<= 5]`, ranks among the top exemplars.
+        random: int `[<= 5]`, slots among the random exemplars.
+    """
+
+    top: np.ndarray
+    random: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well simulated activations follow the true ones; Pearson's correlation, None undefined.
+
+    Attributes:
+        random_only: over the random excerpts of the test split.
+        top_and_random: over all of its excerpts; the headline.
+        top_only: over its top excerpts.
+        excerpts_random, excerpts_top: how many excerpts of each kind the scores rest on; those
+            without a simulation don't count.
+    """
+
+    random_only: float | None
+    top_and_random: float | None
+    top_only: float | None
+    excerpts_random: int
+    excerpts_top: int
+
+
+@dataclass(frozen=True)
+class ExplanationRow:
+    """An explanation to store.
+
+    Attributes:
+        neuron: which one.
+        method: "lookup" or "llm".
+        model: the explainer.
+        version: of its prompt, or of the lookup.
+        text: the explanation; None if it failed.
+        data: what the method has to say beyond the text; JSON.
+        parameters: what it was asked with; JSON.
+        failure: why there is no text.
+        scores: where the explainer predicts activations by itself, as the lookup does; they are
+            stored with the explainer as simulator.
+    """
+
+    neuron: NeuronId
+    method: str
+    model: str
+    version: str
+    text: str | None
+    data: Any = field(default_factory=dict)
+    parameters: Any = field(default_factory=dict)
+    failure: str | None = None
+    scores: Scores | None = None
+
+
+@dataclass(frozen=True)
+class StoredExplanation(ExplanationRow):
+    """An explanation as read back, with one simulator's scores.
+
+    Attributes:
+        id: what simulations refer to.
+        created: UTC, ISO 8601.
+        simulator: whose scores these are; None if it was not scored.
+        simulation: how it simulated: its prompt's version, mode and readout.
+        cost: of the explanation, in US dollars; None if unknown.
+    """
+
+    id: int = 0
+    created: str = ""
+    simulator: str | None = None
+    simulation: str | None = None
+    cost: float | None = None
+
+
+class StoredSimulation(NamedTuple):
+    """A simulated excerpt; `values` is float32 `[tokens]`, NaN where missing, None if it failed.
+
+    `version` names the simulator's prompt, mode and readout.
+    """
+
+    simulator: str
+    version: str
+    excerpt: int
+    split: str
+    values: np.ndarray | None
+    failure: str | None
+
+
+class LayerMeans(NamedTuple):
+    """Mean scores of a layer, over the neurons where each is defined; None where it is nowhere."""
+
+    layer: int
+    scored: int
+    random_only: float | None
+    top_and_random: float | None
+    top_only: float | None

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from fastexplain.database import Database, now
 from fastexplain.llm.requests import (
     Capabilities,
     Request,
@@ -23,6 +22,7 @@ from fastexplain.llm.requests import (
     from_json,
     to_json,
 )
+from fastexplain.run.database import Database, now
 
 
 class LedgerRow(NamedTuple):

@@ -15,9 +15,8 @@ from fastexplain.display import (
     explanation_data,
     explanations_table,
 )
-from fastexplain.records import Exemplar, NeuronRecord
-from fastexplain.run import Run
-from fastexplain.schema import StoredExplanation
+from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
+from fastexplain.run.directory import Run
 
 # An explanation, and by excerpt id what was predicted from it, float32 `[tokens]`.
 _Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]

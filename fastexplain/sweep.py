@@ -26,16 +26,16 @@ import numpy as np
 import torch
 
 from fastexplain import __version__
-from fastexplain.checkpoints import Checkpoint, Checkpoints
 from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.exemplars import Exemplars, kernel_device, kernel_dtype
 from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest_hashes
 from fastexplain.memory import choose_batch_size
 from fastexplain.models.memory import freed_memory_kept
 from fastexplain.prefetch import prefetched
-from fastexplain.run import Run, RunWriter, open_run
+from fastexplain.run.checkpoints import Checkpoint, Checkpoints
+from fastexplain.run.directory import Run, RunWriter, open_run
+from fastexplain.run.tables import Tables
 from fastexplain.subject.model import Subject
-from fastexplain.tables import Tables
 from fastexplain.text.corpus import Corpus
 
 TABLE_BYTES = 2**30

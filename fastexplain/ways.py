@@ -21,10 +21,10 @@ from fastexplain.measure import TOKENS, MatrixProduct
 from fastexplain.models.loading import find_trunk
 from fastexplain.models.memory import freed_memory_kept
 from fastexplain.prefetch import prefetched
+from fastexplain.run.tables import Tables
 from fastexplain.subject.compilation import CompiledLayer, compiled
 from fastexplain.subject.mlps import LINEAR
 from fastexplain.subject.model import Subject
-from fastexplain.tables import Tables
 
 Compile = Literal["layers", "trunk", "off"]
 

@@ -19,9 +19,8 @@ import fastexplain
 from fastexplain import demo
 from fastexplain.baseline import store_lookup
 from fastexplain.errors import RunError, UsageError
-from fastexplain.schema import ExplanationRow
-from fastexplain.score import Scores
-from fastexplain.selection import parse_layers, select_neurons
+from fastexplain.records import ExplanationRow, Scores
+from fastexplain.run.selection import parse_layers, select_neurons
 from fastexplain.show import print_neuron
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -266,7 +265,7 @@ def test_an_unexpected_error_is_one_line_too(cli, swept, monkeypatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug\nwith two lines")
 
-    monkeypatch.setattr("fastexplain.run.open_run", broken)
+    monkeypatch.setattr("fastexplain.run.directory.open_run", broken)
     code, _, err = cli("top", swept)
     assert code == 1 and err.count("\n") == 1
     assert "ZeroDivisionError: a bug" in err and "--debug" in err
@@ -322,7 +321,7 @@ def test_ctrl_c_is_one_line_with_its_own_code(cli, swept, monkeypatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastexplain.run.open_run", interrupted)
+    monkeypatch.setattr("fastexplain.run.directory.open_run", interrupted)
     assert cli("top", swept) == (130, "", "fastexplain: interrupted\n")
 
 

@@ -25,7 +25,6 @@ from fastexplain.batches import (
     split,
     write_files,
 )
-from fastexplain.database import Database
 from fastexplain.errors import Deferred, LLMError, RunError, UnusableError, UsageError
 from fastexplain.llm import address_of
 from fastexplain.llm.batch import BatchClient
@@ -34,7 +33,8 @@ from fastexplain.llm.requests import Capabilities, Chat, Reading, key
 from fastexplain.llm.server import ServerConnection
 from fastexplain.llm.wire import THOUGHTS
 from fastexplain.responses import PendingRequest, Responses
-from fastexplain.run import open_run
+from fastexplain.run.database import Database
+from fastexplain.run.directory import open_run
 from fastexplain.simulate import choose_mode
 
 

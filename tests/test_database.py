@@ -3,11 +3,9 @@ import sqlite3
 import numpy as np
 import pytest
 
-from fastexplain.database import Database
 from fastexplain.errors import RunError, UsageError
-from fastexplain.records import NeuronId
-from fastexplain.schema import ExplanationRow
-from fastexplain.score import Scores
+from fastexplain.records import ExplanationRow, NeuronId, Scores
+from fastexplain.run.database import Database
 
 
 def lookup(neuron, value=0.5, text="x"):

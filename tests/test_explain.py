@@ -6,7 +6,6 @@ import numpy as np
 import planted
 import pytest
 
-from fastexplain.database import Database
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
 from fastexplain.explain import explain, explain_neurons
 from fastexplain.llm import Connection
@@ -15,6 +14,7 @@ from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, U
 from fastexplain.llm.stored import StoredConnection
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord
 from fastexplain.responses import Responses
+from fastexplain.run.database import Database
 from fastexplain.simulate import Simulator
 
 SKIP = 1

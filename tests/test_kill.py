@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from faulty_server import Faulty
 
-from fastexplain.database import Database
+from fastexplain.run.database import Database
 
 CLI = Path(__file__).resolve().parent.parent / "cli.py"
 CONCURRENCY = 4

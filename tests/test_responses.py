@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastexplain.database import Database
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
 from fastexplain.llm import Connection
 from fastexplain.llm.budget import Budget
@@ -27,6 +26,7 @@ from fastexplain.llm.requests import (
 )
 from fastexplain.llm.stored import Meter, StoredConnection
 from fastexplain.responses import PendingRequest, Responses
+from fastexplain.run.database import Database
 
 CHAT = Chat(({"role": "user", "content": "é\n"},), 5)
 READING = Reading("shared", " head\n", ("a\t", "b\t"), "unknown", 9)

@@ -41,7 +41,7 @@ def test_all_neurons_at_once_are_dealt_as_one_by_one(rows, random):
     padded = np.full((len(rows), 24), -1)
     for row, top in enumerate(rows):
         padded[row, : len(top)] = top
-    top_ids, slots = score.test_excerpts(padded, np.array(random, dtype=np.int64))
+    top_ids, slots = score.held_out_excerpts(padded, np.array(random, dtype=np.int64))
     assert top_ids.dtype == slots.dtype == np.int32
     for row, top in enumerate(rows):
         ranks, own = plain_split(top, random, "test")

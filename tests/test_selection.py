@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 
 import fastexplain
 from fastexplain.baseline import store_lookup
-from fastexplain.conditions import Condition
-from fastexplain.database import ExplanationRow
 from fastexplain.errors import UsageError
-from fastexplain.records import NeuronId
-from fastexplain.score import Scores
-from fastexplain.selection import CONDITION_NAMES, select_neurons
+from fastexplain.records import ExplanationRow, NeuronId, Scores
+from fastexplain.run.conditions import Condition
+from fastexplain.run.selection import CONDITION_NAMES, select_neurons
 
 WIDTH = 48  # of each of the tiny subject's 4 layers
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastexplain.database import Database
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Reading, Token
@@ -16,6 +15,7 @@ from fastexplain.llm.stored import StoredConnection
 from fastexplain.prompts import answers
 from fastexplain.prompts.lines import END, START, escape
 from fastexplain.responses import Responses
+from fastexplain.run.database import Database
 from fastexplain.simulate import MODES, Simulator, choose_mode
 
 FILLERS = ("unknown", "?", "0")

@@ -24,8 +24,8 @@ from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.exemplars import Exemplars, kernel_dtype
 from fastexplain.kernels import capture, reference
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
-from fastexplain.run import RunWriter
-from fastexplain.tables import Tables
+from fastexplain.run.directory import RunWriter
+from fastexplain.run.tables import Tables
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,15 +1,11 @@
-"""What the run's database holds: its tables by version, and the rows as data classes."""
+"""What the run's database holds: its tables by version, and how its rows are read."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from fastexplain.records import NeuronId
-from fastexplain.score import Scores
+from fastexplain.records import NeuronId, Scores, StoredExplanation
 
 # Each brings a database from the version before to its own: the first to 1, and so on. Never
 # change one that was released; add another.
@@ -105,77 +101,6 @@ MIGRATIONS: list[tuple[str, ...]] = [
         ) WITHOUT ROWID""",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class ExplanationRow:
-    """An explanation to store.
-
-    Attributes:
-        neuron: which one.
-        method: "lookup" or "llm".
-        model: the explainer.
-        version: of its prompt, or of the lookup.
-        text: the explanation; None if it failed.
-        data: what the method has to say beyond the text; JSON.
-        parameters: what it was asked with; JSON.
-        failure: why there is no text.
-        scores: where the explainer predicts activations by itself, as the lookup does; they are
-            stored with the explainer as simulator.
-    """
-
-    neuron: NeuronId
-    method: str
-    model: str
-    version: str
-    text: str | None
-    data: Any = field(default_factory=dict)
-    parameters: Any = field(default_factory=dict)
-    failure: str | None = None
-    scores: Scores | None = None
-
-
-@dataclass(frozen=True)
-class StoredExplanation(ExplanationRow):
-    """An explanation as read back, with one simulator's scores.
-
-    Attributes:
-        id: what simulations refer to.
-        created: UTC, ISO 8601.
-        simulator: whose scores these are; None if it was not scored.
-        simulation: how it simulated: its prompt's version, mode and readout.
-        cost: of the explanation, in US dollars; None if unknown.
-    """
-
-    id: int = 0
-    created: str = ""
-    simulator: str | None = None
-    simulation: str | None = None
-    cost: float | None = None
-
-
-class StoredSimulation(NamedTuple):
-    """A simulated excerpt; `values` is float32 `[tokens]`, NaN where missing, None if it failed.
-
-    `version` names the simulator's prompt, mode and readout.
-    """
-
-    simulator: str
-    version: str
-    excerpt: int
-    split: str
-    values: np.ndarray | None
-    failure: str | None
-
-
-class LayerMeans(NamedTuple):
-    """Mean scores of a layer, over the neurons where each is defined; None where it is nowhere."""
-
-    layer: int
-    scored: int
-    random_only: float | None
-    top_and_random: float | None
-    top_only: float | None
 
 
 SELECT_EXPLANATIONS = """

@@ -24,26 +24,21 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fastexplain.checkpoints import DIRECTORY as CHECKPOINTS
 from fastexplain.errors import RunError, UsageError
 from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
-from fastexplain.tables import Tables
+from fastexplain.run.checkpoints import DIRECTORY as CHECKPOINTS
+from fastexplain.run.statistics import SUMMED, moments_of
+from fastexplain.run.tables import Tables
 
 if TYPE_CHECKING:
-    from fastexplain.database import Database
+    from fastexplain.run.database import Database
     from fastexplain.text.corpus import Corpus
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"
 _EXCERPTS = "excerpts.safetensors"
-
-# A layer file's arrays that the statistics are made of.
-_SUMMED = ("sums", "positive", "minimum", "maximum")
-
-# Variance over mean square below which skewness and kurtosis have fewer than three digits.
-_SPREAD = 1e-6
 
 
 class RunWriter:
@@ -200,7 +195,7 @@ class Run:
 
     def statistics(self, layer: int) -> dict[str, np.ndarray]:
         """The numbers of `Statistics` for a whole layer, by name, float64 `[neurons]` each."""
-        return _moments({name: self.array(layer, name) for name in _SUMMED}, self.counted_tokens)
+        return moments_of({name: self.array(layer, name) for name in SUMMED}, self.counted_tokens)
 
     def neuron(self, name: str | NeuronId) -> NeuronRecord:
         """All that the run holds of one neuron, such as `"5:131"`.
@@ -261,7 +256,7 @@ class Run:
 
         Read-only, it also serves a run in a place that can't be written.
         """
-        from fastexplain.database import Database
+        from fastexplain.run.database import Database
 
         return Database(self.path / "run.sqlite", read_only=read_only)
 
@@ -275,8 +270,8 @@ class Run:
         return found
 
     def _statistics(self, file: str, index: int) -> Statistics:
-        own = {name: self._slice(file, name)[(..., slice(index, index + 1))] for name in _SUMMED}
-        moments = _moments(own, self.counted_tokens)
+        own = {name: self._slice(file, name)[(..., slice(index, index + 1))] for name in SUMMED}
+        moments = moments_of(own, self.counted_tokens)
 
         def one(name: str) -> Any:
             return self._slice(file, name)[index]
@@ -309,25 +304,3 @@ class Run:
             return read(self._files[file])
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path} is missing or damaged ({error}); sweep again") from error
-
-
-def _moments(arrays: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Numbers of `Statistics`, by name, from a layer file's arrays; float64 `[neurons]` each."""
-    first, second, third, fourth, mean_positive = arrays["sums"].astype(np.float64) / count
-    minimum, maximum = (arrays[name].astype(np.float64) for name in ("minimum", "maximum"))
-    # Central moments from the raw ones, by the binomial theorem. Where the spread is small
-    # beside the mean they drown in rounding, the fourth long before the second.
-    variance = np.where(minimum < maximum, np.maximum(second - first**2, 0.0), 0.0)
-    third_central = third - 3 * first * second + 2 * first**3
-    fourth_central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
-    known = np.where(variance > _SPREAD * second, variance, np.nan)
-    return {
-        "mean": first,
-        "variance": variance,
-        "skewness": third_central / known**1.5,
-        "kurtosis": fourth_central / known**2,
-        "fraction_positive": arrays["positive"] / count,
-        "mean_positive": mean_positive,
-        "minimum": minimum,
-        "maximum": maximum,
-    }

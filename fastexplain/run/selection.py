@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastexplain.conditions import Condition
 from fastexplain.errors import UsageError
 from fastexplain.kernels.scalars import excerpt_hash
 from fastexplain.records import NeuronId
-from fastexplain.run import Run
+from fastexplain.run.conditions import Condition
+from fastexplain.run.directory import Run
 
 if TYPE_CHECKING:
-    from fastexplain.database import Database
+    from fastexplain.run.database import Database
 
 ALL = "all"
 

@@ -19,17 +19,15 @@ from typing import Any, Self
 import numpy as np
 
 from fastexplain.errors import RunError, UsageError
-from fastexplain.records import NeuronId
-from fastexplain.schema import (
-    MIGRATIONS,
-    SELECT_EXPLANATIONS,
+from fastexplain.records import (
     ExplanationRow,
     LayerMeans,
+    NeuronId,
+    Scores,
     StoredExplanation,
     StoredSimulation,
-    read_explanation,
 )
-from fastexplain.score import Scores
+from fastexplain.run.schema import MIGRATIONS, SELECT_EXPLANATIONS, read_explanation
 
 # Seconds to wait for another process that is writing.
 _PATIENCE = 30.0

@@ -1,0 +1,1 @@
+"""The run directory: files, statistics, tables, splits, and the database."""
