@@ -30,7 +30,7 @@ from fastexplain.measure import (
     synchronize,
     zipf_tokens,
 )
-from fastexplain.sweep import TABLE_BYTES
+from fastexplain.sweeping.loop import TABLE_BYTES
 from fastexplain.ways import Way, make_ways
 
 CUDA = torch.device("cuda")

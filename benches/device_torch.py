@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastexplain.exemplars import Exemplars, kernel_dtype, on_device, on_host
 from fastexplain.geometries import random_subject
 from fastexplain.kernels.scalars import BINS, histogram_edges
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
 from fastexplain.measure import TOKENS, zipf_tokens
 from fastexplain.run.tables import Tables
+from fastexplain.sweeping.summaries import Exemplars, kernel_dtype, on_device, on_host
 
 CUDA = torch.device("cuda")
 _LARGE = (512, 6400)  # excerpts and neurons: GPT-2 XL's layer, a sweep's batch

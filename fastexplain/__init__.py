@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastexplain.version import __version__
+
 if TYPE_CHECKING:
     from fastexplain.errors import FastexplainError
     from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
     from fastexplain.run.directory import Run, open_run
     from fastexplain.subject.model import Subject, load_subject
-    from fastexplain.sweep import sweep
+    from fastexplain.sweeping.loop import sweep
     from fastexplain.text.corpus import Corpus
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Corpus": "text.corpus",
@@ -32,7 +32,7 @@ _HOMES = {
     "Subject": "subject.model",
     "load_subject": "subject.model",
     "open_run": "run.directory",
-    "sweep": "sweep",
+    "sweep": "sweeping.loop",
 }
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Run",
     "Statistics",
     "Subject",
+    "__version__",
     "load_subject",
     "open_run",
     "sweep",

@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fastexplain import __version__
 from fastexplain.app_common import AsJson, RunPath, print_explanations, print_json
 from fastexplain.app_explain import cost, explain, ingest
 from fastexplain.errors import FastexplainError, StoppedError, UsageError
 from fastexplain.terminal import out
+from fastexplain.version import __version__
 
 _INTERRUPTED = 130
 

@@ -30,7 +30,6 @@ from typing import Any
 import torch
 
 from fastexplain.errors import UsageError
-from fastexplain.exemplars import kernel_device
 from fastexplain.geometries import GEOMETRIES
 from fastexplain.measure import (
     TOKENS,
@@ -48,7 +47,8 @@ from fastexplain.measure import (
 )
 from fastexplain.subject.fusion import find_elementwise
 from fastexplain.subject.model import Subject
-from fastexplain.sweep import TABLE_BYTES
+from fastexplain.sweeping.loop import TABLE_BYTES
+from fastexplain.sweeping.summaries import kernel_device
 from fastexplain.ways import (
     REFERENCES,
     WAYS,

@@ -14,10 +14,10 @@ from fastexplain.errors import RunError
 from fastexplain.geometries import random_subject
 from fastexplain.run.directory import Run
 from fastexplain.subject.model import Subject, load_subject
-from fastexplain.sweep import sweep
+from fastexplain.sweeping.loop import sweep
+from fastexplain.sweeping.warmup import compiled_beside
 from fastexplain.terminal import interrupts, messages, progress
 from fastexplain.text.corpus import Corpus
-from fastexplain.warmup import compiled_beside
 
 
 def load(name: str, **options: Any) -> Subject:

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastexplain import __version__
-from fastexplain.exemplars import Exemplars, for_kernels, kernel_dtype, on_device
 from fastexplain.kernels.summary import Batch, Preactivations, Summary
 from fastexplain.models.onednn import OneDnnLinear
+from fastexplain.sweeping.summaries import Exemplars, for_kernels, kernel_dtype, on_device
+from fastexplain.version import __version__
 
 TOKENS = 64
 """Tokens of an excerpt."""

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastexplain.exemplars import Exemplars, kernel_device, kernel_dtype
 from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
 from fastexplain.measure import TOKENS, MatrixProduct
 from fastexplain.models.loading import find_trunk
 from fastexplain.models.memory import freed_memory_kept
-from fastexplain.prefetch import prefetched
 from fastexplain.run.tables import Tables
 from fastexplain.subject.compilation import CompiledLayer, compiled
 from fastexplain.subject.mlps import LINEAR
 from fastexplain.subject.model import Subject
+from fastexplain.sweeping.prefetch import prefetched
+from fastexplain.sweeping.summaries import Exemplars, kernel_device, kernel_dtype
 
 Compile = Literal["layers", "trunk", "off"]
 

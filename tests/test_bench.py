@@ -15,9 +15,9 @@ import torch
 from fastexplain import Subject, app, bench, ways
 from fastexplain.bench_table import bench_table
 from fastexplain.errors import SubjectError, UsageError
-from fastexplain.exemplars import Exemplars
 from fastexplain.geometries import GEOMETRIES, random_subject
 from fastexplain.measure import TOKENS, CaptureForm, first_captures, peak_memory, zipf_tokens
+from fastexplain.sweeping.summaries import Exemplars
 from fastexplain.ways import Bare, Peer, Sweeper
 
 CPU = torch.device("cpu")

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastexplain import doctor, exemplars
+from fastexplain import doctor
 from fastexplain.models import gpu
+from fastexplain.sweeping import summaries as exemplars
 
 HOPPER = (9, 0)
 

@@ -56,7 +56,7 @@ def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedP
 def test_it_runs_from_a_bare_checkout_and_imports_no_server_library(bare: Path) -> None:
     code = (
         "import checkout, device_checks, device_torch, device_timings, gpu_check\n"
-        "import fastexplain, fastexplain.bench, fastexplain.bench_table, fastexplain.sweep\n"
+        "import fastexplain.bench, fastexplain.bench_table, fastexplain.sweeping.loop\n"
         "import fastexplain.kernels.cpu as cpu, transformers\n"
         "print(fastexplain.__file__, cpu.__file__)\n"
     )

@@ -12,9 +12,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastexplain import Subject, memory
-from fastexplain.memory import bytes_per_position, choose_batch_size
+from fastexplain import Subject
 from fastexplain.models.memory import freed_memory_kept
+from fastexplain.sweeping import batch_size
+from fastexplain.sweeping.batch_size import bytes_per_position, choose_batch_size
 
 GIB = 2**30
 
@@ -46,17 +47,17 @@ def subject_on(device: str, hidden: int = 4096, width: int = 14_336) -> SimpleNa
 def test_batches_are_powers_of_two_by_the_free_memory(
     device: str, free: int | None, kept: int, expected: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(batch_size, "_free_bytes", lambda device: free)
     assert choose_batch_size(subject_on(device), [0, 31], 64, kept) == expected
 
 
 def test_free_memory_is_known_on_linux(monkeypatch, tmp_path) -> None:
-    free = memory._free_bytes(torch.device("cpu"))
+    free = batch_size._free_bytes(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
-    assert memory._free_bytes(torch.device("cpu")) is None
+    monkeypatch.setattr(batch_size, "_MEMINFO", tmp_path / "none")
+    assert batch_size._free_bytes(torch.device("cpu")) is None
     (tmp_path / "none").write_text("MemTotal: 3 kB\nMemAvailable:   2 kB\n")
-    assert memory._free_bytes(torch.device("mps")) == 2048
+    assert batch_size._free_bytes(torch.device("mps")) == 2048
 
 
 class Peak(TorchDispatchMode):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastexplain.kernels.summary import Batch
-from fastexplain.prefetch import ahead, prefetched
+from fastexplain.sweeping.prefetch import ahead, prefetched
 
 
 def test_the_next_item_is_made_while_one_is_in_use() -> None:

@@ -6,8 +6,6 @@ import dataclasses
 import gc
 import importlib.metadata
 import json
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -18,14 +16,16 @@ import torch
 from torch._dynamo.utils import counters
 
 import fastexplain
-from fastexplain import Corpus, Subject, load_subject, memory, open_run
+from fastexplain import Corpus, Subject, load_subject, open_run
 from fastexplain.baseline import explain_by_lookup
 from fastexplain.errors import RunError, SweepError, UsageError
-from fastexplain.exemplars import Exemplars, kernel_dtype
 from fastexplain.kernels import capture, reference
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
 from fastexplain.run.directory import RunWriter
 from fastexplain.run.tables import Tables
+from fastexplain.sweeping import batch_size
+from fastexplain.sweeping import loop
+from fastexplain.sweeping.summaries import Exemplars, kernel_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -225,7 +225,7 @@ def test_our_own_version_is_known_where_it_was_never_installed(monkeypatch) -> N
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
-    versions = sys.modules["fastexplain.sweep"]._versions()
+    versions = loop._versions()
     assert versions["fastexplain"] == fastexplain.__version__
 
 
@@ -382,7 +382,7 @@ def test_a_sweep_goes_on_with_its_own_batch_size(
         fastexplain.sweep(*arguments, progress=_interrupted_at(1), batch_size=48)
     with pytest.raises(RunError, match="unfinished sweep with other settings"):
         fastexplain.sweep(*arguments, batch_size=47)
-    monkeypatch.setattr(memory, "_free_bytes", lambda device: 0)
+    monkeypatch.setattr(batch_size, "_free_bytes", lambda device: 0)
     done: list[int] = []
     run = fastexplain.sweep(*arguments, progress=done.append)
     assert done[:2] == [96, 144]
@@ -452,7 +452,7 @@ def test_kernels_on_the_cpu_take_activations_from_any_device(
     planted_subject, planted_corpus, planted_run, tmp_path, monkeypatch
 ) -> None:
     """As with a subject on mps: nothing is fused, and compile is refused."""
-    monkeypatch.setattr(sys.modules["fastexplain.sweep"], "_fuses", lambda subject: False)
+    monkeypatch.setattr(loop, "_fuses", lambda subject: False)
     with pytest.raises(UsageError, match="compile is for a subject on the CPU, or on a GPU that"):
         fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "a", compile=True)
     run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", batch_size=48)
@@ -533,14 +533,6 @@ def test_damaged_runs_are_refused(planted_run, tmp_path) -> None:
         open_run(tmp_path).neuron("0:0")
 
 
-def test_the_module_and_the_function_share_their_name() -> None:
-    script = "import fastexplain.sweep, fastexplain; print(callable(fastexplain.sweep))"
-    shown = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert shown.stdout.strip() == "True"
-
-
 def test_tables_choose_the_most_frequent_and_nothing_that_occurs_once() -> None:
     token_ids = np.array([[5, 1, 2, 1, 2], [5, 1, 2, 3, 3]], np.int32)
     tables = Tables.choose(token_ids, skip=1, rows=100)
@@ -576,7 +568,7 @@ def test_more_exemplars_than_a_gpu_can_keep_are_refused(
     tiny_subject: Subject, monkeypatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Subject, "device", torch.device("cuda"))
-    monkeypatch.setattr("fastexplain.sweep.kernel_device", lambda device: device)
+    monkeypatch.setattr("fastexplain.sweeping.loop.kernel_device", lambda device: device)
     corpus = Corpus.from_excerpts(np.zeros((2, 64), np.int32))
     with pytest.raises(UsageError, match="top_k is 2049; on a GPU it can be 2048 at most"):
         fastexplain.sweep(tiny_subject, corpus, tmp_path / "run", top_k=2049)

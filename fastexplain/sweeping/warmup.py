@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from fastexplain.exemplars import kernel_device, kernel_dtype
 from fastexplain.subject.model import Subject
+from fastexplain.sweeping.summaries import kernel_device, kernel_dtype
 
 _MODULE = "fastexplain.kernels.ahead"
 

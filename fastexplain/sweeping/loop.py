@@ -13,30 +13,28 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastexplain import __version__
 from fastexplain.errors import RunError, SweepError, UsageError
-from fastexplain.exemplars import Exemplars, kernel_device, kernel_dtype
 from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest_hashes
-from fastexplain.memory import choose_batch_size
 from fastexplain.models.memory import freed_memory_kept
-from fastexplain.prefetch import prefetched
 from fastexplain.run.checkpoints import Checkpoint, Checkpoints
 from fastexplain.run.directory import Run, RunWriter, open_run
 from fastexplain.run.tables import Tables
 from fastexplain.subject.model import Subject
+from fastexplain.sweeping.batch_size import choose_batch_size
+from fastexplain.sweeping.prefetch import prefetched
+from fastexplain.sweeping.summaries import Exemplars, kernel_device, kernel_dtype
 from fastexplain.text.corpus import Corpus
+from fastexplain.version import __version__
 
 TABLE_BYTES = 2**30
 """Memory for all layers' tables together."""
@@ -372,13 +370,3 @@ def _versions() -> dict[str, str]:
         "fastexplain": __version__,
         **{name: importlib.metadata.version(name) for name in names},
     }
-
-
-class _CallableModule(ModuleType):
-    """`fastexplain.sweep` is this module and the function in it: importing one sets the other."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Run:
-        return sweep(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastexplain.exemplars import for_kernels
 from fastexplain.kernels.summary import Batch, moved
+from fastexplain.sweeping.summaries import for_kernels
 
 _Item = TypeVar("_Item")
 

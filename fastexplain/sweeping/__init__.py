@@ -1,0 +1,1 @@
+"""The one pass of a corpus through a subject: loop, summaries, batch sizes, prefetch."""
