@@ -31,13 +31,13 @@ from typing import Any
 import checkout
 import openai
 
-from fastexplain.llm import wire
+from fastexplain.ledger.responses import Responses
+from fastexplain.ledger.stored import StoredConnection
 from fastexplain.llm.base import Connection
+from fastexplain.llm.openai import wire
+from fastexplain.llm.openai.server import ServerConnection
 from fastexplain.llm.requests import Capabilities
-from fastexplain.llm.server import ServerConnection
-from fastexplain.llm.stored import StoredConnection
 from fastexplain.prompts import simulator_chats
-from fastexplain.responses import Responses
 from fastexplain.run.database import Database
 from fastexplain.simulate import Simulator
 

@@ -38,7 +38,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastexplain import Corpus
-from fastexplain.llm.local import LocalConnection
+from fastexplain.llm.local.connection import LocalConnection
 from fastexplain.llm.requests import Distribution, Reading
 from fastexplain.models.onednn import OneDnnLinear
 from fastexplain.models.smollm2 import smollm2_directory

@@ -14,7 +14,7 @@ from fastexplain.errors import LLMError, UsageError
 from fastexplain.terminal import out
 
 if TYPE_CHECKING:
-    from fastexplain.llm.budget import Estimate
+    from fastexplain.ledger.budget import Estimate
     from fastexplain.records import NeuronId
     from fastexplain.run.directory import Run
 
@@ -146,7 +146,7 @@ def explain(
     else:
         from fastexplain import asking
         from fastexplain.asking_batches import explain_in_batches
-        from fastexplain.llm.prices import parse_price
+        from fastexplain.ledger.prices import parse_price
 
         if not chosen:
             raise UsageError(
@@ -208,7 +208,7 @@ def ingest(
 ) -> None:
     """Take the answers to a file that `explain --batch-file` wrote; then run that again."""
     from fastexplain.asking_batches import take_answers
-    from fastexplain.llm.prices import parse_price
+    from fastexplain.ledger.prices import parse_price
     from fastexplain.run.directory import open_run
 
     found = take_answers(open_run(run), file, None if price is None else parse_price(price))
@@ -221,7 +221,7 @@ def ingest(
 def cost(run: RunPath, as_json: AsJson = False) -> None:
     """Show what a run's requests came to: tokens and cost, by command and model."""
     from fastexplain.cost_table import ledger_data, ledger_table
-    from fastexplain.responses import Responses
+    from fastexplain.ledger.responses import Responses
     from fastexplain.run.directory import open_run
 
     with open_run(run).database(read_only=True) as database:

@@ -26,16 +26,16 @@ import numpy as np
 from fastexplain.batches import Collector, recorded_for_files
 from fastexplain.errors import BudgetError, StoppedError, UnusableError
 from fastexplain.explain import explain_neurons
+from fastexplain.ledger.budget import INTERRUPTED, Budget, Estimate
+from fastexplain.ledger.prices import Price, price_of
+from fastexplain.ledger.responses import Responses
+from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.live import Progress, display
 from fastexplain.llm import Connection, address_of, connect
-from fastexplain.llm.budget import INTERRUPTED, Budget, Estimate
-from fastexplain.llm.prices import Price, price_of
 from fastexplain.llm.requests import Capabilities
-from fastexplain.llm.stored import Meter, StoredConnection
 from fastexplain.prompts.simulator import FILLERS
 from fastexplain.records import NeuronId
 from fastexplain.rehearsal import Rehearsal
-from fastexplain.responses import Responses
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import RANDOM_EXCERPTS, TEST_RANKS

@@ -36,14 +36,14 @@ from fastexplain.batches import (
 )
 from fastexplain.errors import BudgetError, LLMError, UsageError
 from fastexplain.explain import explain_neurons
+from fastexplain.ledger.prices import Price
+from fastexplain.ledger.responses import PendingRequest, Responses
+from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.llm import Connection, address_of
 from fastexplain.llm.batch import BatchClient
-from fastexplain.llm.prices import Price
+from fastexplain.llm.openai.server import ServerConnection
 from fastexplain.llm.requests import Capabilities
-from fastexplain.llm.server import ServerConnection
-from fastexplain.llm.stored import Meter, StoredConnection
 from fastexplain.records import NeuronId
-from fastexplain.responses import PendingRequest, Responses
 from fastexplain.run.directory import Run
 from fastexplain.terminal import messages
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from fastexplain.errors import Deferred, LLMError, RunError, UsageError
-from fastexplain.llm import wire
+from fastexplain.ledger.prices import Price, cost
+from fastexplain.ledger.responses import PendingRequest, Responses
 from fastexplain.llm.base import Connection
-from fastexplain.llm.prices import Price, cost
+from fastexplain.llm.openai import wire
 from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
-from fastexplain.responses import PendingRequest, Responses
 
 # OpenAI's limits on a file.
 MOST_REQUESTS = 50_000

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fastexplain.llm.budget import Estimate, Share
-from fastexplain.llm.prices import dollars, users_file
-from fastexplain.responses import LedgerRow
+from fastexplain.ledger.budget import Estimate, Share
+from fastexplain.ledger.prices import dollars, users_file
+from fastexplain.ledger.responses import LedgerRow
 
 
 def estimate_table(estimate: Estimate) -> Table:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from rich.live import Live
 from rich.text import Text
 
-from fastexplain.llm.stored import Meter
+from fastexplain.ledger.stored import Meter
 from fastexplain.terminal import messages
 
 # Between two lines where the output is no terminal, so that a log shows life but stays short.

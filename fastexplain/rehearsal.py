@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastexplain.ledger.budget import Estimate
+from fastexplain.ledger.prices import Price, cost
+from fastexplain.ledger.responses import Responses
 from fastexplain.llm.base import Connection
-from fastexplain.llm.budget import Estimate
-from fastexplain.llm.prices import Price, cost
+from fastexplain.llm.openai.wire import most_tokens
 from fastexplain.llm.requests import (
     Answer,
     Capabilities,
@@ -23,8 +25,6 @@ from fastexplain.llm.requests import (
     key,
 )
 from fastexplain.llm.tokens import estimate
-from fastexplain.llm.wire import most_tokens
-from fastexplain.responses import Responses
 
 _STAND_IN = "words for things that people put on, and the places where one finds"
 

@@ -8,7 +8,7 @@ import pytest
 from faulty_server import Faulty
 
 from fastexplain.asking import Failures, Model, simulator_model
-from fastexplain.llm.prices import Price
+from fastexplain.ledger.prices import Price
 from fastexplain.records import NeuronId
 
 NEURONS = [f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.ALWAYS)]

@@ -26,13 +26,13 @@ from fastexplain.batches import (
     write_files,
 )
 from fastexplain.errors import Deferred, LLMError, RunError, UnusableError, UsageError
+from fastexplain.ledger.prices import Price
+from fastexplain.ledger.responses import PendingRequest, Responses
 from fastexplain.llm import address_of
 from fastexplain.llm.batch import BatchClient
-from fastexplain.llm.prices import Price
+from fastexplain.llm.openai.server import ServerConnection
+from fastexplain.llm.openai.wire import THOUGHTS
 from fastexplain.llm.requests import Capabilities, Chat, Reading, key
-from fastexplain.llm.server import ServerConnection
-from fastexplain.llm.wire import THOUGHTS
-from fastexplain.responses import PendingRequest, Responses
 from fastexplain.run.database import Database
 from fastexplain.run.directory import open_run
 from fastexplain.simulate import choose_mode

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastexplain.errors import BudgetError, UsageError
-from fastexplain.llm.budget import Budget
-from fastexplain.llm.prices import Price
+from fastexplain.ledger.budget import Budget
+from fastexplain.ledger.prices import Price
 
 ROUNDING = 1 + 1e-9
 

@@ -8,12 +8,12 @@ import pytest
 
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
 from fastexplain.explain import explain, explain_neurons
+from fastexplain.ledger.budget import Budget
+from fastexplain.ledger.responses import Responses
+from fastexplain.ledger.stored import StoredConnection
 from fastexplain.llm import Connection
-from fastexplain.llm.budget import Budget
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Usage
-from fastexplain.llm.stored import StoredConnection
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord
-from fastexplain.responses import Responses
 from fastexplain.run.database import Database
 from fastexplain.simulate import Simulator
 

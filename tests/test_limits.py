@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastexplain.llm.limits import Backoff, Limiter, is_passing, retry_after
+from fastexplain.llm.openai.limits import Backoff, Limiter, is_passing, retry_after
 
 
 class Clock:

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from fastexplain import live
-from fastexplain.llm.stored import Meter
+from fastexplain.ledger.stored import Meter
 from fastexplain.terminal import interrupts
 
 

@@ -38,7 +38,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm import connect
-from fastexplain.llm.pieces import Pieces
+from fastexplain.llm.local.pieces import Pieces
 from fastexplain.llm.requests import Chat, Reading
 from fastexplain.prompts.lines import escape
 

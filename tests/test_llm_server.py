@@ -19,10 +19,10 @@ import pytest
 from faulty_server import LASTING, PASSING, Faulty
 
 from fastexplain.errors import LLMError, UnusableError, UsageError
-from fastexplain.llm.limits import Backoff, Limiter
+from fastexplain.llm.openai.limits import Backoff, Limiter
+from fastexplain.llm.openai.server import ServerConnection, _Again, _tokens
+from fastexplain.llm.openai.wire import Broken, Refused, Unanswered
 from fastexplain.llm.requests import Chat
-from fastexplain.llm.server import ServerConnection, _Again, _tokens
-from fastexplain.llm.wire import Broken, Refused, Unanswered
 from fastexplain.prompts import simulator
 
 KEY = "sk-a-key-that-must-not-show"

@@ -28,4 +28,4 @@ def test_the_wheel_holds_fastexplain_alone(tmp_path: Path) -> None:
     for folder, package in (("fastexplain", "fastexplain"), ("kernels", "fastexplain/kernels")):
         for module in (ROOT / folder).rglob("*.py"):
             assert f"{package}/{module.relative_to(ROOT / folder)}" in names
-    assert "fastexplain/llm/prices.toml" in names
+    assert "fastexplain/ledger/prices.toml" in names

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from fastexplain.cost_table import estimate_data, estimate_table, ledger_data, ledger_table
 from fastexplain.errors import UsageError
-from fastexplain.llm.budget import Estimate
-from fastexplain.llm.prices import (
+from fastexplain.ledger.budget import Estimate
+from fastexplain.ledger.prices import (
     FREE,
     Price,
     cost,
@@ -23,8 +23,8 @@ from fastexplain.llm.prices import (
     price_of,
     users_file,
 )
+from fastexplain.ledger.responses import LedgerRow
 from fastexplain.llm.requests import Usage
-from fastexplain.responses import LedgerRow
 
 OPENAI = "https://api.openai.com/v1"
 ELSEWHERE = "https://llm.example.org/v1"
@@ -52,7 +52,7 @@ def test_the_packages_table_is_whole():
     assert prices["davinci-002"] == Price(2, 2, 2)
     for price in prices.values():
         assert 0 < price.cached_input <= price.input <= price.output
-    text = resources.files("fastexplain.llm").joinpath("prices.toml").read_text()
+    text = resources.files("fastexplain.ledger").joinpath("prices.toml").read_text()
     assert tomllib.loads(text)["updated"].year >= 2026
 
 

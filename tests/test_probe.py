@@ -9,9 +9,9 @@ from faulty_server import Faulty
 
 from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm import connect
-from fastexplain.llm.probe import probe
+from fastexplain.llm.openai.probe import probe
+from fastexplain.llm.openai.wire import Broken, Refused, Unanswered
 from fastexplain.llm.requests import Capabilities
-from fastexplain.llm.wire import Broken, Refused, Unanswered
 
 SINGLE_DIGITS = r"\t|\n|\d|[^\t\n\d]+"
 WHOLE_NUMBERS = r"\t|\n|\d+|[^\t\n\d]+"

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
+from fastexplain.ledger.budget import Budget
+from fastexplain.ledger.prices import Price
+from fastexplain.ledger.responses import PendingRequest, Responses
+from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.llm import Connection
-from fastexplain.llm.budget import Budget
-from fastexplain.llm.prices import Price
 from fastexplain.llm.requests import (
     Answer,
     Capabilities,
@@ -24,8 +26,6 @@ from fastexplain.llm.requests import (
     key,
     to_json,
 )
-from fastexplain.llm.stored import Meter, StoredConnection
-from fastexplain.responses import PendingRequest, Responses
 from fastexplain.run.database import Database
 
 CHAT = Chat(({"role": "user", "content": "é\n"},), 5)

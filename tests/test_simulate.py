@@ -9,12 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
+from fastexplain.ledger.responses import Responses
+from fastexplain.ledger.stored import StoredConnection
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Reading, Token
-from fastexplain.llm.stored import StoredConnection
 from fastexplain.prompts import answers
 from fastexplain.prompts.lines import END, START, escape
-from fastexplain.responses import Responses
 from fastexplain.run.database import Database
 from fastexplain.simulate import MODES, Simulator, choose_mode
 

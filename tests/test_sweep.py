@@ -23,8 +23,7 @@ from fastexplain.kernels import capture, reference
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
 from fastexplain.run.directory import RunWriter
 from fastexplain.run.tables import Tables
-from fastexplain.sweeping import batch_size
-from fastexplain.sweeping import loop
+from fastexplain.sweeping import batch_size, loop
 from fastexplain.sweeping.summaries import Exemplars, kernel_dtype
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastexplain.errors import LLMError
-from fastexplain.llm import wire
+from fastexplain.llm.openai import wire
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Reading, Token, Usage
 from fastexplain.llm.tokens import estimate
 from fastexplain.prompts import simulator, simulator_chats

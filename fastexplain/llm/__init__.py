@@ -26,10 +26,10 @@ def connect(
         LLMError: the model can't be loaded, or there is no key for OpenAI.
     """
     if local:
-        from fastexplain.llm.local import LocalConnection
+        from fastexplain.llm.local.connection import LocalConnection
 
         return LocalConnection(model)
-    from fastexplain.llm.server import ServerConnection
+    from fastexplain.llm.openai.server import ServerConnection
 
     return ServerConnection(model, base_url, **limits)
 
@@ -38,6 +38,6 @@ def address_of(base_url: str | None, *, local: bool) -> str:
     """The `address` that a connection would have; arguments as for `connect`."""
     if local:
         return "local"
-    from fastexplain.llm.server import address_of
+    from fastexplain.llm.openai.server import address_of
 
     return address_of(base_url)

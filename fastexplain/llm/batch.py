@@ -27,11 +27,11 @@ from openai.types import Batch as State
 
 from fastexplain.batches import MOST_REQUESTS, Ingested, Line, ingest, lines, split
 from fastexplain.errors import LLMError
-from fastexplain.llm.limits import Backoff, is_passing, retry_after
-from fastexplain.llm.prices import Price
+from fastexplain.ledger.prices import Price
+from fastexplain.ledger.responses import Batch, PendingRequest, Responses
+from fastexplain.llm.openai.limits import Backoff, is_passing, retry_after
+from fastexplain.llm.openai.server import ServerConnection
 from fastexplain.llm.requests import Capabilities
-from fastexplain.llm.server import ServerConnection
-from fastexplain.responses import Batch, PendingRequest, Responses
 
 _ENDED = ("completed", "failed", "expired", "cancelled")
 

@@ -15,8 +15,8 @@ import torch
 
 from fastexplain.errors import FastexplainError, LLMError, UnusableError
 from fastexplain.llm.base import Connection
-from fastexplain.llm.engine import Engine, Writing, Written
-from fastexplain.llm.pieces import Pieces, Prompt
+from fastexplain.llm.local.engine import Engine, Writing, Written
+from fastexplain.llm.local.pieces import Pieces, Prompt
 from fastexplain.llm.requests import (
     Answer,
     Capabilities,

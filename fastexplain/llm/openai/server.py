@@ -20,9 +20,9 @@ import jiter
 import openai
 
 from fastexplain.errors import LLMError, UnusableError, UsageError
-from fastexplain.llm import probe, wire
 from fastexplain.llm.base import Connection
-from fastexplain.llm.limits import Backoff, Limiter, is_passing, retry_after
+from fastexplain.llm.openai import probe, wire
+from fastexplain.llm.openai.limits import Backoff, Limiter, is_passing, retry_after
 from fastexplain.llm.requests import Capabilities, Request, Response
 from fastexplain.llm.tokens import count
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fastexplain.errors import Deferred, LLMError, UnusableError
+from fastexplain.ledger.budget import Budget
+from fastexplain.ledger.prices import Price, cost
+from fastexplain.ledger.responses import Responses
 from fastexplain.llm.base import Connection
-from fastexplain.llm.budget import Budget
-from fastexplain.llm.prices import Price, cost
+from fastexplain.llm.openai.wire import most_tokens
 from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
 from fastexplain.llm.tokens import estimate
-from fastexplain.llm.wire import most_tokens
-from fastexplain.responses import Responses
 
 _T = TypeVar("_T")
 

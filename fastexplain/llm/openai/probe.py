@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from fastexplain.errors import LLMError, UnusableError
-from fastexplain.llm import wire
+from fastexplain.llm.openai import wire
 from fastexplain.llm.requests import (
     Answer,
     Capabilities,

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from fastexplain.errors import LLMError
-from fastexplain.llm import attention
-from fastexplain.llm.pieces import Prompt
-from fastexplain.llm.states import EMPTY, State, growing, passing, room_behind
+from fastexplain.llm.local import attention
+from fastexplain.llm.local.pieces import Prompt
+from fastexplain.llm.local.states import EMPTY, State, growing, passing, room_behind
 from fastexplain.models.loading import quiet
 from fastexplain.models.onednn import OneDnnLinear
 

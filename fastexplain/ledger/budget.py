@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 
 from fastexplain.errors import BudgetError, StoppedError, UsageError
-from fastexplain.llm.prices import Price, dollars, users_file
+from fastexplain.ledger.prices import Price, dollars, users_file
 from fastexplain.llm.requests import Usage
 
 INTERRUPTED = "interrupted; what was answered is stored, and the same command goes on from there"

@@ -1,0 +1,1 @@
+"""What was asked and answered: the store of responses, budgets and prices."""
