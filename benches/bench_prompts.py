@@ -17,7 +17,7 @@ from fastexplain import Corpus, Subject
 from fastexplain.llm.requests import Answer, Request, Token, key
 from fastexplain.prompts import answers, simulator, simulator_chats
 from fastexplain.prompts.lines import END, START, line
-from fastexplain.readout import contrast, expected
+from fastexplain.simulators.readouts import contrast, expected
 
 EXPLANATION = "words for things that people put on, and places where they are sold"
 

@@ -25,9 +25,9 @@ from fastexplain import Corpus, load_subject
 from fastexplain.llm import Connection, connect
 from fastexplain.llm.requests import Distribution
 from fastexplain.prompts import simulator
-from fastexplain.readout import contrast, expected
-from fastexplain.score import score
-from fastexplain.simulate import EMPTY
+from fastexplain.scorers.correlation import score
+from fastexplain.simulators.model import EMPTY
+from fastexplain.simulators.readouts import contrast, expected
 
 _SHARED, _OWN = 3, 3
 _EXCERPTS = 4096

@@ -39,7 +39,7 @@ from fastexplain.llm.openai.server import ServerConnection
 from fastexplain.llm.requests import Capabilities
 from fastexplain.prompts import simulator_chats
 from fastexplain.run.database import Database
-from fastexplain.simulate import Simulator
+from fastexplain.simulators.model import Simulator
 
 DELAY = 0.05  # seconds until the server answers
 WAYS = ("client", "sent", "asked", "stored")

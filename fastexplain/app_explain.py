@@ -144,9 +144,9 @@ def explain(
 
         jobs.explain_by_lookup(opened, fresh=fresh)
     else:
-        from fastexplain import asking
-        from fastexplain.asking_batches import explain_in_batches
         from fastexplain.ledger.prices import parse_price
+        from fastexplain.pipeline import models as asking
+        from fastexplain.pipeline.batches.rounds import explain_in_batches
 
         if not chosen:
             raise UsageError(
@@ -207,8 +207,8 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Take the answers to a file that `explain --batch-file` wrote; then run that again."""
-    from fastexplain.asking_batches import take_answers
     from fastexplain.ledger.prices import parse_price
+    from fastexplain.pipeline.batches.rounds import take_answers
     from fastexplain.run.directory import open_run
 
     found = take_answers(open_run(run), file, None if price is None else parse_price(price))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastexplain import asking, jobs
+from fastexplain import jobs
 from fastexplain.display import explanation_data, explanations_table, score_text
 from fastexplain.errors import RunError
+from fastexplain.pipeline import models as asking
 from fastexplain.records import LayerMeans, StoredExplanation
 from fastexplain.run.database import Database
 from fastexplain.run.directory import check_free, is_run, open_run

@@ -9,8 +9,8 @@ from typing import Any
 from rich.markup import escape
 
 from fastexplain import bench
-from fastexplain.baseline import METHOD, VERSION, store_lookup
 from fastexplain.errors import RunError
+from fastexplain.explainers.lookup import METHOD, VERSION, store_lookup
 from fastexplain.geometries import random_subject
 from fastexplain.run.directory import Run
 from fastexplain.subject.model import Subject, load_subject

@@ -8,13 +8,13 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from fastexplain.baseline import simulate_by_lookup
 from fastexplain.display import (
     excerpt_text,
     explained_by,
     explanation_data,
     explanations_table,
 )
+from fastexplain.explainers.lookup import simulate_by_lookup
 from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
 from fastexplain.run.directory import Run
 

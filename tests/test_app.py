@@ -17,8 +17,8 @@ from rich.console import Console
 
 import fastexplain
 from fastexplain import demo
-from fastexplain.baseline import store_lookup
 from fastexplain.errors import RunError, UsageError
+from fastexplain.explainers.lookup import store_lookup
 from fastexplain.records import ExplanationRow, Scores
 from fastexplain.run.selection import parse_layers, select_neurons
 from fastexplain.show import print_neuron

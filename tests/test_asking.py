@@ -7,8 +7,8 @@ import planted
 import pytest
 from faulty_server import Faulty
 
-from fastexplain.asking import Failures, Model, simulator_model
 from fastexplain.ledger.prices import Price
+from fastexplain.pipeline.models import Failures, Model, simulator_model
 from fastexplain.records import NeuronId
 
 NEURONS = [f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.ALWAYS)]

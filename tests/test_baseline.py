@@ -7,8 +7,8 @@ import planted
 import pytest
 
 import fastexplain
-from fastexplain.baseline import explain_by_lookup, simulate_by_lookup, text_of
 from fastexplain.errors import RunError
+from fastexplain.explainers.lookup import explain_by_lookup, simulate_by_lookup, text_of
 from fastexplain.run.splits import splits
 
 TOKEN_NEURONS = [planted.CAT, planted.DIGIT, planted.RIVER_OR_STONE]

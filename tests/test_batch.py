@@ -11,10 +11,17 @@ from batch_server import BatchServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fastexplain.llm.batch
-from fastexplain import asking_batches
-from fastexplain.asking import Model, Settings
-from fastexplain.batches import (
+from fastexplain.errors import Deferred, LLMError, RunError, UnusableError, UsageError
+from fastexplain.ledger.prices import Price
+from fastexplain.ledger.responses import PendingRequest, Responses
+from fastexplain.llm import address_of
+from fastexplain.llm.openai.server import ServerConnection
+from fastexplain.llm.openai.wire import THOUGHTS
+from fastexplain.llm.requests import Capabilities, Chat, Reading, key
+from fastexplain.pipeline.batches import client
+from fastexplain.pipeline.batches import rounds as asking_batches
+from fastexplain.pipeline.batches.client import BatchClient
+from fastexplain.pipeline.batches.files import (
     OFFLINE,
     Collector,
     Ingested,
@@ -25,17 +32,10 @@ from fastexplain.batches import (
     split,
     write_files,
 )
-from fastexplain.errors import Deferred, LLMError, RunError, UnusableError, UsageError
-from fastexplain.ledger.prices import Price
-from fastexplain.ledger.responses import PendingRequest, Responses
-from fastexplain.llm import address_of
-from fastexplain.llm.batch import BatchClient
-from fastexplain.llm.openai.server import ServerConnection
-from fastexplain.llm.openai.wire import THOUGHTS
-from fastexplain.llm.requests import Capabilities, Chat, Reading, key
+from fastexplain.pipeline.models import Model, Settings
 from fastexplain.run.database import Database
 from fastexplain.run.directory import open_run
-from fastexplain.simulate import choose_mode
+from fastexplain.simulators.model import choose_mode
 
 
 def chat(text):
@@ -356,7 +356,7 @@ def test_a_cancelled_batch_is_not_submitted_again_by_itself(server, responses):
 
 
 def test_batches_wait_for_room_in_the_queue(server, responses, monkeypatch):
-    monkeypatch.setattr(fastexplain.llm.batch, "MOST_REQUESTS", 2)
+    monkeypatch.setattr(client, "MOST_REQUESTS", 2)
     server.room, told = 4, []
     assert submit_and_finish(server.url, responses, "abcdefgh", told)
     assert unanswered("abcdefgh", responses) == []

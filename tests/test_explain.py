@@ -7,15 +7,15 @@ import planted
 import pytest
 
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
-from fastexplain.explain import explain, explain_neurons
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import StoredConnection
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Usage
+from fastexplain.pipeline.neurons import explain, explain_neurons
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord
 from fastexplain.run.database import Database
-from fastexplain.simulate import Simulator
+from fastexplain.simulators.model import Simulator
 
 SKIP = 1
 CAPABLE = Capabilities(chat=True, prompt_logprobs=20, largest=9, fillers=("unknown", "0", "?"))

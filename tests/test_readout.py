@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastexplain.readout import contrast, expected
+from fastexplain.simulators.readouts import contrast, expected
 
 ROWS = st.lists(
     st.lists(st.floats(-30, 0, width=32), min_size=10, max_size=10), min_size=1, max_size=5

@@ -16,8 +16,8 @@ from fastexplain.llm.requests import Capabilities, Chat, Reading
 from fastexplain.prompts import simulator
 from fastexplain.prompts.examples import EXAMPLES
 from fastexplain.prompts.lines import escape
-from fastexplain.readout import expected
-from fastexplain.simulate import MODES, READOUTS, Simulator, choose_mode
+from fastexplain.simulators.model import MODES, READOUTS, Simulator, choose_mode
+from fastexplain.simulators.readouts import expected
 
 URL = os.environ.get("FASTEXPLAIN_TEST_SERVER", "")
 KIND = os.environ.get("FASTEXPLAIN_TEST_SERVER_KIND", "vllm")

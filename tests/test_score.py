@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastexplain import score
 from fastexplain.records import Scores
+from fastexplain.scorers import correlation as score
 
 
 def test_a_perfect_simulation_scores_one_and_negative_activations_count_as_zero():

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastexplain
-from fastexplain.baseline import store_lookup
 from fastexplain.errors import UsageError
+from fastexplain.explainers.lookup import store_lookup
 from fastexplain.records import ExplanationRow, NeuronId, Scores
 from fastexplain.run.conditions import Condition
 from fastexplain.run.selection import CONDITION_NAMES, select_neurons

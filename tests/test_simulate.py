@@ -16,7 +16,7 @@ from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, R
 from fastexplain.prompts import answers
 from fastexplain.prompts.lines import END, START, escape
 from fastexplain.run.database import Database
-from fastexplain.simulate import MODES, Simulator, choose_mode
+from fastexplain.simulators.model import MODES, Simulator, choose_mode
 
 FILLERS = ("unknown", "?", "0")
 ABLE = Capabilities(

@@ -17,8 +17,8 @@ from torch._dynamo.utils import counters
 
 import fastexplain
 from fastexplain import Corpus, Subject, load_subject, open_run
-from fastexplain.baseline import explain_by_lookup
 from fastexplain.errors import RunError, SweepError, UsageError
+from fastexplain.explainers.lookup import explain_by_lookup
 from fastexplain.kernels import capture, reference
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
 from fastexplain.run.directory import RunWriter

@@ -25,13 +25,13 @@ import httpx2
 import openai
 from openai.types import Batch as State
 
-from fastexplain.batches import MOST_REQUESTS, Ingested, Line, ingest, lines, split
 from fastexplain.errors import LLMError
 from fastexplain.ledger.prices import Price
 from fastexplain.ledger.responses import Batch, PendingRequest, Responses
 from fastexplain.llm.openai.limits import Backoff, is_passing, retry_after
 from fastexplain.llm.openai.server import ServerConnection
 from fastexplain.llm.requests import Capabilities
+from fastexplain.pipeline.batches.files import MOST_REQUESTS, Ingested, Line, ingest, lines, split
 
 _ENDED = ("completed", "failed", "expired", "cancelled")
 

@@ -23,9 +23,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from fastexplain.batches import Collector, recorded_for_files
 from fastexplain.errors import BudgetError, StoppedError, UnusableError
-from fastexplain.explain import explain_neurons
 from fastexplain.ledger.budget import INTERRUPTED, Budget, Estimate
 from fastexplain.ledger.prices import Price, price_of
 from fastexplain.ledger.responses import Responses
@@ -33,13 +31,15 @@ from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.live import Progress, display
 from fastexplain.llm import Connection, address_of, connect
 from fastexplain.llm.requests import Capabilities
+from fastexplain.pipeline.batches.files import Collector, recorded_for_files
+from fastexplain.pipeline.estimate import Rehearsal
+from fastexplain.pipeline.neurons import explain_neurons
 from fastexplain.prompts.simulator import FILLERS
 from fastexplain.records import NeuronId
-from fastexplain.rehearsal import Rehearsal
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import RANDOM_EXCERPTS, TEST_RANKS
-from fastexplain.simulate import Simulator, choose_mode
+from fastexplain.simulators.model import Simulator, choose_mode
 from fastexplain.terminal import interrupts, messages
 
 # Test excerpts of a neuron, each of which is simulated.

@@ -1,6 +1,5 @@
-"""Explanations: the explainer is shown a neuron's exemplars and names what they share.
+"""The whole path for many neurons: explain, simulate the test excerpts, score.
 
-`explain_neurons` is the whole path for many neurons: explain, simulate the test excerpts, score.
 Every answer goes into the database as soon as it is there, so an interrupted call loses only
 what is in flight, and the next one asks only for what is missing.
 """
@@ -15,42 +14,14 @@ from typing import Any
 import numpy as np
 
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
+from fastexplain.explainers.model import MAX_TOKENS, SEED, TEMPERATURE, explain
 from fastexplain.llm import Connection
-from fastexplain.llm.requests import Answer, Chat, Usage, key
 from fastexplain.prompts import explainer as explainer_prompt
 from fastexplain.records import Exemplar, ExplanationRow, NeuronId, NeuronRecord, Scores
 from fastexplain.run.database import Database
-from fastexplain.run.splits import EXPLANATION_RANKS, splits
-from fastexplain.score import score
-from fastexplain.simulate import Simulator
-
-# A phrase of some 20 words; what goes on for longer is cut off.
-MAX_TOKENS = 60
-TEMPERATURE = 0.0
-SEED = 0
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What an explainer says of a neuron.
-
-    Attributes:
-        neuron: which one.
-        text: a short phrase.
-        model: the explainer.
-        version: of its prompt.
-        exemplars: ids of the excerpts that it was shown.
-        request: the name of the response in the store, a hash of the request.
-        usage: tokens of prompt and answer.
-    """
-
-    neuron: NeuronId
-    text: str
-    model: str
-    version: str
-    exemplars: tuple[int, ...]
-    request: str
-    usage: Usage
+from fastexplain.run.splits import splits
+from fastexplain.scorers.correlation import score
+from fastexplain.simulators.model import Simulator
 
 
 @dataclass(frozen=True)
@@ -72,28 +43,6 @@ class NeuronResult:
     failures: list[str] = field(default_factory=list)
     waiting: bool = False
     complete: bool = False
-
-
-async def explain(record: NeuronRecord, connection: Connection) -> Explanation:
-    """Have a neuron explained from the top exemplars of its explanation split.
-
-    Raises:
-        LLMError: the explainer failed or gave no phrase, or the neuron is never above 0.
-    """
-    shown = [record.top[rank] for rank in EXPLANATION_RANKS if rank < len(record.top)]
-    chat = explainer_prompt.messages(shown, record.skip)
-    request = Chat(tuple(chat), MAX_TOKENS, TEMPERATURE, SEED)
-    answer = await connection.ask(request)
-    assert isinstance(answer, Answer)
-    return Explanation(
-        record.id,
-        explainer_prompt.parse(answer.text),
-        connection.model,
-        explainer_prompt.VERSION,
-        tuple(exemplar.excerpt for exemplar in shown),
-        key(connection.model, request),
-        answer.usage,
-    )
 
 
 async def explain_neurons(

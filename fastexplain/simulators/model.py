@@ -21,7 +21,7 @@ import numpy as np
 from fastexplain.errors import Deferred, LLMError, UnusableError, UsageError
 from fastexplain.llm.requests import Answer, Capabilities, Distribution, Request, Response
 from fastexplain.prompts import answers, simulator, simulator_chats
-from fastexplain.readout import contrast, expected
+from fastexplain.simulators.readouts import contrast, expected
 
 MODES = ("prompt-logprobs", "generated-logprobs", "json", "one-at-a-time")
 READOUTS = ("expected", "contrast")

@@ -14,17 +14,15 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fastexplain.asking import (
-    Failures,
-    Model,
-    Outcome,
-    Settings,
-    explains,
-    put_behind_store,
-    reach,
-    simulates,
-)
-from fastexplain.batches import (
+from fastexplain.errors import BudgetError, LLMError, UsageError
+from fastexplain.ledger.prices import Price
+from fastexplain.ledger.responses import PendingRequest, Responses
+from fastexplain.ledger.stored import Meter, StoredConnection
+from fastexplain.llm import Connection, address_of
+from fastexplain.llm.openai.server import ServerConnection
+from fastexplain.llm.requests import Capabilities
+from fastexplain.pipeline.batches.client import BatchClient
+from fastexplain.pipeline.batches.files import (
     OFFLINE,
     Collector,
     Ingested,
@@ -34,15 +32,17 @@ from fastexplain.batches import (
     split,
     write_files,
 )
-from fastexplain.errors import BudgetError, LLMError, UsageError
-from fastexplain.explain import explain_neurons
-from fastexplain.ledger.prices import Price
-from fastexplain.ledger.responses import PendingRequest, Responses
-from fastexplain.ledger.stored import Meter, StoredConnection
-from fastexplain.llm import Connection, address_of
-from fastexplain.llm.batch import BatchClient
-from fastexplain.llm.openai.server import ServerConnection
-from fastexplain.llm.requests import Capabilities
+from fastexplain.pipeline.models import (
+    Failures,
+    Model,
+    Outcome,
+    Settings,
+    explains,
+    put_behind_store,
+    reach,
+    simulates,
+)
+from fastexplain.pipeline.neurons import explain_neurons
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
 from fastexplain.terminal import messages

@@ -1,0 +1,1 @@
+"""Many neurons through explainer, simulator and scorer."""

@@ -1,0 +1,1 @@
+"""Explaining through a batch API, or through files for an offline engine."""

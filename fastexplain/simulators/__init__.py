@@ -1,0 +1,1 @@
+"""Ways to predict activations from an explanation, and how their answers become values."""
