@@ -1,6 +1,6 @@
 """Runs the command line from a checkout: `python cli.py --help`."""
 
-from fastexplain.app import main
+from fastexplain.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastexplain import kernels
+from fastexplain.bench.machine import CaptureForm, capture_bandwidth, copy_bandwidth
 from fastexplain.kernels.summary import HeldOut, LookupTables
-from fastexplain.measure import CaptureForm, capture_bandwidth, copy_bandwidth
 
 EXCERPTS, TOKENS, NEURONS = 64, 64, 1536
 CPU = torch.device("cpu")

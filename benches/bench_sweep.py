@@ -1,8 +1,8 @@
 """`fastexplain bench` on real weights and text: the embedded SmolLM2 over the standard library.
 
-The ways of `fastexplain.ways` take turns batch by batch, and what is reported is the median, over
-turns, of their ratios within one turn: `sweep_over_trunk` 1.03 is a sweep that is 3% faster than
-the bare trunk. The turns run over the whole corpus, since insertion gets rarer as exemplars get
+The ways of `fastexplain.bench.ways` take turns batch by batch, and what is reported is the median,
+over turns, of their ratios within one turn: `sweep_over_trunk` 1.03 is a sweep that is 3% faster
+than the bare trunk. The turns run over the whole corpus, since insertion gets rarer as exemplars get
 better.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from fastexplain import Corpus, Subject
-from fastexplain.measure import TOKENS, seconds_of
+from fastexplain.bench.machine import TOKENS, seconds_of
+from fastexplain.bench.ways import Bare, Floor, Peer, Sweeper, floor_operations
 from fastexplain.models.loading import find_trunk
-from fastexplain.ways import Bare, Floor, Peer, Sweeper, floor_operations
 
 BATCH = 64
 # Eight layers in place of thirty: their trunk takes about 1.2 s a batch on 2 cores.

@@ -14,12 +14,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fastexplain import kernels
-from fastexplain.bench import BATCH, full_width
-from fastexplain.geometries import random_subject
-from fastexplain.kernels import cuda as cuda_capture
-from fastexplain.kernels import cuda_neurons
-from fastexplain.kernels.summary import HeldOut, LookupTables
-from fastexplain.measure import (
+from fastexplain.bench.geometries import random_subject
+from fastexplain.bench.machine import (
     TOKENS,
     CaptureForm,
     capture_bandwidth,
@@ -30,8 +26,12 @@ from fastexplain.measure import (
     synchronize,
     zipf_tokens,
 )
+from fastexplain.bench.turns import BATCH, full_width
+from fastexplain.bench.ways import Way, make_ways
+from fastexplain.kernels import cuda as cuda_capture
+from fastexplain.kernels import cuda_neurons
+from fastexplain.kernels.summary import HeldOut, LookupTables
 from fastexplain.sweeping.loop import TABLE_BYTES
-from fastexplain.ways import Way, make_ways
 
 CUDA = torch.device("cuda")
 _EXCERPTS, _NEURONS = 1024, 6400  # [65536, 6400] activations, of GPT-2 XL

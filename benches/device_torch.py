@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastexplain.geometries import random_subject
+from fastexplain.bench.geometries import random_subject
+from fastexplain.bench.machine import TOKENS, zipf_tokens
 from fastexplain.kernels.scalars import BINS, histogram_edges
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
-from fastexplain.measure import TOKENS, zipf_tokens
 from fastexplain.run.tables import Tables
 from fastexplain.sweeping.summaries import Exemplars, kernel_dtype, on_device, on_host
 

@@ -39,7 +39,7 @@ import device_checks as checks
 import numpy as np
 import torch
 
-from fastexplain.measure import commit, machine
+from fastexplain.bench.machine import commit, machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -179,9 +179,9 @@ def measure_parts(record: Record, parts: list[str], whole_trunk: bool) -> None:
     """Machine, kernels and sweeps; what may not be reached goes last."""
     import device_timings as timings
 
-    from fastexplain.bench import measure
-    from fastexplain.geometries import random_subject
-    from fastexplain.ways import Compile
+    from fastexplain.bench.geometries import random_subject
+    from fastexplain.bench.turns import measure
+    from fastexplain.bench.ways import Compile
 
     def run_all(part: str, steps: timings.Steps) -> None:
         found = record.data[part] = {}
@@ -234,7 +234,7 @@ def report(data: dict[str, Any]) -> bool:
     if "kernels" in data:
         from rich.console import Console
 
-        from fastexplain.bench_table import bench_table
+        from fastexplain.cli.bench_table import bench_table
 
         for geometry in _GEOMETRIES:
             if geometry in data:

@@ -32,7 +32,7 @@ _SWEEPS = {
 
 
 def measurements(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """What `fastexplain.bench.measure` returned, of all files; GPUs first, then by shape."""
+    """What `fastexplain.bench.turns.measure` returned, of all files; GPUs first, then by shape."""
     found = [one for path in sorted(folder.glob("*.json")) for one in _of_file(path)]
     return sorted(found, key=lambda one: (not _on_gpu(one), one["machine"]["cpu"], one["geometry"]))
 

@@ -5,11 +5,6 @@ The command line prints the message alone; exit code 2 for `UsageError`, 1 for t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fastexplain.llm.requests import Usage
-
 
 class FastexplainError(Exception):
     """Base of every error raised on purpose."""
@@ -36,17 +31,11 @@ class RunError(FastexplainError):
 
 
 class LLMError(FastexplainError):
-    """An explainer or simulator can't be reached, or can't do what was asked of it.
-
-    Attributes:
-        usage: what an answer took that is of no use; None where none came.
-    """
-
-    usage: Usage | None = None
+    """An explainer or simulator can't be reached, or can't do what was asked of it."""
 
 
 class UnusableError(LLMError):
-    """A model answers nobody: no server is there, it refuses the key, or lacks what is needed."""
+    """A model can't serve any request: no server, a refused key, or it lacks what is needed."""
 
 
 class BudgetError(FastexplainError):

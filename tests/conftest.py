@@ -28,7 +28,8 @@ from transformers import (  # noqa: E402
 )
 
 import fastexplain  # noqa: E402
-from fastexplain import Corpus, Run, Subject, app, load_subject  # noqa: E402
+from fastexplain import Corpus, Run, Subject, load_subject  # noqa: E402
+from fastexplain.cli import main as app  # noqa: E402
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

@@ -16,12 +16,12 @@ import pytest
 from rich.console import Console
 
 import fastexplain
-from fastexplain import demo
+from fastexplain.cli import demo
+from fastexplain.cli.neuron import print_neuron
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.records import ExplanationRow, Scores
 from fastexplain.run.selection import parse_layers, select_neurons
-from fastexplain.show import print_neuron
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -284,7 +284,7 @@ def test_compile_is_a_setting_of_the_sweep(cli, planted_subject, text, tmp_path)
 
 def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:
     done: list[int] = []
-    monkeypatch.setattr("fastexplain.jobs.store_lookup", lambda run, advance: done.append(1))
+    monkeypatch.setattr("fastexplain.cli.jobs.store_lookup", lambda run, advance: done.append(1))
     assert cli("explain", swept)[0] == 0 and done == []
     assert cli("explain", swept, "--fresh")[0] == 0 and done == [1]
 

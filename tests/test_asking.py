@@ -7,8 +7,9 @@ import planted
 import pytest
 from faulty_server import Faulty
 
+from fastexplain.cli.requests import Failures
 from fastexplain.ledger.prices import Price
-from fastexplain.pipeline.models import Failures, Model, simulator_model
+from fastexplain.pipeline.models import Model, simulator_model
 from fastexplain.records import NeuronId
 
 NEURONS = [f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.ALWAYS)]
@@ -117,14 +118,14 @@ def test_a_limit_that_is_reached_at_once_is_what_is_said(explain):
 
 
 def test_many_failures_are_summed_up_by_kind(capsys):
-    told = Failures()
+    failures = Failures()
     for n in range(50):
         quoted = (
             f"simulation of excerpt {n}: the answer has 'word {n}' at token {n} of 64, \"it's\""
         )
-        told.add(NeuronId(0, n), [quoted])
-    told.add(NeuronId(1, 0), ["explanation: refused"])
-    told.summary()
+        failures.add(NeuronId(0, n), quoted)
+    failures.add(NeuronId(1, 0), "explanation: refused")
+    failures.summary()
     *single, last = capsys.readouterr().err.splitlines()
     assert len(single) == 20 and single[0].startswith("0:0: simulation of excerpt 0: the answer")
     assert last.startswith(
@@ -135,7 +136,7 @@ def test_many_failures_are_summed_up_by_kind(capsys):
 
 def test_many_explanations_without_a_score_are_not_passed_over(explain, cli, run, monkeypatch):
     explain(*NEURONS, "--max-requests", "3")
-    monkeypatch.setattr("fastexplain.app_explain._SHOWN", 2)
+    monkeypatch.setattr("fastexplain.cli.explain._SHOWN", 2)
     monkeypatch.setattr("fastexplain.run.directory.database.Database.best", lambda *_, **__: [])
     code, out, _ = cli("explain", run, *NEURONS)  # by lookup
     assert code == 0 and "None of the 3 neurons has a score that is defined" in out

@@ -19,7 +19,6 @@ from fastexplain.llm.openai.server import ServerConnection
 from fastexplain.llm.openai.wire import THOUGHTS
 from fastexplain.llm.requests import Capabilities, Chat, Reading, key
 from fastexplain.pipeline.batches import client
-from fastexplain.pipeline.batches import rounds as asking_batches
 from fastexplain.pipeline.batches.client import BatchClient
 from fastexplain.pipeline.batches.files import (
     OFFLINE,
@@ -32,6 +31,7 @@ from fastexplain.pipeline.batches.files import (
     split,
     write_files,
 )
+from fastexplain.pipeline.batches.rounds import explain_in_batches, take_answers
 from fastexplain.pipeline.models import Model, Settings
 from fastexplain.run.database import Database
 from fastexplain.run.directory import open_run
@@ -419,12 +419,16 @@ def settings(url, **more):
     return Settings(model, model, **more)
 
 
+def in_batches(*arguments, **options):
+    return asyncio.run(explain_in_batches(*arguments, **options))
+
+
 NEURONS = [planted.CAT, planted.DIGIT, planted.ALWAYS]
 
 
 def test_neurons_are_explained_in_two_batches(server, run):
     neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
-    outcome = asking_batches.explain_in_batches(run, neurons, settings(server.url))
+    outcome = in_batches(run, neurons, settings(server.url))
     assert (outcome.explained, outcome.finished) == (3, True)
     kinds = [state["endpoint"] for state in server.batches.values()]
     assert kinds == ["/v1/chat/completions", "/v1/completions"]
@@ -435,44 +439,46 @@ def test_neurons_are_explained_in_two_batches(server, run):
             assert len(database.simulations(row.id)) == 10
         ledger = Responses(database).ledger()
     assert {row.purpose: row.answered for row in ledger}["explanation"] == 3
-    asking_batches.explain_in_batches(run, neurons, settings(server.url))
+    in_batches(run, neurons, settings(server.url))
     assert server.creations == 2
 
 
 def test_an_address_may_be_written_in_other_ways(server, run):
     neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
     url = server.url.replace("127.0.0.1", "LOCALHOST") + "/"
-    assert asking_batches.explain_in_batches(run, neurons, settings(url)).explained == 3
+    assert in_batches(run, neurons, settings(url)).explained == 3
     with run.database() as database:
         assert Responses(database).capabilities("m", address_of(url, local=False)) is not None
 
 
-def test_a_request_that_a_batch_cannot_answer_costs_only_itself(server, run, capsys):
-    server.broken = {0}
+def test_a_request_that_a_batch_cannot_answer_costs_only_itself(server, run):
+    server.broken, failures = {0}, []
     neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
-    outcome = asking_batches.explain_in_batches(run, neurons, settings(server.url))
+    outcome = in_batches(
+        run, neurons, settings(server.url), on_failure=lambda neuron, why: failures.append(why)
+    )
     assert (outcome.explained, outcome.finished) == (2, True)
-    assert "too hard" in capsys.readouterr().err
+    assert len(failures) == 1 and "too hard" in failures[0]
     server.broken = set()
-    assert asking_batches.explain_in_batches(run, neurons, settings(server.url)).explained == 3
+    assert in_batches(run, neurons, settings(server.url)).explained == 3
 
 
 def test_a_limit_on_requests_holds_in_batches(server, run):
     neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
-    outcome = asking_batches.explain_in_batches(run, neurons, settings(server.url, max_requests=2))
+    outcome = in_batches(run, neurons, settings(server.url, max_requests=2))
     assert "--max-requests" in str(outcome.stopped)
     written = [f for f in server.files.values() if f["filename"].startswith("fastexplain")]
     assert sum(len(f["content"].splitlines()) for f in written) == 2
 
 
-def test_files_for_an_offline_engine_and_back(server, run, tmp_path, capsys):
+def test_files_for_an_offline_engine_and_back(server, run, tmp_path):
     """Round by round; the engine is the server's way to answer."""
     neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
     asked, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
-    counts = []
+    counts, reported = [], []
     for _ in range(3):
-        outcome = asking_batches.explain_in_batches(
-            run, neurons, settings("http://elsewhere/v1"), asked
+        outcome = in_batches(
+            run, neurons, settings("http://elsewhere/v1"), asked, report=reported.append
         )
         if outcome.finished:
             break
@@ -484,10 +490,10 @@ def test_files_for_an_offline_engine_and_back(server, run, tmp_path, capsys):
                 response = {"status_code": 200, "body": body}
                 answered = {"custom_id": line["custom_id"], "response": response}
                 file.write(json.dumps(answered).encode() + b"\n")
-        found = asking_batches.take_answers(run, answers, Price(1, 1, 1))
+        found = take_answers(run, answers, Price(1, 1, 1))
         assert (found.answered, found.failed) == (len(requests), 0)
     assert outcome.finished and outcome.explained == 3
-    assert "Nothing is left to ask" in capsys.readouterr().err
+    assert reported[-1].startswith("Nothing is left to ask")
     assert counts[0] == 3 and counts[1] > 10 and len(counts) == 2
     with run.database() as database:
         assert all(database.explanations(n)[0].scores.excerpts_top == 5 for n in neurons)
@@ -498,9 +504,7 @@ def test_an_offline_engine_whose_model_thinks_is_left_room_from_the_second_file_
     asked, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
     limits = []
     for said in ("<think>Hm, so", "<think>Hm.</think>cats"):
-        outcome = asking_batches.explain_in_batches(
-            run, [neuron], settings("http://elsewhere/v1"), asked
-        )
+        outcome = in_batches(run, [neuron], settings("http://elsewhere/v1"), asked)
         assert not outcome.finished
         [line] = [json.loads(line) for line in asked.read_text().splitlines()]
         limits.append(line["body"]["max_tokens"])
@@ -508,30 +512,30 @@ def test_an_offline_engine_whose_model_thinks_is_left_room_from_the_second_file_
         choice = {"message": {"content": said}, "finish_reason": finish}
         response = {"status_code": 200, "body": {"choices": [choice]}}
         answers.write_text(json.dumps({"custom_id": line["custom_id"], "response": response}))
-        found = asking_batches.take_answers(run, answers, None)
+        found = take_answers(run, answers, None)
         assert found.answered == (finish == "stop")
     assert limits[1] == limits[0] + THOUGHTS
 
 
 def test_a_file_that_answers_nothing_is_refused(run, tmp_path):
     with pytest.raises(UsageError, match="can't be read"):
-        asking_batches.take_answers(run, tmp_path / "absent", None)
+        take_answers(run, tmp_path / "absent", None)
     (tmp_path / "x").write_text("hello\n")
     with pytest.raises(UsageError, match="no output of a batch"):
-        asking_batches.take_answers(run, tmp_path / "x", None)
+        take_answers(run, tmp_path / "x", None)
     neuron = run.neuron(f"0:{NEURONS[0]}").id
     asked = tmp_path / "asked.jsonl"
-    asking_batches.explain_in_batches(run, [neuron], settings("http://elsewhere/v1"), asked)
+    in_batches(run, [neuron], settings("http://elsewhere/v1"), asked)
     with pytest.raises(UsageError, match="made from a file of requests"):
-        asking_batches.take_answers(run, asked, None)
+        take_answers(run, asked, None)
 
 
 def test_batches_are_for_servers(run):
     here = Model("smollm2", local=True)
-    with pytest.raises(UsageError, match="leave the batch away"):
-        asking_batches.explain_in_batches(run, [], Settings(here, here))
+    with pytest.raises(UsageError, match="drop --batch"):
+        in_batches(run, [], Settings(here, here))
     with pytest.raises(UsageError, match="--fresh"):
-        asking_batches.explain_in_batches(run, [], settings("http://x/v1", fresh=True))
+        in_batches(run, [], settings("http://x/v1", fresh=True))
 
 
 def test_readings_go_to_completions():

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from fastexplain import Subject, app, bench, ways
-from fastexplain.bench_table import bench_table
+from fastexplain import Subject
+from fastexplain.bench import turns as bench
+from fastexplain.bench import ways
+from fastexplain.bench.geometries import GEOMETRIES, random_subject
+from fastexplain.bench.machine import TOKENS, CaptureForm, first_captures, peak_memory, zipf_tokens
+from fastexplain.bench.ways import Bare, Peer, Sweeper
+from fastexplain.cli import main as app
+from fastexplain.cli.bench_table import bench_table
 from fastexplain.errors import SubjectError, UsageError
-from fastexplain.geometries import GEOMETRIES, random_subject
-from fastexplain.measure import TOKENS, CaptureForm, first_captures, peak_memory, zipf_tokens
 from fastexplain.sweeping.summaries import Exemplars
-from fastexplain.ways import Bare, Peer, Sweeper
 
 CPU = torch.device("cpu")
 
@@ -27,7 +30,7 @@ CPU = torch.device("cpu")
 def small(monkeypatch) -> None:
     """A machine that is measured in no time."""
     for name, value in (("_COPY_BYTES", 2**16), ("_MATRIX_SIDE", 512), ("_ROTATED_BYTES", 2**10)):
-        monkeypatch.setattr(f"fastexplain.measure.{name}", {"cpu": value})
+        monkeypatch.setattr(f"fastexplain.bench.turns.machine.{name}", {"cpu": value})
 
 
 @pytest.fixture

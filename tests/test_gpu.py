@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastexplain import doctor
+from fastexplain.cli import doctor
 from fastexplain.models import gpu
 from fastexplain.sweeping import summaries as exemplars
 

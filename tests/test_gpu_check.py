@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastexplain import measure
+from fastexplain.bench import machine as measure
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHES = ROOT / "benches"
@@ -126,7 +126,7 @@ def test_a_failed_check_does_not_stop_the_rest(bare: Path, tmp_path: Path) -> No
 
 
 def measured(**changes: object) -> dict:
-    """What `fastexplain.bench.measure` returns, as far as the README's table reads it."""
+    """What `fastexplain.bench.turns.measure` returns, as far as the README's table reads it."""
     names = ("trunk", "trunk_compiled", "model", "peer", "sweep", "sweep_tables",
              "sweep_compiled", "sweep_compiled_tables")  # fmt: skip
     speeds = dict(zip(names, np.arange(1.0, 9.0) * 1000, strict=True))
@@ -275,7 +275,7 @@ def test_tuning_and_profiling_go_through_here_too(monkeypatch) -> None:
     monkeypatch.setattr(device_timings, "CUDA", torch.device("cpu"))
     monkeypatch.setattr(device_timings, "BATCH", {"cuda": 2})
     monkeypatch.setattr(device_timings, "_PROFILE_STEPS", 4)
-    monkeypatch.setattr("fastexplain.measure._ROTATED_BYTES", {"cpu": 1})
+    monkeypatch.setattr("fastexplain.bench.turns.machine._ROTATED_BYTES", {"cpu": 1})
     monkeypatch.setitem(device_timings._TUNED_FORMS, "gpt2-xl", (8, {"nonlinearity": "gelu_tanh"}))
     tuned = dict(device_timings.tune_steps())
     assert len(tuned) == 12

@@ -5,14 +5,15 @@ import threading
 
 import pytest
 
-from fastexplain import live
+from fastexplain.cli import live, terminal
+from fastexplain.cli.terminal import interrupts
 from fastexplain.ledger.stored import Meter
-from fastexplain.terminal import interrupts
+from fastexplain.pipeline.explaining import Progress
 
 
 def line(meter, done=10, before=0, seconds=20.0, retried=0):
-    progress = live.Progress(100, done, before)
-    return live.progress_line("Explaining by m", progress, meter, 11, seconds, retried)
+    progress = Progress(100, "Explaining by m", done, before, 11, meter, retried)
+    return live.progress_line(progress, seconds)
 
 
 def test_a_line_says_what_is_done_how_fast_and_for_how_much():
@@ -52,8 +53,9 @@ def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(monkeypatch, capsys)
             printed.set()
 
     monkeypatch.setattr(live, "messages", Console())
-    progress = live.Progress(2)
-    with live.display("Explaining", progress, Meter(), 11, seconds=0.01):
+    monkeypatch.setattr(terminal, "messages", Console())
+    progress = Progress(2, "Explaining", requests_a_neuron=11)
+    with live.display(progress, seconds=0.01):
         progress.done = 1
         assert printed.wait(30)
     assert lines[0].startswith("Explaining: 1 of 2 neurons")
@@ -61,9 +63,9 @@ def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(monkeypatch, capsys)
 
 
 def test_a_line_says_that_it_is_stopping():
-    progress = live.Progress(100, 3)
+    progress = Progress(100, "Explaining", 3, requests_a_neuron=11, meter=Meter(1))
     progress.interrupted.set()
-    shown = live.progress_line("Explaining", progress, Meter(1), 11, 1.0, 0)
+    shown = live.progress_line(progress, 1.0)
     assert shown.endswith("stopping when what is in flight is answered; Ctrl-C again: at once")
 
 

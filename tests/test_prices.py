@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fastexplain.cost_table import estimate_data, estimate_table, ledger_data, ledger_table
+from fastexplain.cli.cost_table import estimate_data, estimate_table, ledger_data, ledger_table
 from fastexplain.errors import UsageError
 from fastexplain.ledger.budget import Estimate
 from fastexplain.ledger.prices import (
@@ -177,7 +177,7 @@ def test_cost_is_by_the_million_and_cached_tokens_have_their_price():
     assert cost(Usage(1_000_000, 500_000, 250_000), price) == 1.5 + 0.125 + 4
     assert cost(Usage(10, 0, 1_000_000), price) == 5e-6  # a server that counts wrongly
     assert cost(Usage(), price) == 0
-    assert price.in_batch() == Price(1.0, 0.25, 4.0)
+    assert price.times(0.5) == Price(1.0, 0.25, 4.0)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))

@@ -21,6 +21,7 @@ from fastexplain.llm.requests import (
     Reading,
     Token,
     Usage,
+    UselessAnswerError,
     decode,
     from_json,
     key,
@@ -233,8 +234,7 @@ def test_who_waits_for_the_same_answer_may_stop_waiting(responses):
 
 
 def test_an_answer_of_no_use_is_paid_for(responses):
-    useless = LLMError("cut off")
-    useless.usage = Usage(1000, 4000)
+    useless = UselessAnswerError("cut off", Usage(1000, 4000))
     inner, budget = Inner(useless, useless), Budget(0.06, None)
     stored = StoredConnection(inner, responses, "explanation", price=Price(1, 1, 10), budget=budget)
     assert str(ask(stored, CHAT)[0]) == "cut off"

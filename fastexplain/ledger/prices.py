@@ -36,13 +36,9 @@ class Price:
     cached_input: float
     output: float
 
-    def in_batch(self) -> Price:
-        """The price of the same model through a batch API."""
-        return Price(
-            BATCH_FACTOR * self.input,
-            BATCH_FACTOR * self.cached_input,
-            BATCH_FACTOR * self.output,
-        )
+    def times(self, factor: float) -> Price:
+        """The price of the same model by a connection that states such a factor."""
+        return Price(factor * self.input, factor * self.cached_input, factor * self.output)
 
 
 FREE = Price(0.0, 0.0, 0.0)

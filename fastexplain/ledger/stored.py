@@ -13,7 +13,7 @@ from fastexplain.ledger.prices import Price, cost
 from fastexplain.ledger.responses import Responses
 from fastexplain.llm.base import Connection
 from fastexplain.llm.openai.wire import most_tokens
-from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
+from fastexplain.llm.requests import Capabilities, Request, Response, Usage, UselessAnswerError, key
 from fastexplain.llm.tokens import estimate
 
 _T = TypeVar("_T")
@@ -166,11 +166,13 @@ class StoredConnection(Connection):
             reserved = None
             raise
         except LLMError as error:
-            if error.usage is not None:
-                spent = self.cost(error.usage)
+            usage = Usage()
+            if isinstance(error, UselessAnswerError):
+                usage = error.usage
+                spent = self.cost(usage)
             self.meter.failed += 1
-            self.meter.add(error.usage or Usage(), spent)
-            self._responses.add_failure(self.model, self._purpose, error.usage or Usage(), spent)
+            self.meter.add(usage, spent)
+            self._responses.add_failure(self.model, self._purpose, usage, spent)
             raise
         finally:
             self._settle(reserved, spent)

@@ -18,12 +18,16 @@ class Connection(ABC):
         concurrency: requests worth having in flight at once; more of them wait inside.
         capabilities: what the model can do there; None until it was probed, or set from a
             former probe's record.
+        price_factor: what a token costs here, beside the model's usual price.
+        retried: requests that had to be sent once more, so far.
     """
 
     model: str
     address: str
     concurrency: int
     capabilities: Capabilities | None = None
+    price_factor: float = 1.0
+    retried: int = 0
 
     @abstractmethod
     async def probe(self) -> Capabilities:

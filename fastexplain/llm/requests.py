@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastexplain.errors import LLMError
+
 Message = dict[str, str]
 
 
@@ -95,6 +97,18 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+
+
+class UselessAnswerError(LLMError):
+    """An answer came that is of no use: malformed, cut off or withheld.
+
+    Attributes:
+        usage: the tokens that it took, which are paid for.
+    """
+
+    def __init__(self, message: str, usage: Usage) -> None:
+        super().__init__(message)
+        self.usage = usage
 
 
 @dataclass(frozen=True)

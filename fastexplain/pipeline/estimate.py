@@ -7,12 +7,16 @@ are, so that the simulations' prompts have their length.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+from urllib.parse import urlsplit
+
 import numpy as np
 
-from fastexplain.ledger.budget import Estimate
-from fastexplain.ledger.prices import Price, cost
+from fastexplain.ledger.budget import Budget, Estimate
+from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost, price_of
 from fastexplain.ledger.responses import Responses
-from fastexplain.llm.base import Connection
+from fastexplain.llm import Connection, address_of
 from fastexplain.llm.openai.wire import most_tokens
 from fastexplain.llm.requests import (
     Answer,
@@ -25,6 +29,20 @@ from fastexplain.llm.requests import (
     key,
 )
 from fastexplain.llm.tokens import estimate
+from fastexplain.pipeline.batches.files import recorded_for_files
+from fastexplain.pipeline.models import Model, Settings
+from fastexplain.pipeline.neurons import explain_neurons
+from fastexplain.prompts.simulator import FILLERS
+from fastexplain.records import NeuronId
+from fastexplain.run.database import Database
+from fastexplain.run.directory import Run
+from fastexplain.simulators.model import Simulator, choose_mode
+
+# Of more neurons, so many are rehearsed in place of all: a second or two, whatever the run.
+_REHEARSED = 200
+
+# How the names of those of OpenAI's models begin that don't think.
+_THOUGHTLESS = ("gpt-3", "gpt-4")
 
 _STAND_IN = "words for things that people put on, and the places where one finds"
 
@@ -82,3 +100,68 @@ class Rehearsal(Connection):
             return Answer(f"{_STAND_IN} {name[:6]}", "stop")
         shape = (len(request.lines), request.largest + 1)
         return Distribution(np.zeros(shape, dtype=np.float32))
+
+
+async def rehearse(
+    run: Run,
+    neurons: list[NeuronId],
+    settings: Settings,
+    *,
+    batches: Literal["server", "files"] | None = None,
+) -> Estimate:
+    """What `explain_by_model` would ask and cost at the most, without sending anything.
+
+    Of many neurons a sample is rehearsed. What the connections can do is taken from the run's
+    record of a former probe; where there is none, that they can do what their kind mostly can.
+
+    Args:
+        batches: whether it is to be asked in batches, by a server or by files.
+
+    Raises:
+        UnusableError: the simulator is known to lack what is asked for.
+    """
+    chosen = neurons
+    if len(neurons) > _REHEARSED:
+        places = np.random.default_rng(0).choice(len(neurons), _REHEARSED, replace=False)
+        chosen = [neurons[place] for place in np.sort(places)]
+    total = Estimate()
+    Budget(settings.max_cost, settings.max_requests)  # raises UsageError for what is no limit
+    with run.database(read_only=True) as database, Database(":memory:") as scratch:
+        responses = Responses(database)
+
+        def stand_in(model: Model, purpose: str) -> Rehearsal:
+            address = address_of(model.base_url, local=model.local)
+            price = model.price or price_of(model.name, address)
+            if batches is not None and not model.local and price is not None:
+                price = price.times(BATCH_FACTOR)
+            can = responses.capabilities(model.name, address) or _usual(model, address)
+            if batches == "files" and not model.local:
+                can = recorded_for_files(responses, model.name, address)
+            return Rehearsal(
+                model.name, address, can, responses, purpose, price, total, fresh=settings.fresh
+            )
+
+        simulating = stand_in(settings.simulator, "simulation")
+        assert simulating.capabilities is not None
+        mode = choose_mode(simulating.capabilities, settings.mode, settings.readout)
+
+        async for _ in explain_neurons(
+            (run.neuron(neuron) for neuron in chosen),
+            scratch,
+            explainer=stand_in(settings.explainer, "explanation"),
+            simulator=Simulator(simulating, mode, settings.readout),
+        ):
+            pass
+    return total.scaled(len(neurons), len(chosen)) if chosen else total
+
+
+def _usual(model: Model, address: str) -> Capabilities:
+    """What a connection of this kind can mostly do."""
+    if model.local:
+        return Capabilities(
+            chat=True, chat_logprobs=11, next_logprobs=11, prompt_logprobs=11, fillers=FILLERS
+        )
+    can = Capabilities(chat=True, chat_logprobs=20, schema="json_schema")
+    if urlsplit(address).hostname == "api.openai.com":
+        return replace(can, thinks=not model.name.startswith(_THOUGHTLESS))
+    return replace(can, prompt_logprobs=20, fillers=FILLERS)

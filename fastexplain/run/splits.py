@@ -23,6 +23,9 @@ _FIRST_SLOTS = {"calibration": 0, "validation": 1, "test": 2}
 # Random excerpts that a split takes.
 RANDOM_EXCERPTS = 5
 
+# Excerpts of the test split, which score an explanation: five top ones and five random ones.
+HELD_OUT = len(TEST_RANKS) + RANDOM_EXCERPTS
+
 EMPTY = -1
 
 

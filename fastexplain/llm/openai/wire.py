@@ -27,6 +27,7 @@ from fastexplain.llm.requests import (
     Response,
     Token,
     Usage,
+    UselessAnswerError,
     without_system,
 )
 from fastexplain.llm.tokens import estimate
@@ -96,7 +97,7 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
     Where the server does not count tokens, it is taken to have used as many as it might.
 
     Raises:
-        LLMError: it is malformed, incomplete, withheld or empty.
+        UselessAnswerError: it is malformed, incomplete, withheld or empty.
     """
     spent = usage(data)
     if not (spent.prompt_tokens or spent.completion_tokens):
@@ -107,8 +108,7 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
         rows = _rows(request, data, capabilities)
         return Distribution(_log_probabilities(rows, request.largest), spent)
     except LLMError as error:
-        error.usage = spent
-        raise
+        raise UselessAnswerError(str(error), spent) from error
 
 
 def most_tokens(request: Request, capabilities: Capabilities) -> int:

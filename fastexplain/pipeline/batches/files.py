@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from fastexplain.errors import Deferred, LLMError, RunError, UsageError
-from fastexplain.ledger.prices import Price, cost
+from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost
 from fastexplain.ledger.responses import PendingRequest, Responses
 from fastexplain.llm.base import Connection
 from fastexplain.llm.openai import wire
-from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
+from fastexplain.llm.requests import Capabilities, Request, Response, Usage, UselessAnswerError, key
 
 # OpenAI's limits on a file.
 MOST_REQUESTS = 50_000
@@ -76,6 +76,8 @@ class Collector(Connection):
     Attributes:
         noted: names of the requests noted so far, in their order and each once.
     """
+
+    price_factor = BATCH_FACTOR
 
     def __init__(
         self,
@@ -278,8 +280,8 @@ def ingest(
                 thinking |= {request.model} if able.thinks else set()
             response = wire.read(request.request, body, able)
         except LLMError as error:
-            usage = error.usage or Usage()
-            spent = 0.0 if error.usage is None else _cost(usage, price)
+            usage = error.usage if isinstance(error, UselessAnswerError) else Usage()
+            spent = _cost(usage, price) if isinstance(error, UselessAnswerError) else 0.0
             responses.fail_pending(request, str(error), usage, spent)
             reason = reason or str(error)
             failed += 1

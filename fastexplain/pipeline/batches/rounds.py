@@ -9,9 +9,8 @@ and the same command goes on with the next.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fastexplain.errors import BudgetError, LLMError, UsageError
@@ -32,10 +31,9 @@ from fastexplain.pipeline.batches.files import (
     split,
     write_files,
 )
+from fastexplain.pipeline.explaining import OnFailure, Outcome
 from fastexplain.pipeline.models import (
-    Failures,
     Model,
-    Outcome,
     Settings,
     explains,
     put_behind_store,
@@ -45,16 +43,23 @@ from fastexplain.pipeline.models import (
 from fastexplain.pipeline.neurons import explain_neurons
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
-from fastexplain.terminal import messages
 
 
-def explain_in_batches(
-    run: Run, neurons: list[NeuronId], settings: Settings, file: Path | None = None
+async def explain_in_batches(
+    run: Run,
+    neurons: list[NeuronId],
+    settings: Settings,
+    file: Path | None = None,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+    on_failure: OnFailure = lambda neuron, failure: None,
 ) -> Outcome:
-    """As `explain_by_model`, in batches. A model in this process is asked at once.
+    """As `explain_by_model`, in batches. Models in this process are asked immediately.
 
     Args:
         file: only write what has to be asked first; then see `take_answers`.
+        report: called with a line on what is going on.
+        on_failure: called for each failure.
 
     Raises:
         LLMError: a server can't be reached, takes no batches, or answers nothing in them.
@@ -62,15 +67,74 @@ def explain_in_batches(
         UsageError: there is nothing to send in a batch, or what is stored shall be asked again.
     """
     if settings.explainer.local and settings.simulator.local:
-        raise UsageError("models that are loaded here answer at once: leave the batch away")
+        raise UsageError("local models answer immediately; drop --batch or --batch-file")
     if settings.fresh:
         raise UsageError("--fresh and batches exclude each other")
-    try:
-        return asyncio.run(_rounds(run, neurons, settings, file))
-    except KeyboardInterrupt:
-        if file is None:
-            _say("What was submitted goes on at the server; the same command fetches it.")
-        raise
+    explained: set[NeuronId] = set()
+    waiting, stopped = list(neurons), None
+    with run.database() as database:
+        responses = Responses(database)
+        responses.forget_failures()
+        async with contextlib.AsyncExitStack() as stack:
+            reached = [
+                await _reach(stack, model, settings, responses, purpose, offline=file is not None)
+                for model, purpose in (
+                    (settings.explainer, "explanation"),
+                    (settings.simulator, "simulation"),
+                )
+            ]
+            (explaining, _), (simulating, _) = reached
+            collectors = [c for c, _ in reached if isinstance(c, Collector)]
+            explainer, simulator, prices = await put_behind_store(
+                explaining, simulating, settings, responses, Meter()
+            )
+            clients = {
+                server.address: BatchClient(
+                    server, responses, _capabilities(collectors, server.address), prices, report
+                )
+                for _, server in reached
+                if server is not None
+            }
+            for client in clients.values():  # what an earlier command submitted
+                await client.finish()
+            while waiting and stopped is None:
+                records = (run.neuron(neuron) for neuron in waiting)
+                waiting = []
+                try:
+                    async for result in explain_neurons(
+                        records, database, explainer=explainer, simulator=simulator
+                    ):
+                        if result.waiting:
+                            waiting.append(result.neuron)
+                        if result.text is not None:
+                            explained.add(result.neuron)
+                        for failure in result.failures:
+                            on_failure(result.neuron, failure)
+                except BudgetError as error:
+                    stopped = error
+                noted = [name for collector in collectors for name in collector.noted]
+                if not noted:
+                    if file is not None:
+                        report(f"Nothing is left to ask: {file} is not written.")
+                    break
+                if file is not None:
+                    found = lines(_requests(responses, noted), _capabilities(collectors))
+                    written = write_files(file, split(found))
+                    report(
+                        f"{len(noted):,} requests written to {', '.join(map(str, written))}; "
+                        f"take the answers with: fastexplain ingest {run.path} FILE"
+                    )
+                    return Outcome(len(explained), stopped, finished=False)
+                for collector in collectors:
+                    await clients[collector.address].submit(_requests(responses, collector.noted))
+                    collector.noted.clear()
+                useful = [await client.finish() for client in clients.values()]
+                if not any(useful):
+                    raise LLMError(
+                        "the batches ended without an answer to any request; the same command "
+                        "submits them again"
+                    )
+    return Outcome(len(explained), stopped)
 
 
 def take_answers(run: Run, file: Path, price: Price | None) -> Ingested:
@@ -94,77 +158,7 @@ def take_answers(run: Run, file: Path, price: Price | None) -> Ingested:
     return found
 
 
-async def _rounds(
-    run: Run, neurons: list[NeuronId], settings: Settings, file: Path | None
-) -> Outcome:
-    told, explained = Failures(), set[NeuronId]()
-    waiting, stopped = list(neurons), None
-    with run.database() as database:
-        responses = Responses(database)
-        responses.forget_failures()
-        async with contextlib.AsyncExitStack() as stack:
-            desks = [
-                await _desk(stack, model, settings, responses, purpose, offline=file is not None)
-                for model, purpose in (
-                    (settings.explainer, "explanation"),
-                    (settings.simulator, "simulation"),
-                )
-            ]
-            (explaining, _), (simulating, _) = desks
-            collectors = [c for c, _ in desks if isinstance(c, Collector)]
-            explainer, simulator, prices = await put_behind_store(
-                explaining, simulating, settings, responses, Meter()
-            )
-            offices = {
-                server.address: BatchClient(
-                    server, responses, _abilities(collectors, server.address), prices, _say
-                )
-                for _, server in desks
-                if server is not None
-            }
-            for office in offices.values():  # what an earlier command submitted
-                await office.finish()
-            while waiting and stopped is None:
-                records = (run.neuron(neuron) for neuron in waiting)
-                waiting = []
-                try:
-                    async for result in explain_neurons(
-                        records, database, explainer=explainer, simulator=simulator
-                    ):
-                        if result.waiting:
-                            waiting.append(result.neuron)
-                        if result.text is not None:
-                            explained.add(result.neuron)
-                        told.add(result.neuron, result.failures)
-                except BudgetError as error:
-                    stopped = error
-                noted = [name for collector in collectors for name in collector.noted]
-                if not noted:
-                    if file is not None:
-                        _say(f"Nothing is left to ask: {file} is not written.")
-                    break
-                if file is not None:
-                    found = lines(_requests(responses, noted), _abilities(collectors))
-                    written = write_files(file, split(found))
-                    _say(
-                        f"{len(noted):,} requests written to {', '.join(map(str, written))}; "
-                        f"take the answers with: fastexplain ingest {run.path} FILE"
-                    )
-                    return Outcome(len(explained), stopped, finished=False)
-                for collector in collectors:
-                    await offices[collector.address].submit(_requests(responses, collector.noted))
-                    collector.noted.clear()
-                useful = [await office.finish() for office in offices.values()]
-                if not any(useful):
-                    raise LLMError(
-                        "the batches ended without an answer to any request; the same command "
-                        "submits them again"
-                    )
-    told.summary()
-    return Outcome(len(explained), stopped)
-
-
-async def _desk(
+async def _reach(
     stack: contextlib.AsyncExitStack,
     model: Model,
     settings: Settings,
@@ -191,7 +185,9 @@ async def _desk(
     return Collector(model.name, server.address, stored.capabilities, responses, purpose), server
 
 
-def _abilities(collectors: list[Collector], address: str | None = None) -> dict[str, Capabilities]:
+def _capabilities(
+    collectors: list[Collector], address: str | None = None
+) -> dict[str, Capabilities]:
     """What models can do, by their names; those at one address, or all."""
     return {c.model: c.capabilities or OFFLINE for c in collectors if address in (None, c.address)}
 
@@ -200,7 +196,3 @@ def _requests(responses: Responses, names: Iterable[str]) -> Iterator[PendingReq
     """Noted requests one by one, since all of a round may be more than memory holds."""
     for name in names:
         yield from responses.pending([name])
-
-
-def _say(line: str) -> None:
-    messages.print(line, markup=False, soft_wrap=True)

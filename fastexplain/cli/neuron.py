@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from fastexplain.display import (
-    excerpt_text,
-    explained_by,
-    explanation_data,
-    explanations_table,
-)
-from fastexplain.explainers.lookup import simulate_by_lookup
+from fastexplain.cli.tables import excerpt_text, explained_by, explanations_table
 from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
+from fastexplain.report.neuron import Simulated, explanations_of
 from fastexplain.run.directory import Run
-
-# An explanation, and by excerpt id what was predicted from it, float32 `[tokens]`.
-_Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]
-
-
-def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
-    """A neuron as `--json` gives it: activations as numbers, NaN as null."""
-    rows, simulated = _explanations(run, record)
-    statistics = {
-        name: value.tolist() if isinstance(value, np.ndarray) else _number(value)
-        for name, value in vars(record.statistics).items()
-    }
-    return {
-        "neuron": str(record.id),
-        "skip": record.skip,
-        "statistics": statistics,
-        "explanations": [explanation_data(row) for row in rows],
-        **{
-            kind: [_exemplar_data(exemplar) for exemplar in getattr(record, kind)[:count]]
-            for kind in ("top", "bottom", "random")
-        },
-        "simulations": [
-            {
-                "explanation": row.id,
-                "simulator": row.simulator,
-                "excerpt": excerpt,
-                "activations": [_number(float(value)) for value in values],
-            }
-            for row, excerpts in simulated
-            for excerpt, values in excerpts.items()
-        ],
-    }
 
 
 def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -> None:
     """Print a neuron: what is said of it, then exemplars, true above simulated."""
-    rows, simulated = _explanations(run, record)
+    rows, simulated = explanations_of(run, record)
     found = record.statistics
     console.print(
         f"[bold]neuron {record.id}[/]  mean {found.mean:.3g}  standard deviation "
@@ -87,7 +48,7 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
 def _print_simulations(
     console: Console,
     record: NeuronRecord,
-    simulated: list[_Simulated],
+    simulated: list[Simulated],
     largest: float,
     count: int,
 ) -> None:
@@ -119,28 +80,6 @@ def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: flo
     return 10.0
 
 
-def _explanations(
-    run: Run, record: NeuronRecord
-) -> tuple[list[StoredExplanation], list[_Simulated]]:
-    """What is stored of a neuron, and the predictions of its test excerpts from each of these."""
-    simulated: list[_Simulated] = []
-    with run.database(read_only=True) as database:
-        rows = database.explanations(record.id)
-        for row in rows:
-            if row.method == "lookup":
-                simulated.append((row, simulate_by_lookup(run, record)))
-                continue
-            values = {
-                found.excerpt: found.values
-                for found in database.simulations(row.id)
-                if (found.simulator, found.version) == (row.simulator, row.simulation)
-                and found.values is not None
-            }
-            if values:
-                simulated.append((row, values))
-    return rows, simulated
-
-
 def _print_exemplars(
     console: Console, title: str, exemplars: list[Exemplar], scale: float, skip: int
 ) -> None:
@@ -165,16 +104,3 @@ def _print_line(
         Text.assemble((f"{label:>8}  ", "dim"), excerpt_text(console, tokens, counted, scale)),
         soft_wrap=not console.is_terminal,  # a line each in a file, whole words on a screen
     )
-
-
-def _exemplar_data(exemplar: Exemplar) -> dict[str, Any]:
-    return {
-        "excerpt": exemplar.excerpt,
-        "token_ids": exemplar.token_ids.tolist(),
-        "tokens": exemplar.tokens,
-        "activations": [_number(value) for value in exemplar.activations.tolist()],
-    }
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None

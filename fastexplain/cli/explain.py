@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastexplain.app_common import AsJson, RunPath, print_explanations, print_json
+from fastexplain.cli.common import AsJson, RunPath, print_explanations, print_json
+from fastexplain.cli.terminal import out
 from fastexplain.errors import LLMError, UsageError
-from fastexplain.terminal import out
 
 if TYPE_CHECKING:
     from fastexplain.ledger.budget import Estimate
@@ -140,13 +140,14 @@ def explain(
                 "--tokens-per-minute": tokens_per_minute,
             }
         )  # fmt: skip
-        from fastexplain import jobs
+        from fastexplain.cli import jobs
 
         jobs.explain_by_lookup(opened, fresh=fresh)
     else:
+        from fastexplain.cli import requests
         from fastexplain.ledger.prices import parse_price
-        from fastexplain.pipeline import models as asking
-        from fastexplain.pipeline.batches.rounds import explain_in_batches
+        from fastexplain.pipeline.estimate import rehearse
+        from fastexplain.pipeline.models import Model, Settings, simulator_model
 
         if not chosen:
             raise UsageError(
@@ -155,10 +156,10 @@ def explain(
         _exclude({"--local": local, "--base-url": base_url})
         _exclude({"--simulator-local": simulator_local, "--simulator-url": simulator_url})
         _exclude({"--batch": batch, "--batch-file": batch_file})
-        explaining = asking.Model(
+        explaining = Model(
             explainer, base_url, local, None if price is None else parse_price(price)
         )
-        simulating = asking.simulator_model(
+        simulating = simulator_model(
             explaining,
             simulator,
             base_url=simulator_url,
@@ -171,14 +172,17 @@ def explain(
             "tokens_per_minute": tokens_per_minute,
             "timeout": timeout,
         }
-        settings = asking.Settings(
+        settings = Settings(
             explaining, simulating, simulation, readout, limits,
             fresh=fresh, max_cost=max_cost, max_requests=max_requests,
         )  # fmt: skip
-        estimate = functools.partial(
-            asking.rehearse, opened, chosen, settings,
-            batches="server" if batch else "files" if batch_file else None,
-        )  # fmt: skip
+
+        def estimate() -> Estimate:
+            kind: Literal["server", "files"] | None = (
+                "server" if batch else "files" if batch_file else None
+            )
+            return asyncio.run(rehearse(opened, chosen, settings, batches=kind))
+
         if dry_run:
             _print_estimate(estimate(), as_json)
             return
@@ -186,9 +190,9 @@ def explain(
         if not yes and (everything or len(chosen) > _UNASKED):
             _confirm(estimate(), len(chosen))
         if batch or batch_file:
-            outcome = explain_in_batches(opened, chosen, settings, batch_file)
+            outcome = requests.explain_in_batches(opened, chosen, settings, batch_file)
         else:
-            outcome = asking.explain_by_model(opened, chosen, settings)
+            outcome = requests.explain_by_model(opened, chosen, settings)
         if outcome.finished and outcome.stopped is None and not outcome.explained:
             raise LLMError(f"{explainer} explained none of the {len(chosen)} neurons; see above")
     _print_explained(opened, chosen, explainer, as_json)
@@ -220,7 +224,7 @@ def ingest(
 
 def cost(run: RunPath, as_json: AsJson = False) -> None:
     """Show what a run's requests came to: tokens and cost, by command and model."""
-    from fastexplain.cost_table import ledger_data, ledger_table
+    from fastexplain.cli.cost_table import ledger_data, ledger_table
     from fastexplain.ledger.responses import Responses
     from fastexplain.run.directory import open_run
 
@@ -249,7 +253,7 @@ def _exclude(options: dict[str, object]) -> None:
 
 
 def _print_estimate(estimate: Estimate, as_json: bool) -> None:
-    from fastexplain.cost_table import estimate_data, estimate_table
+    from fastexplain.cli.cost_table import estimate_data, estimate_table
 
     if as_json:
         print_json(estimate_data(estimate))
@@ -259,8 +263,8 @@ def _print_estimate(estimate: Estimate, as_json: bool) -> None:
 
 def _confirm(estimate: Estimate, neurons: int) -> None:
     """Have a large job confirmed, with what it will ask and cost."""
-    from fastexplain.cost_table import estimate_table
-    from fastexplain.terminal import messages
+    from fastexplain.cli.cost_table import estimate_table
+    from fastexplain.cli.terminal import messages
 
     messages.print(estimate_table(estimate))
     if not sys.stdin.isatty():
@@ -271,7 +275,7 @@ def _confirm(estimate: Estimate, neurons: int) -> None:
 
 def _print_explained(run: Run, neurons: list[NeuronId], explainer: str, as_json: bool) -> None:
     """Print the explanations of neurons by one explainer; of very many the best."""
-    from fastexplain.display import explanations_table
+    from fastexplain.cli.tables import explanations_table
 
     method = "lookup" if explainer == "lookup" else "llm"
     best = not neurons or (len(neurons) > _SHOWN and not as_json)

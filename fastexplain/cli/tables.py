@@ -99,26 +99,3 @@ def _unusual(simulation: str) -> str:
 def _unbroken(text: str) -> str:
     """Show the space that a quoted token begins with; a cell's line would be broken there."""
     return re.sub(r"(^|, |after )(['\"]) ", r"\1\2␣", text)
-
-
-def explanation_data(row: StoredExplanation) -> dict[str, object]:
-    """One explanation as `--json` gives it."""
-    scores = row.scores
-    return {
-        "neuron": str(row.neuron),
-        "method": row.method,
-        "explainer": row.model,
-        "simulator": row.simulator,
-        "simulation": row.simulation,
-        "explanation": row.text,
-        "failure": row.failure,
-        "top_and_random": scores and scores.top_and_random,
-        "random_only": scores and scores.random_only,
-        "top_only": scores and scores.top_only,
-        "excerpts_top": scores and scores.excerpts_top,
-        "excerpts_random": scores and scores.excerpts_random,
-        "id": row.id,
-        "data": row.data,
-        "parameters": row.parameters,
-        "cost": row.cost,
-    }

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastexplain.bench.machine import TOKENS, MatrixProduct
 from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
-from fastexplain.measure import TOKENS, MatrixProduct
 from fastexplain.models.loading import find_trunk
 from fastexplain.models.memory import freed_memory_kept
 from fastexplain.run.tables import Tables

@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fastexplain.app_common import AsJson, RunPath, print_explanations, print_json
-from fastexplain.app_explain import cost, explain, ingest
+from fastexplain.cli.common import AsJson, RunPath, print_explanations, print_json
+from fastexplain.cli.explain import cost, explain, ingest
+from fastexplain.cli.terminal import out
 from fastexplain.errors import FastexplainError, StoppedError, UsageError
-from fastexplain.terminal import out
 from fastexplain.version import __version__
 
 _INTERRUPTED = 130
@@ -140,7 +140,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Find the text that drives every neuron of a subject, in one pass of a corpus."""
-    from fastexplain import jobs
+    from fastexplain.cli import jobs
     from fastexplain.run.directory import check_free
     from fastexplain.run.selection import parse_layers
 
@@ -183,8 +183,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a neuron: its explanations, its excerpts, and the true beside the simulated."""
+    from fastexplain.cli.neuron import print_neuron
+    from fastexplain.report.neuron import neuron_data
     from fastexplain.run.directory import open_run
-    from fastexplain.show import neuron_data, print_neuron
 
     opened = open_run(run)
     record = opened.neuron(neuron)
@@ -208,7 +209,7 @@ def top(
     as_json: AsJson = False,
 ) -> None:
     """Show the neurons with the best-scored explanations."""
-    from fastexplain.display import explanations_table
+    from fastexplain.cli.tables import explanations_table
     from fastexplain.run.directory import open_run
 
     if method not in (None, "lookup", "llm"):
@@ -229,7 +230,7 @@ def top(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine has, and which path will be used on it."""
-    from fastexplain.doctor import examine
+    from fastexplain.cli.doctor import examine
 
     facts = examine()
     if as_json:
@@ -264,8 +265,8 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure how fast a sweep is here, beside the bare model; weights are random."""
-    from fastexplain import jobs
-    from fastexplain.bench_table import bench_table
+    from fastexplain.cli import jobs
+    from fastexplain.cli.bench_table import bench_table
 
     result = jobs.run_bench(
         geometry,
@@ -299,7 +300,7 @@ def demo(
 
     What is in RUN from an earlier demo is kept and gone on from.
     """
-    from fastexplain.demo import run_demo
+    from fastexplain.cli.demo import run_demo
 
     result = run_demo(run, excerpts=excerpts, neurons=neurons, show=not as_json)
     if as_json:

@@ -8,15 +8,15 @@ from typing import Any
 
 from rich.markup import escape
 
-from fastexplain import bench
+from fastexplain.bench import turns as bench
+from fastexplain.bench.geometries import random_subject
+from fastexplain.cli.terminal import interrupts, messages, progress
 from fastexplain.errors import RunError
 from fastexplain.explainers.lookup import METHOD, VERSION, store_lookup
-from fastexplain.geometries import random_subject
 from fastexplain.run.directory import Run
 from fastexplain.subject.model import Subject, load_subject
 from fastexplain.sweeping.loop import sweep
 from fastexplain.sweeping.warmup import compiled_beside
-from fastexplain.terminal import interrupts, messages, progress
 from fastexplain.text.corpus import Corpus
 
 

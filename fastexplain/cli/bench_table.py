@@ -1,4 +1,4 @@
-"""A measurement of `fastexplain.bench` as a table, with the figures of others below it."""
+"""A measurement of `fastexplain.bench.turns` as a table, with the figures of others below it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fastexplain.ways import REFERENCES, WAYS
+from fastexplain.bench.ways import REFERENCES, WAYS
 
 PUBLISHED = (
     "others, as published or derived: 412 tokens/s and 427 GB for all 458,752 neurons of an 8B "

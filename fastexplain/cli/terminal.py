@@ -28,6 +28,11 @@ out = Console(highlight=False, width=_WIDTH)
 messages = Console(stderr=True, highlight=False)
 
 
+def print_line(line: str) -> None:
+    """Print a message as it stands, on one line."""
+    messages.print(line, markup=False, soft_wrap=True)
+
+
 @contextlib.contextmanager
 def progress(title: str, total: int, tokens: int = 0) -> Iterator[Callable[[int], None]]:
     """A bar with the time left; gives the function that is told how much is done.

@@ -29,9 +29,8 @@ from typing import Any
 
 import torch
 
-from fastexplain.errors import UsageError
-from fastexplain.geometries import GEOMETRIES
-from fastexplain.measure import (
+from fastexplain.bench.geometries import GEOMETRIES
+from fastexplain.bench.machine import (
     TOKENS,
     CaptureForm,
     capture_bandwidth,
@@ -45,11 +44,7 @@ from fastexplain.measure import (
     synchronize,
     zipf_tokens,
 )
-from fastexplain.subject.fusion import find_elementwise
-from fastexplain.subject.model import Subject
-from fastexplain.sweeping.loop import TABLE_BYTES
-from fastexplain.sweeping.summaries import kernel_device
-from fastexplain.ways import (
+from fastexplain.bench.ways import (
     REFERENCES,
     WAYS,
     Compile,
@@ -58,6 +53,11 @@ from fastexplain.ways import (
     floor_operations,
     make_ways,
 )
+from fastexplain.errors import UsageError
+from fastexplain.subject.fusion import find_elementwise
+from fastexplain.subject.model import Subject
+from fastexplain.sweeping.loop import TABLE_BYTES
+from fastexplain.sweeping.summaries import kernel_device
 
 BATCH = {"cpu": 64, "mps": 64, "cuda": 512}
 """Excerpts of a batch, by the kind of device: a sweep's defaults."""

@@ -15,7 +15,7 @@ AsJson = Annotated[
 
 
 def print_explanations(rows: list[Any]) -> None:
-    from fastexplain.display import explanation_data
+    from fastexplain.report.neuron import explanation_data
 
     print_json({"explanations": [explanation_data(row) for row in rows]})
 

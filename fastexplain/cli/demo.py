@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastexplain import jobs
-from fastexplain.display import explanation_data, explanations_table, score_text
+from fastexplain.cli import jobs, requests
+from fastexplain.cli.tables import explanations_table, score_text
+from fastexplain.cli.terminal import messages, out
 from fastexplain.errors import RunError
-from fastexplain.pipeline import models as asking
+from fastexplain.pipeline.models import Model, Settings
 from fastexplain.records import LayerMeans, StoredExplanation
+from fastexplain.report.neuron import explanation_data
 from fastexplain.run.database import Database
 from fastexplain.run.directory import check_free, is_run, open_run
-from fastexplain.terminal import messages, out
 
 
 def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str, Any]:
@@ -47,8 +48,8 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
             f"Now {len(chosen)} neurons by a language model: SmolLM2 explains and simulates itself."
         )
         names = [row.neuron for row in chosen]
-        itself = asking.Model("smollm2", local=True)
-        asking.explain_by_model(opened, names, asking.Settings(itself, itself))
+        itself = Model("smollm2", local=True)
+        requests.explain_by_model(opened, names, Settings(itself, itself))
     with opened.database() as database:
         rows = [
             row

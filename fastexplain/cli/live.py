@@ -1,4 +1,4 @@
-"""How a command with requests is getting on: a live line on a terminal, else one now and then."""
+"""Progress display for commands that send requests: a live line, or a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -6,53 +6,31 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from rich.live import Live
 from rich.text import Text
 
-from fastexplain.ledger.stored import Meter
-from fastexplain.terminal import messages
+from fastexplain.cli.terminal import messages, print_line
+from fastexplain.pipeline.explaining import Progress
 
 # Between two lines where the output is no terminal, so that a log shows life but stays short.
 SECONDS = 10.0
 
 
-@dataclass
-class Progress:
-    """How many neurons are done.
-
-    Attributes:
-        total: in all.
-        done: of those.
-        before: of those done, the ones that were done before.
-        interrupted: set when the user wants to stop.
-    """
-
-    total: int
-    done: int = 0
-    before: int = 0
-    interrupted: threading.Event = field(default_factory=threading.Event)
-
-
-def progress_line(
-    title: str, neurons: Progress, meter: Meter, each: int, seconds: float, retried: int
-) -> str:
+def progress_line(progress: Progress, seconds: float) -> str:
     """One line on what is done, how fast, for how much, and how long it will take.
 
     Args:
-        title: what is being done.
-        neurons: how many are done.
-        meter: counts of requests.
-        each: requests of a neuron, about.
         seconds: since the beginning.
-        retried: requests that had to be sent once more.
     """
-    parts = [f"{title}: {neurons.done:,} of {neurons.total:,} neurons"]
+    if not progress.requests_a_neuron:
+        return progress.stage
+    meter = progress.meter
+    parts = [f"{progress.stage}: {progress.done:,} of {progress.total:,} neurons"]
     counts = [f"{meter.answered:,} answered"]
     counts += [f"{meter.stored:,} stored before"] * bool(meter.stored)
     counts += [f"{meter.failed:,} failed"] * bool(meter.failed)
-    counts += [f"{retried:,} retries"] * bool(retried)
+    counts += [f"{progress.retried:,} retries"] * bool(progress.retried)
     parts.append("requests " + ", ".join(counts))
     if meter.answered and seconds > 0:
         tokens = meter.prompt_tokens + meter.completion_tokens
@@ -61,40 +39,35 @@ def progress_line(
     if meter.cost:
         parts.append(f"${meter.cost:,.4f}")
     sent = meter.answered + meter.failed
-    if sent and neurons.done < neurons.total:
-        begun = max(meter.done - each * (neurons.done - neurons.before), 0)
-        left = max(each * (neurons.total - neurons.done) - begun, 0)
+    if sent and progress.done < progress.total:
+        each = progress.requests_a_neuron
+        begun = max(meter.done - each * (progress.done - progress.before), 0)
+        left = max(each * (progress.total - progress.done) - begun, 0)
         parts.append(f"{_duration(left * seconds / sent)} left")
-    if neurons.interrupted.is_set():
+    if progress.interrupted.is_set():
         parts.append("stopping when what is in flight is answered; Ctrl-C again: at once")
     return "; ".join(parts)
 
 
 @contextlib.contextmanager
-def display(
-    title: str,
-    neurons: Progress,
-    meter: Meter,
-    each: int,
-    *,
-    retried: Callable[[], int] = lambda: 0,
-    seconds: float = SECONDS,
-) -> Iterator[None]:
-    """Show how requests get on, on standard error.
+def display(progress: Progress, *, seconds: float = SECONDS) -> Iterator[None]:
+    """Show the progress of requests on standard error, and a last line at the end.
 
     Args:
-        title, neurons, meter, each: as for `progress_line`; what they hold may change.
-        retried: gives the number of retries.
         seconds: between two lines where standard error is no terminal.
     """
     began = time.perf_counter()
 
     def line() -> str:
-        passed = time.perf_counter() - began
-        return progress_line(title, neurons, meter, each, passed, retried())
+        return progress_line(progress, time.perf_counter() - began)
 
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: messages.print(line(), markup=False, soft_wrap=True))
+
+        def print_last() -> None:
+            if progress.requests_a_neuron:
+                print_line(line())
+
+        stack.callback(print_last)
         if messages.is_terminal:
             live = Live(
                 get_renderable=lambda: Text(line()),
@@ -115,7 +88,7 @@ def _now_and_then(line: Callable[[], str], seconds: float) -> Iterator[None]:
 
     def tell() -> None:
         while not ended.wait(seconds):
-            messages.print(line(), markup=False, soft_wrap=True)
+            print_line(line())
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

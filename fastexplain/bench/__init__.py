@@ -1,0 +1,1 @@
+"""How fast a sweep is on this machine: `fastexplain bench`."""

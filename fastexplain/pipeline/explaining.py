@@ -1,0 +1,119 @@
+"""Explaining neurons with language models: connections, store, budget.
+
+1. The explainer and the simulator are connected and, on their first use in a run, probed.
+2. Both are put behind the store of responses, with one budget and one set of counters.
+3. `explain_neurons` does the work; failures are reported, and stored with their reasons.
+
+`estimate.py` does it without sending anything; for batches see `batches/`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fastexplain.errors import BudgetError, StoppedError
+from fastexplain.ledger.budget import INTERRUPTED
+from fastexplain.ledger.responses import Responses
+from fastexplain.ledger.stored import Meter
+from fastexplain.pipeline.models import Settings, connections, put_behind_store
+from fastexplain.pipeline.neurons import explain_neurons
+from fastexplain.records import NeuronId
+from fastexplain.run.directory import Run
+from fastexplain.run.splits import HELD_OUT
+
+OnFailure = Callable[[NeuronId, str], None]
+"""Called with a neuron and, in a line, what failed and why."""
+
+
+@dataclass
+class Progress:
+    """How far a call has got; it changes while the call is under way.
+
+    Attributes:
+        total: neurons in all.
+        stage: what is being done.
+        done: neurons that are done.
+        before: of those done, the ones that were done before this call.
+        requests_a_neuron: how many requests a neuron takes at the most; 0 while unknown.
+        meter: counts of requests.
+        retried: requests that had to be sent once more.
+        interrupted: set it to have nothing more sent; what is in flight is still awaited.
+    """
+
+    total: int
+    stage: str = ""
+    done: int = 0
+    before: int = 0
+    requests_a_neuron: int = 0
+    meter: Meter = field(default_factory=Meter)
+    retried: int = 0
+    interrupted: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        explained: neurons that have an explanation now.
+        stopped: the limit that was reached, if one was.
+        finished: whether nothing waits for the answers to a batch.
+    """
+
+    explained: int
+    stopped: BudgetError | None = None
+    finished: bool = True
+
+
+async def explain_by_model(
+    run: Run,
+    neurons: list[NeuronId],
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    on_failure: OnFailure = lambda neuron, failure: None,
+) -> Outcome:
+    """Explain, simulate and score; the results are in the run's database.
+
+    Args:
+        progress: is kept up to date.
+        on_failure: called for each failure.
+
+    Raises:
+        LLMError: a model can't be reached, or lacks what is needed.
+        UsageError: a limit on the cost was set, and a price is not known.
+    """
+    progress = progress or Progress(len(neurons))
+    explained = 0
+    stopped: BudgetError | None = None
+    with run.database() as database:
+        responses = Responses(database)
+        async with connections(settings) as (explaining, simulating):
+            progress.stage = "Finding out what the models can do"
+            explainer, simulator, _ = await put_behind_store(
+                explaining, simulating, settings, responses, progress.meter, progress.interrupted
+            )
+            progress.stage = f"Explaining by {settings.explainer.name}"
+            progress.requests_a_neuron = 1 + HELD_OUT * simulator.requests(run.excerpts.shape[1])
+            wanted = itertools.takewhile(lambda _: not progress.interrupted.is_set(), neurons)
+            records = map(run.neuron, wanted)
+            results = explain_neurons(
+                records, database, explainer=explainer, simulator=simulator, fresh=settings.fresh
+            )
+            inner = {id(c): c for c in (explaining, simulating)}.values()
+            try:
+                async for result in results:
+                    progress.done += 1
+                    progress.before += result.complete
+                    progress.retried = sum(connection.retried for connection in inner)
+                    explained += result.text is not None
+                    for failure in result.failures:
+                        on_failure(result.neuron, failure)
+            except BudgetError as error:
+                stopped = error
+    if progress.interrupted.is_set() and progress.done < progress.total:
+        stopped = StoppedError(INTERRUPTED)
+    return Outcome(explained, stopped)

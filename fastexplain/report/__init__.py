@@ -1,0 +1,1 @@
+"""What the command line and others show, as plain data."""

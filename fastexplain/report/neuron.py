@@ -1,0 +1,101 @@
+"""One neuron: statistics, explanations, exemplars and simulations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastexplain.explainers.lookup import simulate_by_lookup
+from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
+from fastexplain.run.directory import Run
+
+Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]
+"""An explanation, and by excerpt id what was predicted from it, float32 `[tokens]`."""
+
+
+def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
+    """A neuron as `--json` gives it: activations as numbers, NaN as null."""
+    rows, simulated = explanations_of(run, record)
+    statistics = {
+        name: value.tolist() if isinstance(value, np.ndarray) else _number(value)
+        for name, value in vars(record.statistics).items()
+    }
+    return {
+        "neuron": str(record.id),
+        "skip": record.skip,
+        "statistics": statistics,
+        "explanations": [explanation_data(row) for row in rows],
+        **{
+            kind: [_exemplar_data(exemplar) for exemplar in getattr(record, kind)[:count]]
+            for kind in ("top", "bottom", "random")
+        },
+        "simulations": [
+            {
+                "explanation": row.id,
+                "simulator": row.simulator,
+                "excerpt": excerpt,
+                "activations": [_number(float(value)) for value in values],
+            }
+            for row, excerpts in simulated
+            for excerpt, values in excerpts.items()
+        ],
+    }
+
+
+def explanation_data(row: StoredExplanation) -> dict[str, object]:
+    """One explanation as `--json` gives it."""
+    scores = row.scores
+    return {
+        "neuron": str(row.neuron),
+        "method": row.method,
+        "explainer": row.model,
+        "simulator": row.simulator,
+        "simulation": row.simulation,
+        "explanation": row.text,
+        "failure": row.failure,
+        "top_and_random": scores and scores.top_and_random,
+        "random_only": scores and scores.random_only,
+        "top_only": scores and scores.top_only,
+        "excerpts_top": scores and scores.excerpts_top,
+        "excerpts_random": scores and scores.excerpts_random,
+        "id": row.id,
+        "data": row.data,
+        "parameters": row.parameters,
+        "cost": row.cost,
+    }
+
+
+def explanations_of(
+    run: Run, record: NeuronRecord
+) -> tuple[list[StoredExplanation], list[Simulated]]:
+    """What is stored of a neuron, and the predictions of its test excerpts from each of these."""
+    simulated: list[Simulated] = []
+    with run.database(read_only=True) as database:
+        rows = database.explanations(record.id)
+        for row in rows:
+            if row.method == "lookup":
+                simulated.append((row, simulate_by_lookup(run, record)))
+                continue
+            values = {
+                found.excerpt: found.values
+                for found in database.simulations(row.id)
+                if (found.simulator, found.version) == (row.simulator, row.simulation)
+                and found.values is not None
+            }
+            if values:
+                simulated.append((row, values))
+    return rows, simulated
+
+
+def _exemplar_data(exemplar: Exemplar) -> dict[str, Any]:
+    return {
+        "excerpt": exemplar.excerpt,
+        "token_ids": exemplar.token_ids.tolist(),
+        "tokens": exemplar.tokens,
+        "activations": [_number(value) for value in exemplar.activations.tolist()],
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
