@@ -24,6 +24,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python -m pytest benches --benchmark-columns=median,min,rounds

@@ -2,8 +2,8 @@
 
 The ways of `fastexplain.bench.ways` take turns batch by batch, and what is reported is the median,
 over turns, of their ratios within one turn: `sweep_over_trunk` 1.03 is a sweep that is 3% faster
-than the bare trunk. The turns run over the whole corpus, since insertion gets rarer as exemplars get
-better.
+than the bare trunk. The turns run over the whole corpus, since insertion gets rarer as exemplars
+get better.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ import numpy as np
 from numba import cuda
 
 from fastexplain import kernels
-from fastexplain.kernels import cuda as cuda_kernels
-from fastexplain.kernels import cuda_neurons, reference
+from fastexplain.kernels import reference
+from fastexplain.kernels.cuda import capture as cuda_kernels
+from fastexplain.kernels.cuda import neurons as cuda_neurons
 from fastexplain.kernels.scalars import NO_ID, NONLINEARITIES
 from fastexplain.kernels.summary import (
     Batch,

@@ -28,8 +28,8 @@ from fastexplain.bench.machine import (
 )
 from fastexplain.bench.turns import BATCH, full_width
 from fastexplain.bench.ways import Way, make_ways
-from fastexplain.kernels import cuda as cuda_capture
-from fastexplain.kernels import cuda_neurons
+from fastexplain.kernels.cuda import capture as cuda_capture
+from fastexplain.kernels.cuda import neurons as cuda_neurons
 from fastexplain.kernels.summary import HeldOut, LookupTables
 from fastexplain.sweeping.loop import TABLE_BYTES
 

@@ -28,8 +28,8 @@ import numpy as np
 from numba import cuda
 from numba.cuda import dispatcher
 
-from fastexplain.kernels import cuda as kernels
-from fastexplain.kernels import cuda_capture
+from fastexplain.kernels.cuda import capture as kernels
+from fastexplain.kernels.cuda import capture_kernels as cuda_capture
 from fastexplain.kernels.summary import Batch, Preactivations, Summary
 
 CAPABILITY = (9, 0)

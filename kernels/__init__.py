@@ -1,10 +1,9 @@
 """The hot loops: five names, one contract each, three implementations.
 
-`reference.py` (NumPy, obvious) is the truth. `cpu.py` (Numba) and `cuda.py` (Numba CUDA, whose
-kernels are in `cuda_capture.py`) hold `capture`; `cpu_neurons.py` and `cuda_neurons.py` the other
-four, which work on all neurons at once. A call goes where its arrays live: device arrays (anything
-with `__cuda_array_interface__`) to the device, NumPy arrays to the CPU. What is returned lives
-there too, as NumPy's or Numba's arrays.
+`reference.py` (NumPy, obvious) is the truth. `cpu/` (Numba) and `cuda/` (Numba CUDA) hold the same:
+`capture.py` the first, `neurons.py` the other four, which work on all neurons at once. A call goes
+where its arrays live: device arrays (anything with `__cuda_array_interface__`) to the device, NumPy
+arrays to the CPU. What is returned lives there too, as NumPy's or Numba's arrays.
 
 Letters in shapes: B excerpts in a batch, T tokens in an excerpt (64), L = T plus the positions
 before them that are not counted (a BOS token), F neurons of one layer, K top exemplars, R random
@@ -15,8 +14,8 @@ type.
 On a device nothing waits for it: all is queued on `stream`, the handle of a CUDA stream (0 is the
 default one; the CPU ignores it).
 
-Apart from these, `cpu_trunk.py` holds what `subject/one_pass.py` puts into a model's trunk on the
-CPU, and `ahead.py` compiles what a sweep needs there before it is called.
+Apart from these, `cpu/trunk.py` holds what `subject/one_pass.py` puts into a model's trunk on the
+CPU, and `cpu/ahead.py` compiles what a sweep needs there before it is called.
 """
 
 from __future__ import annotations
@@ -66,11 +65,11 @@ def capture(
         TypeError: on a device, the dtype is another.
     """
     if hasattr(acts, "__cuda_array_interface__"):
-        from fastexplain.kernels import cuda
+        from fastexplain.kernels.cuda import capture as cuda
 
         cuda.capture(acts, batch, summary, pre, stream=stream)
     else:
-        from fastexplain.kernels import cpu
+        from fastexplain.kernels.cpu import capture as cpu
 
         cpu.capture(acts, batch, summary, pre)
 
@@ -90,10 +89,10 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
         if differ:
             raise ValueError(f"summaries of different {field.name} can't be merged")
     if _on_device(a.top_keys):
-        from fastexplain.kernels import cuda_neurons
+        from fastexplain.kernels.cuda import neurons as cuda_neurons
 
         return cuda_neurons.merge(a, b, stream=stream)
-    from fastexplain.kernels import cpu_neurons
+    from fastexplain.kernels.cpu import neurons as cpu_neurons
 
     return cpu_neurons.merge(a, b)
 
@@ -113,10 +112,10 @@ def discretize(activations: Any, scale: Any, *, stream: int = 0) -> Any:
             f"{tuple(activations.shape)}"
         )
     if _on_device(activations):
-        from fastexplain.kernels import cuda_neurons
+        from fastexplain.kernels.cuda import neurons as cuda_neurons
 
         return cuda_neurons.discretize(activations, scale, stream=stream)
-    from fastexplain.kernels import cpu_neurons
+    from fastexplain.kernels.cpu import neurons as cpu_neurons
 
     return cpu_neurons.discretize(activations, scale)
 
@@ -144,10 +143,10 @@ def correlate(true: Any, simulated: Any, *, stream: int = 0) -> Agreement:
             f"{tuple(simulated.shape)}"
         )
     if _on_device(true):
-        from fastexplain.kernels import cuda_neurons
+        from fastexplain.kernels.cuda import neurons as cuda_neurons
 
         return cuda_neurons.correlate(true, simulated, stream=stream)
-    from fastexplain.kernels import cpu_neurons
+    from fastexplain.kernels.cpu import neurons as cpu_neurons
 
     return cpu_neurons.correlate(true, simulated)
 
@@ -188,10 +187,10 @@ def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
             f"{tuple(excerpts.activations.shape)} do not fit together"
         )
     if _on_device(excerpts.activations):
-        from fastexplain.kernels import cuda_neurons
+        from fastexplain.kernels.cuda import neurons as cuda_neurons
 
         return cuda_neurons.lookup(tables, excerpts, stream=stream)
-    from fastexplain.kernels import cpu_neurons
+    from fastexplain.kernels.cpu import neurons as cpu_neurons
 
     return cpu_neurons.lookup(tables, excerpts)
 

@@ -4,7 +4,7 @@
 #   [SERVER=vllm|llamacpp] tests/server.sh [pytest arguments]
 #
 # SERVER=vllm is the default. SERVER=llamacpp is llama-cpp-python, whose log-probabilities of
-# prompts take a minute for what takes vLLM seconds: only tests/test_real_server.py is run on it.
+# prompts take a minute for what takes vLLM seconds: only tests/llm/test_real_server.py is run on it.
 # PYTHON (default: python) is an interpreter with fastexplain and its dev extras installed. Each
 # server gets an environment of its own in .cache, made on the first run and kept: vLLM's in two
 # minutes, llama-cpp-python's, which is compiled, in about eight.
@@ -57,7 +57,7 @@ serve_llamacpp() {
 
 case $kind in
 vllm) version=$vllm_version tests=() ;;
-llamacpp) version=$llamacpp_version tests=(tests/test_real_server.py) ;;
+llamacpp) version=$llamacpp_version tests=(tests/llm/test_real_server.py) ;;
 *)
     echo "SERVER is '$kind', but has to be vllm or llamacpp" >&2
     exit 2

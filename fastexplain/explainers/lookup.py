@@ -20,7 +20,7 @@ import numpy as np
 
 from fastexplain import kernels
 from fastexplain.errors import RunError
-from fastexplain.kernels.strongest import strongest
+from fastexplain.kernels.cpu.strongest import strongest
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
 from fastexplain.records import ExplanationRow, NeuronId, NeuronRecord, Scores
 from fastexplain.run.directory import Run

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastexplain.kernels import cpu_trunk
+from fastexplain.kernels.cpu import trunk as cpu_trunk
 
 # Two ways to the same function differ by 1e-6; a weight that is off by one, as Gemma's, by 1.
 _TOLERANCE = 1e-5

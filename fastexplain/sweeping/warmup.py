@@ -19,7 +19,7 @@ import torch
 from fastexplain.subject.model import Subject
 from fastexplain.sweeping.summaries import kernel_device, kernel_dtype
 
-_MODULE = "fastexplain.kernels.ahead"
+_MODULE = "fastexplain.kernels.cpu.ahead"
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def compiled_beside(subject: Subject, *, tables: bool) -> Iterator[None]:
 
 
 def needs(subject: Subject, *, tables: bool) -> dict[str, Any]:
-    """What a sweep of the subject runs on the CPU, as `kernels.ahead.compile_kernels` takes it."""
+    """What a sweep of the subject runs on the CPU, for `kernels.cpu.ahead.compile_kernels`."""
     here = subject.device.type == "cpu"
     norms = any(type(module).__name__.endswith("RMSNorm") for module in subject.model.modules())
     return {

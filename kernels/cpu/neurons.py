@@ -1,0 +1,378 @@
+"""All neurons at once on the CPU: Numba, parallel over neurons."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numba import get_num_threads, njit, prange, set_num_threads
+
+from fastexplain.kernels import scalars
+from fastexplain.kernels.cpu.capture import block_width_of, float_of, host_bits
+from fastexplain.kernels.scalars import NO_ID
+from fastexplain.kernels.summary import Agreement, HeldOut, LookupTables, Summary, smallest_hashes
+
+_precedes = njit(scalars.precedes)
+_hash = njit(scalars.excerpt_hash)
+_discretize_one = njit(scalars.discretize_one)
+_remaining = njit(scalars.remaining)
+_token_estimate = njit(scalars.token_estimate)
+_pair_estimate = njit(scalars.pair_estimate)
+_pooled_moments = njit(scalars.pooled_moments)
+_pearson = njit(error_model="numpy")(scalars.pearson)
+_line = njit(error_model="numpy")(scalars.line)
+
+# Sums may be added up in another order than the tokens', so that vector registers hold parts of
+# them; nothing else is let go, NaN least of all.
+_sums = njit(fastmath={"reassoc", "nsz"}, error_model="numpy")
+
+# Values that are worth a thread. To wake one takes 10 us where a core is idle and up to 15 ms where
+# all are busy, as they are while a model runs beside; one thread discretises [1, 64] in 3 us.
+_WORTH_A_THREAD = 1 << 16
+
+
+@contextlib.contextmanager
+def _threads_for(values: int) -> Iterator[None]:
+    """No more threads than so many values are worth."""
+    most = get_num_threads()
+    set_num_threads(max(1, min(most, values // _WORTH_A_THREAD)))
+    try:
+        yield
+    finally:
+        set_num_threads(most)
+
+
+def merge(a: Summary, b: Summary) -> Summary:
+    """See `fastexplain.kernels.merge`."""
+    top = _best(a.top_keys, a.top_ids, a.top_acts, b.top_keys, b.top_ids, b.top_acts)
+    bottom = _best(
+        a.bottom_keys, a.bottom_ids, a.bottom_acts, b.bottom_keys, b.bottom_ids, b.bottom_acts
+    )
+    both = np.concatenate([a.random_ids, b.random_ids])
+    random_ids = smallest_hashes(both, len(a.random_ids), a.seed)
+    random_acts = np.zeros_like(a.random_acts)
+    for slot, excerpt in enumerate(random_ids):
+        if excerpt != NO_ID:
+            source, place = divmod(int(np.argmax(both == excerpt)), len(a.random_ids))
+            random_acts[slot] = (a, b)[source].random_acts[place]
+    return Summary(
+        *top,
+        *bottom,
+        random_ids=random_ids,
+        random_acts=random_acts,
+        sums=a.sums + b.sums,
+        positive=a.positive + b.positive,
+        minimum=np.minimum(a.minimum, b.minimum),
+        maximum=np.maximum(a.maximum, b.maximum),
+        histogram=a.histogram + b.histogram,
+        histogram_ids=_smaller_hash(a.histogram_ids, b.histogram_ids, np.uint64(a.seed)),
+        token_sums=a.token_sums + b.token_sums,
+        pair_sums=a.pair_sums + b.pair_sums,
+        fault=np.minimum(a.fault, b.fault),
+        seed=a.seed,
+    )
+
+
+def _best(keys_a, ids_a, acts_a, keys_b, ids_b, acts_b):
+    """The first K of two sets of K exemplars a neuron, in order."""
+    keys, ids, acts = np.empty_like(keys_a), np.empty_like(ids_a), np.empty_like(acts_a)
+    # Compiled code moves activations as bits, whatever they stand for.
+    bits = np.dtype(f"u{acts.dtype.itemsize}")
+    _merge_exemplars(
+        np.concatenate([keys_a, keys_b], axis=1),
+        np.concatenate([ids_a, ids_b], axis=1),
+        acts_a.view(bits),
+        acts_b.view(bits),
+        keys,
+        ids,
+        acts.view(bits),
+    )
+    return keys, ids, acts
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _merge_exemplars(all_keys, all_ids, acts_a, acts_b, keys, ids, acts):
+    neurons, slots = keys.shape
+    for neuron in prange(neurons):
+        own_keys, own_ids = all_keys[neuron], all_ids[neuron]
+        taken = np.zeros(2 * slots, np.bool_)
+        for slot in range(slots):
+            best = -1
+            for place in range(2 * slots):
+                if not taken[place] and (
+                    best < 0
+                    or _precedes(own_keys[place], own_ids[place], own_keys[best], own_ids[best])
+                ):
+                    best = place
+            taken[best] = True
+            keys[neuron, slot], ids[neuron, slot] = own_keys[best], own_ids[best]
+            if best < slots:
+                acts[neuron, slot] = acts_a[neuron, best]
+            else:
+                acts[neuron, slot] = acts_b[neuron, best - slots]
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _smaller_hash(ids_a, ids_b, seed):
+    """Of two ids in each place the one with the smaller hash; any id before an empty place."""
+    result = ids_a.copy()
+    for neuron in prange(len(result)):
+        for place in range(result.shape[1]):
+            a, b = ids_a[neuron, place], ids_b[neuron, place]
+            if a == NO_ID or (b != NO_ID and _hash(np.uint64(b), seed) < _hash(np.uint64(a), seed)):
+                result[neuron, place] = b
+    return result
+
+
+def discretize(activations: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """See `fastexplain.kernels.discretize`."""
+    bits, half = host_bits(np.ascontiguousarray(activations))
+    result = np.empty(activations.shape, np.uint8)
+    rows = (len(activations), math.prod(activations.shape[1:]))
+    with _threads_for(bits.size):
+        _discretize(bits.reshape(rows), half, scale.astype(np.float64), result.reshape(rows))
+    return result
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _discretize(activations, half, scale, result):
+    for neuron in prange(len(activations)):
+        for place in range(activations.shape[1]):
+            x = np.float64(float_of(activations[neuron, place], half))
+            result[neuron, place] = _discretize_one(x, scale[neuron])
+
+
+def correlate(true: np.ndarray, simulated: np.ndarray) -> Agreement:
+    """See `fastexplain.kernels.correlate`."""
+    (xs, half_x), (ys, half_y) = (
+        # Contiguous rows, for compiled code takes several tokens of them at a time.
+        host_bits(np.ascontiguousarray(x[:, None] if x.ndim == 2 else x))
+        for x in (true, simulated)
+    )
+    neurons = len(xs)
+    result = Agreement(
+        np.empty(neurons, np.int64), np.empty(neurons), np.empty(xs.shape[:2]),
+        *(np.empty(neurons) for _ in range(4)),
+    )  # fmt: skip
+    with _threads_for(xs.size):
+        _correlate(
+            xs,
+            half_x,
+            ys,
+            half_y,
+            result.tokens,
+            result.correlation,
+            result.by_excerpt,
+            result.r_squared,
+            result.deviation_explained,
+            result.intercept,
+            result.slope,
+        )
+    return result
+
+
+@_sums
+def _first_pass(xs, half_x, ys, half_y, first_x, first_y):
+    """Of the tokens at which both are known: how many, the sums of x and y, whether either differs
+    from what it is first, and the sums of (x - y)**2 and |x - y|."""
+    count, sum_x, sum_y, squares, distances = 0.0, 0.0, 0.0, 0.0, 0.0
+    differ_x, differ_y = 0, 0
+    for place in range(len(xs)):
+        x = np.float64(float_of(xs[place], half_x))
+        y = np.float64(float_of(ys[place], half_y))
+        known = x == x and y == y
+        distance = x - y if known else 0.0
+        count += 1.0 if known else 0.0
+        sum_x += x if known else 0.0
+        sum_y += y if known else 0.0
+        differ_x |= known and x != first_x
+        differ_y |= known and y != first_y
+        squares += distance * distance
+        distances += abs(distance)
+    return count, sum_x, sum_y, differ_x != 0, differ_y != 0, squares, distances
+
+
+@_sums
+def _second_pass(xs, half_x, ys, half_y, mean_x, mean_y):
+    """Sums of (x - mean)**2, (x - mean)(y - mean) and (y - mean)**2 where both are known."""
+    xx, xy, yy = 0.0, 0.0, 0.0
+    for place in range(len(xs)):
+        x = np.float64(float_of(xs[place], half_x)) - mean_x
+        y = np.float64(float_of(ys[place], half_y)) - mean_y
+        known = x == x and y == y
+        x, y = x if known else 0.0, y if known else 0.0
+        xx += x * x
+        xy += x * y
+        yy += y * y
+    return xx, xy, yy
+
+
+@_sums
+def _deviation(xs, half_x, ys, half_y, mean_x):
+    """Sum of |x - mean| where both are known."""
+    total = 0.0
+    for place in range(len(xs)):
+        x = np.float64(float_of(xs[place], half_x)) - mean_x
+        y = float_of(ys[place], half_y)
+        x = x if x == x and y == y else 0.0
+        total += abs(x)
+    return total
+
+
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def _correlate(
+    true,
+    half_x,
+    simulated,
+    half_y,
+    tokens,
+    correlation,
+    by_excerpt,
+    r_squared,
+    deviation_explained,
+    intercept,
+    slope,
+):
+    neurons, excerpts, length = true.shape
+    for neuron in prange(neurons):
+        total = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        varies_x, varies_y = False, False
+        first_x, first_y = 0.0, 0.0  # of all excerpts
+        squares, distances, deviation = 0.0, 0.0, 0.0
+        for excerpt in range(excerpts):
+            xs, ys = true[neuron, excerpt, :], simulated[neuron, excerpt, :]
+            by_excerpt[neuron, excerpt] = np.nan
+            x, y = np.nan, np.nan
+            for place in range(length):
+                x = np.float64(float_of(xs[place], half_x))
+                y = np.float64(float_of(ys[place], half_y))
+                if x == x and y == y:
+                    break
+            count, sum_x, sum_y, differ_x, differ_y, own_squares, own_distances = _first_pass(
+                xs, half_x, ys, half_y, x, y
+            )
+            if count == 0:
+                continue
+            mean_x, mean_y = sum_x / count, sum_y / count
+            own = (count, mean_x, mean_y, *_second_pass(xs, half_x, ys, half_y, mean_x, mean_y))
+            # Not by the variance: that of a constant can come out above 0 by rounding.
+            if differ_x and differ_y:
+                by_excerpt[neuron, excerpt] = _pearson(own)
+            if total[0] == 0:
+                first_x, first_y = x, y
+            varies_x |= differ_x or x != first_x
+            varies_y |= differ_y or y != first_y
+            total = _pooled_moments(total, own)
+            squares += own_squares
+            distances += own_distances
+        for excerpt in range(excerpts):
+            deviation += _deviation(
+                true[neuron, excerpt, :], half_x, simulated[neuron, excerpt, :], half_y, total[1]
+            )
+        tokens[neuron] = np.int64(total[0])
+        correlation[neuron] = _pearson(total) if varies_x and varies_y else np.nan
+        r_squared[neuron] = 1.0 - squares / total[3] if varies_x else np.nan
+        deviation_explained[neuron] = 1.0 - distances / deviation if varies_x else np.nan
+        intercept[neuron], slope[neuron] = _line(total, varies_x) if varies_y else (np.nan, np.nan)
+
+
+def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
+    """See `fastexplain.kernels.lookup`."""
+    result = np.full(excerpts.activations.shape, np.nan, np.float32)
+    _lookup(
+        block_width_of(len(result)),
+        tables.token_sums,
+        tables.pair_sums,
+        tables.token_counts,
+        tables.pair_counts,
+        tables.positive_sums,
+        tables.count,
+        excerpts.ids,
+        excerpts.activations,
+        excerpts.token_rows,
+        excerpts.pair_rows,
+        excerpts.skip,
+        result,
+    )
+    return result
+
+
+@njit
+def _own_part(rows, ids, activations, skip, sums, counts):
+    """Add a neuron's own activations up by table row."""
+    for place in range(len(ids)):
+        if ids[place] < 0:
+            continue
+        for t in range(skip, rows.shape[1]):
+            row = rows[ids[place], t]
+            if row >= 0:
+                sums[row] += max(np.float64(activations[place, t]), 0.0)
+                counts[row] += 1
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _lookup(
+    block_width,
+    token_sums,
+    pair_sums,
+    token_counts,
+    pair_counts,
+    positive_sums,
+    total_count,
+    ids,
+    activations,
+    token_rows,
+    pair_rows,
+    skip,
+    result,
+):
+    neurons, places, tokens = activations.shape
+    blocks = (neurons + block_width - 1) // block_width
+    for block in prange(blocks):
+        # Indexed by table row, so that a neuron's own part is one addition a token; only the
+        # entries that it touched are cleared for the next neuron.
+        own_tokens, own_token_counts = np.zeros(len(token_counts)), np.zeros(len(token_counts))
+        own_pairs, own_pair_counts = np.zeros(len(pair_counts)), np.zeros(len(pair_counts))
+        for neuron in range(block * block_width, min((block + 1) * block_width, neurons)):
+            own_ids, own_acts = ids[neuron], activations[neuron]
+            _own_part(token_rows, own_ids, own_acts, skip, own_tokens, own_token_counts)
+            _own_part(pair_rows, own_ids, own_acts, skip, own_pairs, own_pair_counts)
+            own_sum, own_count = 0.0, 0
+            for place in range(places):
+                if own_ids[place] >= 0:
+                    own_count += tokens - skip
+                    for t in range(skip, tokens):
+                        own_sum += max(np.float64(own_acts[place, t]), 0.0)
+            rest = total_count - own_count
+            mean = _remaining(positive_sums[neuron], own_sum, rest) / max(rest, 1)
+            for place in range(places):
+                excerpt = own_ids[place]
+                if excerpt < 0:
+                    continue
+                for t in range(skip, tokens):
+                    token, pair = token_rows[excerpt, t], pair_rows[excerpt, t]
+                    estimate = mean
+                    if token >= 0:
+                        left = token_counts[token] - own_token_counts[token]
+                        total = np.float64(token_sums[token, neuron])
+                        estimate = _token_estimate(
+                            _remaining(total, own_tokens[token], left), left, mean
+                        )
+                    if pair >= 0:
+                        left = pair_counts[pair] - own_pair_counts[pair]
+                        total = np.float64(pair_sums[pair, neuron])
+                        estimate = _pair_estimate(
+                            _remaining(total, own_pairs[pair], left), left, estimate
+                        )
+                    result[neuron, place, t] = estimate
+            for place in range(places):
+                if own_ids[place] >= 0:
+                    for t in range(skip, tokens):
+                        token = token_rows[own_ids[place], t]
+                        pair = pair_rows[own_ids[place], t]
+                        if token >= 0:
+                            own_tokens[token], own_token_counts[token] = 0.0, 0.0
+                        if pair >= 0:
+                            own_pairs[pair], own_pair_counts[pair] = 0.0, 0.0

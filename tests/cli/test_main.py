@@ -1,0 +1,382 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+from rich.console import Console
+
+import fastexplain
+from fastexplain.cli import demo
+from fastexplain.cli.neuron import print_neuron
+from fastexplain.errors import RunError, UsageError
+from fastexplain.explainers.lookup import store_lookup
+from fastexplain.records import ExplanationRow, Scores
+from fastexplain.run.selection import parse_layers, select_neurons
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """Text of the planted subject's words."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(" ".join(np.random.default_rng(0).choice(planted.WORDS, 20_000)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(planted_subject, text, tmp_path_factory) -> Path:
+    """A run of the planted subject, explained by lookup; made through the command line."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    command = [sys.executable, ROOT / "cli.py"]
+    sweep = ["sweep", planted_subject.name, "--corpus", text, "--out", out, "--json"]
+    shown = subprocess.run(
+        [*command, *map(str, sweep)], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    result = json.loads(shown.stdout.splitlines()[-1])
+    assert {"tokens", "seconds", "tokens_per_second", "neurons"} <= set(result)
+    assert result["neurons"] == planted.NEURONS
+    subprocess.run([*command, "explain", str(out)], check=True, capture_output=True, cwd=ROOT)
+    return out
+
+
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    script = (
+        "import sys; sys.argv = ['fastexplain', '--help']\n"
+        "from fastexplain.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as stopped: assert not stopped.code\n"
+        "print(sorted({'torch', 'transformers', 'numba', 'openai', 'numpy'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert shown.stdout.splitlines()[-1] == "[]"
+    for command in ("sweep", "explain", "show", "top", "doctor", "bench", "demo"):
+        assert f"  {command} " in shown.stdout
+
+
+def test_lookup_explains_everything_and_shows_what_was_named(cli, swept) -> None:
+    code, out, _ = cli("explain", swept, f"0:{planted.CAT}", "--json")
+    [row] = json.loads(out.splitlines()[-1])["explanations"]
+    assert code == 0 and row["neuron"] == f"0:{planted.CAT}"
+    assert row["explanation"].startswith("'cat'") and row["top_and_random"] > 0.95
+    assert (row["excerpts_top"], row["excerpts_random"]) == (5, 5)
+    assert row["data"][0]["token"] == "cat"
+    code, out, _ = cli("explain", swept, "0:*", "--json")
+    assert len(json.loads(out.splitlines()[-1])["explanations"]) == planted.NEURONS
+
+
+def test_top_shows_the_best(cli, swept) -> None:
+    code, out, _ = cli("top", swept, "--limit", 3, "--json")
+    rows = json.loads(out.splitlines()[-1])["explanations"]
+    assert code == 0 and len(rows) == 3
+    assert rows[0]["top_and_random"] >= rows[1]["top_and_random"] >= rows[2]["top_and_random"]
+    code, out, _ = cli("top", swept, "--by", "random_only")
+    assert code == 0 and "'cat'" in out
+
+
+def test_show_puts_the_true_beside_the_simulated(cli, swept) -> None:
+    code, out, _ = cli("show", swept, f"0:{planted.CAT}")
+    assert code == 0
+    assert "cat[10]" in out
+    true = [line for line in out.splitlines() if line.lstrip().startswith("true ")]
+    simulated = [line for line in out.splitlines() if line.lstrip().startswith("lookup ")]
+    assert len(true) == len(simulated) == 5
+    assert out.count("top excerpt of the test split") == 3
+    assert out.count("random excerpt of the test split") == 2
+    assert all("cat[" in line for line in [*true, *simulated])
+
+
+def test_show_as_json_has_the_whole_neuron(cli, swept) -> None:
+    code, out, _ = cli("show", swept, f"0:{planted.DIGIT}", "--json", "--count", 2)
+    data = json.loads(out.splitlines()[-1])
+    assert code == 0 and data["neuron"] == f"0:{planted.DIGIT}"
+    assert len(data["top"]) == len(data["random"]) == 2
+    assert len(data["top"][0]["activations"]) == 64
+    assert data["statistics"]["fraction_positive"] > 0
+    assert len(data["simulations"]) == 10
+    assert data["simulations"][0]["activations"][0] is None  # not counted
+
+
+def test_show_keeps_explanations_apart(cli, swept, tmp_path) -> None:
+    """Two explanations that one simulator simulated: each with its own predictions."""
+    run = shutil.copytree(swept, tmp_path / "run")
+    record = fastexplain.open_run(run).neuron("0:3")
+    with fastexplain.open_run(run).database() as database:
+        for value, version in ((1, "a"), (2, "b")):
+            row = ExplanationRow(record.id, "llm", "m", version, f"says {version}")
+            [explanation] = database.add_explanations([row])
+            values = np.full(64, value, np.float32)
+            values[0] = np.inf
+            database.add_simulation(explanation, "s", "1", record.top[3].excerpt, "test", values)
+            database.add_scores(explanation, "s", "1", Scores(None, 0.5, None, 0, 1))
+    code, out, _ = cli("show", run, "0:3", "--json")
+    data = json.loads(out.splitlines()[-1])
+    said = {row["id"]: row["explanation"] for row in data["explanations"]}
+    shown = {
+        said[one["explanation"]]: one["activations"][:2]
+        for one in data["simulations"] if one["simulator"] == "s"
+    }  # fmt: skip
+    assert code == 0 and shown == {"says a": [None, 1.0], "says b": [None, 2.0]}
+    code, out, _ = cli("show", run, "0:3")
+    assert "m, simulated by s" in out and "1 + 0" in out
+
+
+def test_what_counts_for_nothing_is_not_coloured(planted_subject, tmp_path) -> None:
+    """An attention sink at the first token would drown all else."""
+    corpus = fastexplain.Corpus.from_excerpts(
+        np.random.default_rng(0).integers(0, planted.TOKENS, (50, 64)).astype(np.int32)
+    )
+    run = fastexplain.sweep(planted_subject, corpus, tmp_path / "run")
+    store_lookup(run)
+    record = run.neuron(f"0:{planted.CAT}")
+    for exemplar in [*record.top, *record.random]:
+        exemplar.activations[0] = 500
+    shown = io.StringIO()
+    print_neuron(Console(file=shown, width=400), run, record, 5)
+    for line in shown.getvalue().splitlines():
+        if line.lstrip().startswith(("true ", "lookup ")):
+            # The words stand without spaces: the first bracket must follow "cat".
+            assert line.split("[")[0].endswith("cat"), line
+
+
+def test_show_before_any_explanation_says_what_to_do(cli, planted_run) -> None:
+    code, out, _ = cli("show", planted_run.path, "0:6")
+    assert code == 0 and "fastexplain explain" in out
+
+
+def test_looking_at_a_run_writes_nothing(cli, planted_run, tmp_path) -> None:
+    run = shutil.copytree(
+        planted_run.path, tmp_path / "run", ignore=shutil.ignore_patterns("run.sqlite*")
+    )
+    assert cli("top", run)[0] == 0 and cli("show", run, "0:1")[0] == 0
+    assert not (run / "run.sqlite").exists()
+
+
+def test_a_run_that_cannot_be_written_can_be_looked_at(cli, swept, monkeypatch) -> None:
+    access = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    code, out, _ = cli("top", swept, "--limit", 1)
+    assert code == 0 and "lookup" in out
+
+
+def test_explain_fails_when_nothing_was_explained(cli, planted_run, make_model, make_tokenizer,
+                                                   tmp_path) -> None:  # fmt: skip
+    """A real model without a chat template can't explain; that is said, and the exit code tells."""
+    model = tmp_path / "model"
+    make_model().save_pretrained(model)
+    make_tokenizer().save_pretrained(model)
+    run = shutil.copytree(planted_run.path, tmp_path / "run")
+    code, _, err = cli("explain", run, f"0:{planted.CAT}", "--explainer", model, "--local")
+    assert code == 1 and "chat template" in err
+
+
+@pytest.mark.scale
+def test_the_demo_goes_from_a_sweep_to_a_table(stdlib_run, monkeypatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(demo, "out", Console(file=shown, width=120))
+    result = demo.run_demo(stdlib_run.path, excerpts=200, neurons=1, show=True)
+    assert result["lookup_mean_top_and_random"] > 0.3 and len(result["layers"]) == 30
+    by = [row["explainer"] for row in result["explanations"]]
+    assert by == ["lookup", "smollm2"]
+    table = shown.getvalue()
+    assert "weak explainer" in table and "--base-url" in table and "46,080" in table
+    assert "5 + 5" in table
+
+
+def test_the_demo_does_not_take_another_run_for_its_own(planted_run, stdlib_run) -> None:
+    for run, excerpts in ((planted_run, 400), (stdlib_run, 300)):
+        with pytest.raises(RunError, match="not this demo's"):
+            demo.run_demo(run.path, excerpts=excerpts, neurons=0, show=False)
+
+
+def test_doctor_says_which_path_is_taken(cli, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-secret")
+    code, out, _ = cli("doctor", "--json")
+    facts = json.loads(out.splitlines()[-1])
+    assert code == 0 and facts["torch"] and "kernels on the" in facts["path"]
+    assert facts["openai_api_key"] == "set" and "a-secret" not in out
+    code, out, _ = cli("doctor")
+    assert code == 0 and "transformers" in out and "a-secret" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["sweep", "SUBJECT"], 2, "--corpus"),
+        (["sweep", "SUBJECT", "--corpus", "x", "--out", "y", "--layers", "5-1"], 2, "0-5,8"),
+        (["sweep", "SUBJECT", "--corpus", "x", "--out", "y", "--dtype", "int3"], 2, "float32"),
+        (["sweep", "SUBJECT", "--corpus", "/no/such", "--out", "RUN/../new"], 1, "/no/such"),
+        (["sweep", "/no/such/model", "--corpus", "stdlib", "--out", "y"], 1, "/no/such/model"),
+        (["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "RUN"], 1, "holds a run already"),
+        (["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "z", "--top-k", "0"], 2, "top_k"),
+        (["explain", "/no/such/run"], 1, "not a finished run"),
+        (["explain", "RUN", "cat"], 2, "layer:index"),
+        (["explain", "RUN", "9:*"], 2, "was not swept"),
+        (["explain", "RUN", "--local"], 2, "--local is for language models"),
+        (["explain", "RUN", "--explainer", "m"], 2, "name the neurons"),
+        (["explain", "RUN", "0:1", "--explainer", "m", "--local", "--base-url", "u"], 2, "exclude"),
+        (["show", "RUN", "0:9999"], 2, "there is no neuron"),
+        (["top", "RUN", "--method", "magic"], 2, "lookup or llm"),
+        (["top", "RUN", "--by", "luck"], 2, "top_and_random"),
+        (["top", "RUN", "--limit", "0"], 2, "limit"),
+        (["top", "RUN", "--layer", "3"], 2, "was not swept"),
+        (["show", "RUN", "0:1", "--count", "-1"], 2, "count"),
+        (["demo", "--neurons", "-1"], 2, "neurons"),
+        (
+            ["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "z", "--layers", "0-9"],
+            2,
+            "layer 1 is",
+        ),
+        (["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "z", "--seed", "-1"], 2, "the seed is"),
+        (["fly"], 2, "fly"),
+    ],
+)
+def test_errors_are_one_line(cli, swept, planted_subject, text, tmp_path, monkeypatch,
+                             arguments, code, message) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    names = {"SUBJECT": planted_subject.name, "RUN": str(swept), "TEXT": str(text)}
+    filled = [argument.replace("RUN", names["RUN"]) for argument in arguments]
+    got, _, err = cli(*(names.get(argument, argument) for argument in filled))
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert got == code, err
+    assert lines[-1].startswith("fastexplain: ") and message in lines[-1]
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(swept) -> None:
+    command = [sys.executable, str(ROOT / "cli.py"), "show", str(swept), "0:9999", "--debug"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 1 and "Traceback" in shown.stderr
+
+
+def test_an_unexpected_error_is_one_line_too(cli, swept, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug\nwith two lines")
+
+    monkeypatch.setattr("fastexplain.run.directory.open_run", broken)
+    code, _, err = cli("top", swept)
+    assert code == 1 and err.count("\n") == 1
+    assert "ZeroDivisionError: a bug" in err and "--debug" in err
+
+
+def test_bare_and_version(cli) -> None:
+    assert "Commands:" in cli()[1]
+    assert cli("--version") == (0, f"fastexplain {fastexplain.__version__}\n", "")
+
+
+def test_compile_is_a_setting_of_the_sweep(cli, planted_subject, text, tmp_path) -> None:
+    arguments = [planted_subject.name, "--corpus", text, "--out", tmp_path / "run"]
+    assert cli("sweep", *arguments, "--excerpts", "8", "--compile")[0] == 0
+    assert fastexplain.open_run(tmp_path / "run").manifest["settings"]["compile"] is True
+
+
+def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:
+    done: list[int] = []
+    monkeypatch.setattr("fastexplain.cli.jobs.store_lookup", lambda run, advance: done.append(1))
+    assert cli("explain", swept)[0] == 0 and done == []
+    assert cli("explain", swept, "--fresh")[0] == 0 and done == [1]
+
+
+def test_ctrl_c_in_a_sweep_loses_nothing(planted_subject, text, tmp_path) -> None:
+    """A real signal to a real process, at the moment when its first batch is done."""
+    script = (
+        "import os, signal, sys\n"
+        "from fastexplain.cli import main\n"
+        "from fastexplain.sweeping import summaries\n"
+        "update = summaries.Exemplars.update\n"
+        "def once(*arguments):\n"
+        "    summaries.Exemplars.update = update\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    update(*arguments)\n"
+        "if '--interrupt' in sys.argv:\n"
+        "    sys.argv.remove('--interrupt')\n"
+        "    summaries.Exemplars.update = once\n"
+        "main.main()\n"
+    )
+    command = [
+        sys.executable, "-c", script, "sweep", planted_subject.name, "--corpus", str(text),
+        "--out", str(tmp_path / "run"), "--batch-size", "100", "--json",
+    ]  # fmt: skip
+    first = subprocess.run([*command, "--interrupt"], capture_output=True, text=True)
+    assert first.returncode == 130 and "Stopped after 100 of" in first.stderr
+    assert "Traceback" not in first.stderr
+    assert (tmp_path / "run" / "checkpoints" / "100").is_dir()
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert json.loads(second.stdout.splitlines()[-1])["excerpts"] == 312
+
+
+def test_ctrl_c_is_one_line_with_its_own_code(cli, swept, monkeypatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastexplain.run.directory.open_run", interrupted)
+    assert cli("top", swept) == (130, "", "fastexplain: interrupted\n")
+
+
+def test_a_reader_that_stops_early_is_no_error(swept) -> None:
+    command = f"{sys.executable} {ROOT / 'cli.py'} explain {swept} '0:*' | head -n 1"
+    shown = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True
+    )
+    assert shown.returncode == 0 and "Traceback" not in shown.stderr
+
+
+def test_several_sources_may_follow_corpus(cli, planted_subject, text, tmp_path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(" ".join(["cat sees river"] * 100))
+    for out, sources in (
+        ("a", ["--corpus", text, other]),
+        ("b", ["--corpus", text, "--corpus", other]),
+    ):
+        code, _, err = cli("sweep", planted_subject.name, *sources, "--out", tmp_path / out)
+        assert code == 0, err
+    manifests = [fastexplain.open_run(tmp_path / out).manifest for out in ("a", "b")]
+    assert manifests[0]["corpus"] == manifests[1]["corpus"]
+    assert manifests[0]["corpus"]["sources"] == [str(text), str(other)]
+
+
+def test_sweep_options_reach_the_run(cli, planted_subject, text, tmp_path) -> None:
+    code, _, err = cli(
+        "sweep", planted_subject.name, "--corpus", text, "--out", tmp_path / "run",
+        "--excerpts", 20, "--top-k", 3, "--random", 2, "--bottom", "--layers", "0",
+        "--batch-size", 7, "--dtype", "bfloat16", "--skip-positions", 4, "--seed", 9, "--no-tables",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    run = fastexplain.open_run(tmp_path / "run")
+    record = run.neuron("0:0")
+    assert (len(record.top), len(record.bottom), len(record.random)) == (3, 3, 2)
+    assert record.skip == 4 and len(run.excerpts) == 20 and len(run.tables.tokens) == 0
+    assert run.manifest["subject"]["dtype"] == "bfloat16"
+    assert run.manifest["corpus"]["seed"] == 9 and run.manifest["settings"]["batch_size"] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"), [("3", [3]), ("0-2", [0, 1, 2]), ("8, 0-1", [0, 1, 8]), ("1,1-1", [1])]
+)
+def test_layers_are_numbers_and_ranges(text, layers) -> None:
+    assert parse_layers(text) == layers
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-", "5-1", "1,,2", "-1"])
+def test_other_layers_are_refused(text) -> None:
+    with pytest.raises(UsageError, match="0-5,8"):
+        parse_layers(text)
+
+
+def test_neurons_are_selected_once_each(planted_run) -> None:
+    chosen = select_neurons(planted_run, ["0:5", "0:*", "0:5"])
+    assert len(chosen) == planted.NEURONS and chosen[0].index == 5

@@ -1,0 +1,275 @@
+"""The CUDA kernels without a GPU: in Numba's simulator, and compiled for three generations."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+# Compute capabilities: A100, H100 and H200, B200.
+TARGETS = [(8, 0), (9, 0), (10, 0)]
+
+
+@pytest.mark.parametrize("module", ["cudasim_kernels.py", "cudasim_neurons.py"])
+def test_kernels_equal_the_reference_in_the_simulator(module: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    finished = subprocess.run(
+        [*command, str(HERE / module)],
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_only_device_arrays_go_to_the_device(monkeypatch) -> None:
+    from fastexplain import kernels
+    from fastexplain.kernels.cpu import capture as cpu
+    from fastexplain.kernels.cuda import capture as cuda
+
+    seen = []
+    monkeypatch.setattr(cuda, "capture", lambda *_, **stream: seen.append("cuda"))
+    monkeypatch.setattr(cpu, "capture", lambda *_: seen.append("cpu"))
+    kernels.capture(SimpleNamespace(__cuda_array_interface__={}), None, None)
+    kernels.capture(np.zeros((1, 1, 1), np.float32), None, None)
+    assert seen == ["cuda", "cpu"]
+
+
+@pytest.mark.parametrize("device", [True, False])
+def test_neurons_are_worked_on_where_their_arrays_live(device: bool, monkeypatch) -> None:
+    from fastexplain import kernels
+    from fastexplain.kernels.cpu import neurons as cpu_neurons
+    from fastexplain.kernels.cuda import neurons as cuda_neurons
+
+    seen = []
+    for module in (cpu_neurons, cuda_neurons):
+        for name in ("merge", "discretize", "correlate", "lookup"):
+            monkeypatch.setattr(
+                module,
+                name,
+                lambda *_, n=name, m=module, **stream: seen.append((m, n, stream)),
+            )
+    acts, summary, tables, held_out = neuron_arrays("float32")
+    if device:
+        for record, name in (
+            (summary, "top_keys"),
+            (held_out, "activations"),
+        ):
+            setattr(record, name, as_if_on_device(getattr(record, name)))
+        acts = as_if_on_device(acts)
+    kernels.merge(summary, summary, stream=1)
+    kernels.discretize(acts, np.zeros(4, np.float32), stream=2)
+    kernels.correlate(acts, acts, stream=3)
+    kernels.lookup(tables, held_out, stream=4)
+    names = ("merge", "discretize", "correlate", "lookup")
+    assert seen == [
+        (cuda_neurons if device else cpu_neurons, name, {"stream": stream} if device else {})
+        for stream, name in enumerate(names, start=1)
+    ]
+
+
+def as_if_on_device(array: np.ndarray) -> SimpleNamespace:
+    return SimpleNamespace(__cuda_array_interface__={}, shape=array.shape, dtype=array.dtype)
+
+
+def neuron_arrays(dtype: str) -> tuple:
+    """Activations, a summary, tables and what to hold out, of 4 neurons with 10 excerpts of 64."""
+    from fastexplain.kernels.summary import HeldOut, LookupTables, Summary
+
+    acts, rows = np.zeros((4, 10, 64), dtype), np.zeros((6, 64), np.int32)
+    summary = Summary.empty(
+        4, 64, acts.dtype, top=20, bottom=20, random_ids=np.arange(3, dtype=np.int32),
+        table_rows=(2, 3), seed=1,
+    )  # fmt: skip
+    counts = np.zeros(2, np.int64), np.zeros(3, np.int64)
+    tables = LookupTables(summary.token_sums, summary.pair_sums, *counts, np.zeros(4), 5)
+    ids, known = np.zeros((4, 10), np.int32), np.zeros((4, 10, 64), np.float32)
+    return acts, summary, tables, HeldOut(ids, known, rows, rows, 1)
+
+
+def neuron_launches(dtype: str, monkeypatch) -> list[tuple]:
+    """Kernels and arguments of all that works on neurons, with NumPy arrays for the device's."""
+    from fastexplain.kernels.cuda import neurons as kernels
+
+    found = []
+
+    class Recorded:
+        def __init__(self, stream: int) -> None:
+            self.empty = np.empty
+
+        def run(self, kernel, blocks, threads, *arguments) -> None:
+            found.append((kernel, arguments))
+
+    monkeypatch.setattr(kernels, "_Queue", Recorded)
+    monkeypatch.setattr(kernels, "view", lambda array: array)
+    acts, summary, tables, held_out = neuron_arrays(dtype)
+    kernels.merge(summary, summary)
+    kernels.discretize(acts, np.zeros(4, np.float32))
+    kernels.correlate(acts, held_out.activations)
+    kernels.lookup(tables, held_out)
+    return found
+
+
+def launches(
+    dtype: str, neurons: int, target: tuple[int, int], fused: tuple[str, bool] | None
+) -> list[tuple]:
+    """The launches of a capture of 64 tokens after a BOS, with NumPy arrays for the device's.
+
+    `fused` is the nonlinearity and whether there is a factor.
+    """
+    from fastexplain.kernels.cuda import capture as kernels
+    from fastexplain.kernels.summary import Batch, Preactivations, Summary
+
+    rows = np.zeros((3, 64), np.int32)
+    ids = np.arange(3, dtype=np.int32)
+    summary = Summary.empty(
+        neurons, 64, np.dtype(dtype), top=20, bottom=20, random_ids=ids, table_rows=(2, 2), seed=1
+    )
+    batch = Batch.make(ids, rows, rows, skip=1, random_ids=ids, table_rows=(2, 2))
+    acts = np.zeros((3, 65, neurons), dtype)
+    pre = None
+    if fused is not None:
+        pre = Preactivations(fused[0], acts, np.zeros_like(acts) if fused[1] else None)
+
+    def scratch(*shape):
+        return kernels._Scratch.make(np.empty, *shape)
+
+    lanes = kernels._lanes(acts, summary.random_acts, pre)
+    return list(kernels._launches(acts, batch, summary, pre, lanes, target, scratch))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"top": 2049}, "2048 exemplars a neuron"), ({"skip": 64}, "none is")]
+)
+def test_what_a_device_can_not_keep_or_count_is_refused(changes: dict, message: str) -> None:
+    from fastexplain.kernels.cuda import capture as kernels
+    from fastexplain.kernels.summary import Batch, Summary
+
+    ids, rows = np.arange(1, dtype=np.int32), np.full((1, 64), -1, np.int32)
+    settings = {"top": 1, "skip": 0} | changes
+    summary = Summary.empty(
+        1, 64, np.dtype("f4"), top=settings["top"], bottom=0, random_ids=ids, table_rows=(0, 0),
+        seed=0,
+    )  # fmt: skip
+    batch = Batch.make(ids, rows, rows, skip=settings["skip"], random_ids=ids, table_rows=(0, 0))
+    acts = np.zeros((1, 64, 1), np.float32)
+    with pytest.raises(ValueError, match=message):
+        next(kernels._launches(acts, batch, summary, None, 1, (9, 0), np.empty))
+
+
+def ptx_of(
+    dtype: str, neurons: int, target: tuple[int, int], fused: tuple[str, bool] | None, monkeypatch
+) -> dict[str, str]:
+    """The assembly of a capture's kernels, by name, for the types that they are launched with."""
+    found = launches(dtype, neurons, target, fused)
+    return dict(assembled([(each[0], each[3]) for each in found], target, monkeypatch))
+
+
+def assembled(
+    launched: list[tuple], target: tuple[int, int], monkeypatch
+) -> Iterator[tuple[str, str]]:
+    """Names and assembly of kernels, for the types of their arguments."""
+    import numba
+    from numba import cuda
+    from numba.cuda import dispatcher
+
+    # Device functions are compiled for the device at hand, kernels for the target that is named.
+    monkeypatch.setattr(
+        dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=target)
+    )
+    for kernel, arguments in launched:
+        types = tuple(numba.typeof(argument) for argument in arguments)
+        yield kernel.py_func.__name__, cuda.compile_ptx(kernel.py_func, types, cc=target)[0]
+
+
+@pytest.fixture(scope="module")
+def compiler() -> None:
+    """What Numba compiles with; the extras `cu12` and `cu13` of numba-cuda bring it."""
+    pytest.importorskip("numba_cuda", reason="needs numba-cuda")
+    from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+
+    for library in ("nvvm", "nvrtc"):
+        try:
+            load_nvidia_dynamic_lib(library)
+        except DynamicLibNotFoundError:
+            pytest.skip(f"needs the library {library}: numba-cuda[cu13] or a CUDA toolkit")
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("dtype", "neurons", "bits", "target"),
+    [
+        *(("uint16", 8, 64, target) for target in TARGETS),
+        ("float32", 8, 64, (9, 0)),
+        ("float16", 8, 64, (9, 0)),
+        ("uint16", 3, 16, (9, 0)),
+    ],
+)
+def test_kernels_compile_to_ptx(
+    dtype: str, neurons: int, bits: int, target: tuple[int, int], monkeypatch
+) -> None:
+    assembly = ptx_of(dtype, neurons, target, None, monkeypatch)
+    assert set(assembly) == {"fold", "add_up", "insert", "copy", "add_to_tables"}
+    for name, ptx in assembly.items():
+        assert f".target sm_{target[0]}{target[1]}" in ptx, name
+        # Everything inlined, all arrays of a thread in registers, subnormals kept.
+        assert not re.search(r"\bcall\b|\.local\b|\.ftz\b", ptx), name
+        assert not re.search(r"\b(atom|red)\.\S*\.f(16|32|64)\b", ptx), name
+    for name in ("fold", "copy", "add_to_tables"):
+        assert re.search(rf"ld\.global\.[ub]{bits}\b", assembly[name]), name
+    # float64 for the sums only, which are `fold`'s and `_add_up`'s.
+    for name in ("insert", "copy", "add_to_tables"):
+        assert ".f64" not in assembly[name], name
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("dtype", "fused", "target"),
+    [
+        *(("uint16", ("gelu_tanh", False), target) for target in TARGETS),
+        ("uint16", ("silu", True), (9, 0)),
+        ("float16", ("gelu", False), (9, 0)),
+        ("float32", ("silu", True), (9, 0)),
+    ],
+)
+def test_fused_kernels_compile_to_ptx(
+    dtype: str, fused: tuple[str, bool], target: tuple[int, int], monkeypatch
+) -> None:
+    ptx = ptx_of(dtype, 8, target, fused, monkeypatch)["fold"]
+    assert not re.search(r"\bcall\b|\.local\b", ptx)
+    assert re.search(r"ld\.global\.[ub]64\b", ptx) and re.search(r"st\.global\.[ub]64\b", ptx)
+    # In 16 bits the approximations, and what rounds two numbers at once; in float32 neither.
+    pack = "cvt.rn.bf16x2.f32" if dtype == "uint16" else "cvt.rn.f16x2.f32"
+    assert (pack in ptx) == (dtype != "float32")
+    assert ("rcp.approx.ftz.f32" in ptx) == (dtype != "float32")
+    # By twos, what a device has for bfloat16 alone.
+    assert ("max.bf16x2" in ptx) == (dtype == "uint16" and target >= (9, 0))
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    [*(("uint16", target) for target in TARGETS), ("float32", (9, 0)), ("float16", (9, 0))],
+)
+def test_kernels_for_all_neurons_compile_to_ptx(
+    dtype: str, target: tuple[int, int], monkeypatch
+) -> None:
+    found = list(assembled(neuron_launches(dtype, monkeypatch), target, monkeypatch))
+    assert {name for name, _ in found} == {
+        "best", "_random", "_sum", "_lesser", "_greater", "_smaller_hash",
+        "discretize", "correlate", "lookup",
+    }  # fmt: skip
+    for name, ptx in found:
+        assert f".target sm_{target[0]}{target[1]}" in ptx, name
+        # Everything inlined, all of a thread in registers, subnormals kept, sums in a fixed order.
+        assert not re.search(r"\bcall\b|\.local\b|\.ftz\b|\b(atom|red)\.", ptx), name

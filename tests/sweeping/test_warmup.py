@@ -1,0 +1,121 @@
+"""Kernels compiled ahead of a sweep."""
+
+from __future__ import annotations
+
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+
+import fastexplain
+from fastexplain import Corpus, Subject
+from fastexplain.kernels.cpu import ahead
+from fastexplain.kernels.cpu import capture as cpu
+from fastexplain.kernels.cpu import trunk as cpu_trunk
+from fastexplain.sweeping import warmup
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of a sweep as a new process has them."""
+    for module, name in (
+        (cpu, "_add_to_tables"), (cpu_trunk, "rms_norm"), (cpu_trunk, "rotate")
+    ):  # fmt: skip
+        again = njit(parallel=True, nogil=True)(getattr(module, name).py_func)
+        monkeypatch.setattr(module, name, again)
+    cpu._fold_by.cache_clear()
+
+
+def compiled() -> dict[str, list]:
+    """The signatures that the kernels of a sweep are compiled for."""
+    functions = {
+        "tables": cpu._add_to_tables, "rms_norm": cpu_trunk.rms_norm, "rotate": cpu_trunk.rotate
+    }  # fmt: skip
+    every = {name: list(function.signatures) for name, function in functions.items()}
+    assert cpu._fold_by.cache_info().currsize == 1
+    return every | {"silu": list(cpu._fold_by("silu").signatures)}
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_nothing_is_left_for_the_sweep_to_compile(tiny_subject: Subject, tmp_path) -> None:
+    ahead.compile_kernels(**warmup.needs(tiny_subject, tables=True))
+    before = compiled()
+    assert all(len(signatures) == 1 for signatures in before.values())
+    tokens = np.random.default_rng(0).integers(1, 257, (8, 64))
+    fastexplain.sweep(tiny_subject, Corpus.from_excerpts(tokens), tmp_path / "run")
+    assert compiled() == before
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_only_what_is_needed_is_compiled() -> None:
+    ahead.compile_kernels(dtype="uint16", nonlinearities=["silu"], tables=False, trunk=False)
+    found = compiled()
+    assert len(found.pop("silu")) == 1 and not any(found.values())
+
+
+def test_needs_follow_the_subject(make_model, make_tokenizer) -> None:
+    model = make_model(hidden_act="gelu").to(torch.bfloat16)
+    subject = Subject.from_model(model, make_tokenizer(), name="tiny")
+    assert warmup.needs(subject, tables=False) == {
+        "dtype": "uint16", "nonlinearities": ["gelu"], "tables": False, "trunk": False
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_variants_keep_their_places_in_numbas_cache() -> None:
+    def compile_two() -> list[int]:
+        cpu._fold_by.cache_clear()
+        ahead.compile_kernels(
+            dtype="float32", nonlinearities=["relu", None], tables=False, trunk=False
+        )
+        return [cpu._fold_by(name).stats.cache_hits.total() for name in ("relu", None)]
+
+    compile_two()
+    assert compile_two() == [1, 1]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
+    """The processes that are started."""
+    processes = []
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *a, **k: processes.append(real(*a, **k)) or processes[-1]
+    )
+    return processes
+
+
+def test_it_is_done_when_its_block_ends(tiny_subject: Subject, started: list) -> None:
+    with warmup.compiled_beside(tiny_subject, tables=True):
+        pass
+    assert [process.returncode for process in started] == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("_MODULE", "fastexplain.missing"), ("sys.executable", "/-")]
+)
+def test_its_failure_is_harmless(
+    name: str, value: str, tiny_subject: Subject, started: list, monkeypatch, capfd
+) -> None:
+    monkeypatch.setattr(f"fastexplain.sweeping.warmup.{name}", value)
+    with warmup.compiled_beside(tiny_subject, tables=True):
+        pass
+    assert capfd.readouterr() == ("", "")
+    assert all(process.returncode != 0 for process in started)
+
+
+def test_an_error_meanwhile_ends_it(tiny_subject: Subject, started: list) -> None:
+    with pytest.raises(KeyError), warmup.compiled_beside(tiny_subject, tables=True):
+        raise KeyError
+    assert [process.returncode is None for process in started] == [False]
+
+
+def test_it_is_not_started_where_the_kernels_are_on_a_gpu(
+    tiny_subject: Subject, started: list, monkeypatch
+) -> None:
+    monkeypatch.setattr(warmup, "kernel_device", lambda _: torch.device("cuda"))
+    with warmup.compiled_beside(tiny_subject, tables=True):
+        pass
+    assert not started
