@@ -6,6 +6,7 @@ Sizes in docstrings: `tokens` is the excerpt length, 64.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,23 +15,65 @@ import numpy as np
 from fastexplain.errors import UsageError
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class NeuronId:
-    """A neuron's name, `layer:index`; both count from 0."""
+    """A unit's name, `SITE:INDEX`; an MLP neuron's is `layer:index`.
+
+    Attributes:
+        layer, index: both count from 0.
+        place: where in the layer, such as `e17` for expert 17 or `attn` for the heads' outputs;
+            empty for the MLP's neurons.
+    """
 
     layer: int
     index: int
+    place: str = ""
+
+    @property
+    def site(self) -> str:
+        """The layer's number, and the place if there is one: `5`, `5.e17`."""
+        return f"{self.layer}.{self.place}" if self.place else str(self.layer)
 
     def __str__(self) -> str:
-        return f"{self.layer}:{self.index}"
+        return f"{self.site}:{self.index}"
+
+    def __lt__(self, other: NeuronId) -> bool:
+        return (self.layer, self.place, self.index) < (other.layer, other.place, other.index)
+
+    @classmethod
+    def of(cls, site: str, index: int) -> NeuronId:
+        """The unit of a site such as `5` or `5.e17`."""
+        layer, _, place = site.partition(".")
+        return cls(int(layer), index, place)
 
     @classmethod
     def parse(cls, text: str) -> NeuronId:
-        """Read `5:131`. Raises UsageError for anything else."""
-        match = re.fullmatch(r"(\d+):(\d+)", text.strip())
+        """Read `5:131` or `5.e17:131`. Raises UsageError for anything else."""
+        match = re.fullmatch(r"(\d+(?:\.\w+)?):(\d+)", text.strip(), re.ASCII)
         if match is None:
             raise UsageError(f"'{text}' does not name a neuron; write layer:index, as in 5:131")
-        return cls(int(match[1]), int(match[2]))
+        return cls.of(match[1], int(match[2]))
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a run holds units of.
+
+    Attributes:
+        name: such as `5`, or `5.e17`; see `NeuronId.site`.
+        kind: what they are: "mlp" for the neurons of a layer's MLP.
+        units: how many.
+        counted_tokens: tokens that their statistics are over; an expert sees only some.
+    """
+
+    name: str
+    kind: str
+    units: int
+    counted_tokens: int
+
+    @property
+    def layer(self) -> int:
+        return int(self.name.partition(".")[0])
 
 
 @dataclass(frozen=True)
@@ -133,6 +176,111 @@ class Scores:
     excerpts_random: int
     excerpts_top: int
 
+    @classmethod
+    def of(cls, measured: Sequence[Measured]) -> Scores:
+        """The correlations among what a scorer gave."""
+        found = {m.split: m for m in measured if m.measure == CORRELATION}
+        random_only, both, top_only = (
+            found[split] for split in ("random_only", "top_and_random", "top_only")
+        )
+        return cls(
+            random_only.value, both.value, top_only.value, random_only.excerpts, top_only.excerpts
+        )
+
+    def measured(self) -> list[Measured]:
+        """The same, as a scorer gives it."""
+        values = {
+            "random_only": (self.random_only, self.excerpts_random),
+            "top_and_random": (self.top_and_random, self.excerpts_random + self.excerpts_top),
+            "top_only": (self.top_only, self.excerpts_top),
+        }
+        return [
+            Measured(split, CORRELATION, value, excerpts, reason=_why_undefined(value, excerpts))
+            for split, (value, excerpts) in values.items()
+        ]
+
+
+CORRELATION = "correlation"
+"""The scorer of Bills et al. 2023, and its measure: Pearson's correlation."""
+
+
+class Measured(NamedTuple):
+    """One number that a scorer gives an explanation.
+
+    Attributes:
+        split: the excerpts that it is over, such as "top_and_random".
+        measure: what it is, such as "correlation".
+        value: None where it is undefined.
+        excerpts: how many excerpts it rests on.
+        low, high: the ends of its confidence interval; None if there is none.
+        reason: why the value is undefined.
+    """
+
+    split: str
+    measure: str
+    value: float | None
+    excerpts: int
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A stored `Measured`.
+
+    Attributes:
+        scorer: such as "correlation".
+        judge: the model that the scorer asked: the simulator, for a correlation.
+        version: how the judge was asked.
+        measured: the number.
+    """
+
+    scorer: str
+    judge: str
+    version: str
+    measured: Measured
+
+
+def _why_undefined(value: float | None, excerpts: int) -> str | None:
+    if value is not None:
+        return None
+    return "one side has no variance" if excerpts else "no excerpt was simulated"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an explainer says of a neuron.
+
+    Attributes:
+        text: a short phrase.
+        data: what there is to say beyond the text; JSON.
+        parameters: what it was asked with; JSON.
+        parent: id of the stored explanation that it was made from.
+    """
+
+    text: str
+    data: Any = field(default_factory=dict)
+    parameters: Any = field(default_factory=dict)
+    parent: int | None = None
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A held-out excerpt with its simulation.
+
+    Attributes:
+        excerpt: its id.
+        top: whether it is a top exemplar, not a random one.
+        true: float `[counted]`, the activations at its counted tokens.
+        simulated: float `[counted]`, NaN where one is missing; None where the simulation failed.
+    """
+
+    excerpt: int
+    top: bool
+    true: np.ndarray
+    simulated: np.ndarray | None
+
 
 @dataclass(frozen=True)
 class ExplanationRow:
@@ -140,8 +288,8 @@ class ExplanationRow:
 
     Attributes:
         neuron: which one.
-        method: "lookup" or "llm".
-        model: the explainer.
+        method: how it was made: "lookup", "model", "human", "imported", "revised" or another.
+        model: the explainer; a language model's name, a person's, or the method again.
         version: of its prompt, or of the lookup.
         text: the explanation; None if it failed.
         data: what the method has to say beyond the text; JSON.
@@ -149,6 +297,7 @@ class ExplanationRow:
         failure: why there is no text.
         scores: where the explainer predicts activations by itself, as the lookup does; they are
             stored with the explainer as simulator.
+        parent: id of the explanation that this one was made from.
     """
 
     neuron: NeuronId
@@ -160,6 +309,7 @@ class ExplanationRow:
     parameters: Any = field(default_factory=dict)
     failure: str | None = None
     scores: Scores | None = None
+    parent: int | None = None
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ def _print_explained(run: Run, neurons: list[NeuronId], explainer: str, as_json:
     """Print the explanations of neurons by one explainer; of very many the best."""
     from fastexplain.cli.tables import explanations_table
 
-    method = "lookup" if explainer == "lookup" else "llm"
+    method = "lookup" if explainer == "lookup" else "model"
     best = not neurons or (len(neurons) > _SHOWN and not as_json)
     with run.database() as database:
         if best:

@@ -201,7 +201,7 @@ def top(
     limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
     layer: Annotated[int | None, typer.Option(help="Of this layer alone.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="lookup or llm, the language models; both if left out.")
+        str | None, typer.Option(help="Such as lookup, or model: the language models.")
     ] = None,
     by: Annotated[str, typer.Option(help="top_and_random, random_only or top_only.")] = (
         "top_and_random"
@@ -212,12 +212,14 @@ def top(
     from fastexplain.cli.tables import explanations_table
     from fastexplain.run.directory import open_run
 
-    if method not in (None, "lookup", "llm"):
-        raise UsageError(f"there is no method '{method}'; choose lookup or llm")
     opened = open_run(run)
     if layer is not None:
         opened.width(layer)  # says which there are
     with opened.database(read_only=True) as database:
+        methods = database.methods()
+        if method is not None and method not in methods:
+            there = f"there are {', '.join(methods)}" if methods else "nothing is explained yet"
+            raise UsageError(f"nothing is explained by '{method}'; {there}")
         rows = database.best(limit, method, by, layer)
     if as_json:
         print_explanations(rows)

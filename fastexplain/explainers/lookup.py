@@ -202,11 +202,11 @@ def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupT
             "with --explainer"
         )
     return LookupTables(
-        np.ascontiguousarray(run.array(layer, "tables.tokens")[:, neurons]),
-        np.ascontiguousarray(run.array(layer, "tables.pairs")[:, neurons]),
+        run.array(layer, "tables.tokens", neurons),
+        run.array(layer, "tables.pairs", neurons),
         known.token_counts,
         known.pair_counts,
-        run.array(layer, "sums")[4, neurons],
+        run.array(layer, "sums", neurons)[4],
         run.counted_tokens,
     )
 
@@ -215,11 +215,11 @@ def _test_split(
     run: Run, layer: int, neurons: slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray]:
     """Test excerpts, top then random: ids `[neurons, E]`, activations `[neurons, E, tokens]`."""
-    top_ids, random_ids = run.array(layer, "top.ids")[neurons], run.array(layer, "random.ids")
+    top_ids, random_ids = run.array(layer, "top.ids", neurons), run.array(layer, "random.ids")
     test_ids, random_slots = held_out_excerpts(top_ids, random_ids)
     random_slots = random_slots[:, : len(random_ids)]  # a sweep may have kept none
-    top_acts = widen(run.array(layer, "top.activations")[neurons])
-    random_acts = widen(run.array(layer, "random.activations")[:, :, neurons]).transpose(2, 0, 1)
+    top_acts = widen(run.array(layer, "top.activations", neurons))
+    random_acts = widen(run.array(layer, "random.activations", neurons)).transpose(2, 0, 1)
 
     # held_out_excerpts keeps the order of ranks, so that a test excerpt is found at its id's slot.
     slots = (test_ids[:, :, None] == top_ids[:, None, :]).argmax(axis=2)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from fastexplain.llm import Connection
-from fastexplain.llm.requests import Answer, Chat, Usage, key
+from fastexplain.llm.requests import Answer, Chat, key
 from fastexplain.prompts import explainer as explainer_prompt
-from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.records import Explanation, NeuronRecord
 from fastexplain.run.splits import EXPLANATION_RANKS
 
 # A phrase of some 20 words; what goes on for longer is cut off.
@@ -16,46 +14,43 @@ TEMPERATURE = 0.0
 SEED = 0
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What an explainer says of a neuron.
+class ModelExplainer:
+    """Explains by one language model.
+
+    Args:
+        connection: to the model.
 
     Attributes:
-        neuron: which one.
-        text: a short phrase.
-        model: the explainer.
-        version: of its prompt.
-        exemplars: ids of the excerpts that it was shown.
-        request: the name of the response in the store, a hash of the request.
-        usage: tokens of prompt and answer.
+        method, model, version: as explanations by it are stored.
     """
 
-    neuron: NeuronId
-    text: str
-    model: str
-    version: str
-    exemplars: tuple[int, ...]
-    request: str
-    usage: Usage
+    method = "model"
+    version = explainer_prompt.VERSION
 
+    def __init__(self, connection: Connection) -> None:
+        self.model = connection.model
+        self._connection = connection
 
-async def explain(record: NeuronRecord, connection: Connection) -> Explanation:
-    """Have a neuron explained from the top exemplars of its explanation split.
+    async def explain(self, record: NeuronRecord) -> Explanation:
+        """Have a neuron explained from the top exemplars of its explanation split.
 
-    Raises:
-        LLMError: the explainer failed or gave no phrase, or the neuron is never above 0.
-    """
-    shown = [record.top[rank] for rank in EXPLANATION_RANKS if rank < len(record.top)]
-    chat = explainer_prompt.messages(shown, record.skip)
-    request = Chat(tuple(chat), MAX_TOKENS, TEMPERATURE, SEED)
-    answer = await connection.ask(request)
-    assert isinstance(answer, Answer)
-    return Explanation(
-        record.id,
-        explainer_prompt.parse(answer.text),
-        connection.model,
-        explainer_prompt.VERSION,
-        tuple(exemplar.excerpt for exemplar in shown),
-        key(connection.model, request),
-        answer.usage,
-    )
+        Raises:
+            LLMError: the explainer failed or gave no phrase, or the neuron is never above 0.
+        """
+        shown = [record.top[rank] for rank in EXPLANATION_RANKS if rank < len(record.top)]
+        chat = explainer_prompt.messages(shown, record.skip)
+        request = Chat(tuple(chat), MAX_TOKENS, TEMPERATURE, SEED)
+        answer = await self._connection.ask(request)
+        assert isinstance(answer, Answer)
+        return Explanation(
+            explainer_prompt.parse(answer.text),
+            parameters={
+                "max_tokens": MAX_TOKENS,
+                "temperature": TEMPERATURE,
+                "seed": SEED,
+                "exemplars": [exemplar.excerpt for exemplar in shown],
+                "request": key(self.model, request),
+                "prompt_tokens": answer.usage.prompt_tokens,
+                "completion_tokens": answer.usage.completion_tokens,
+            },
+        )

@@ -76,16 +76,19 @@ class Responses:
         database: the run's; it stays open as long as this is used.
         command: under what the ledger books, by default the time of this call.
 
+    Attributes:
+        database: the same; its `write` has a method run without waiting for the disk.
+
     All methods raise RunError where the database can't be used.
     """
 
     def __init__(self, database: Database, command: str | None = None) -> None:
-        self._database = database
+        self.database = database
         self.command = command or now("microseconds")
 
     def find(self, key: str, request: Request) -> Response | None:
         """The stored response to a request, by its `requests.key`."""
-        rows = self._database.query(
+        rows = self.database.query(
             """SELECT content, prompt_tokens, completion_tokens, cached_tokens FROM responses
             WHERE request = ?""",
             (key,),
@@ -105,7 +108,7 @@ class Responses:
         """
         usage = response.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-        with self._database.transaction() as sqlite:
+        with self.database.transaction() as sqlite:
             sqlite.execute(
                 "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (key, model, response.encode(), *counts, cost, now()),
@@ -120,7 +123,7 @@ class Responses:
             usage: what an answer took that was of no use.
             cost: of that, in US dollars, None if unknown.
         """
-        with self._database.transaction() as sqlite:
+        with self.database.transaction() as sqlite:
             self._book(sqlite, model, purpose, usage, cost, failed=1)
 
     def _book(
@@ -146,14 +149,14 @@ class Responses:
 
     def ledger(self) -> list[LedgerRow]:
         """All that was booked, oldest command first."""
-        rows = self._database.query(
+        rows = self.database.query(
             f"SELECT {', '.join(LedgerRow._fields)} FROM ledger ORDER BY command, purpose, model"
         )
         return [LedgerRow(*row) for row in rows]
 
     def capabilities(self, model: str, address: str) -> Capabilities | None:
         """What a former probe of this connection found."""
-        rows = self._database.query(
+        rows = self.database.query(
             "SELECT capabilities FROM connections WHERE model = ? AND address = ?",
             (model, address),
         )
@@ -165,7 +168,7 @@ class Responses:
 
     def record_capabilities(self, model: str, address: str, found: Capabilities) -> None:
         """Record what a probe found, in place of a former record."""
-        with self._database.transaction() as sqlite:
+        with self.database.transaction() as sqlite:
             sqlite.execute(
                 "INSERT OR REPLACE INTO connections VALUES (?, ?, ?, ?)",
                 (model, address, json.dumps(asdict(found)), now()),
@@ -173,7 +176,7 @@ class Responses:
 
     def add_pending(self, requests: Iterable[PendingRequest]) -> None:
         """Note requests that a batch is to ask; those noted already stay as they are."""
-        with self._database.transaction() as sqlite:
+        with self.database.transaction() as sqlite:
             sqlite.executemany(
                 """INSERT OR IGNORE INTO pending (request, model, purpose, content)
                 VALUES (?, ?, ?, ?)""",
@@ -187,7 +190,7 @@ class Responses:
 
         The failure itself is booked by the command that tells it.
         """
-        with self._database.transaction() as sqlite:
+        with self.database.transaction() as sqlite:
             sqlite.execute(
                 "UPDATE pending SET failure = ?, batch = NULL WHERE request = ?",
                 (reason, request.key),
@@ -196,18 +199,18 @@ class Responses:
 
     def pending_failure(self, key: str) -> str | None:
         """Why a batch did not answer a request; None if none failed to."""
-        rows = self._database.query("SELECT failure FROM pending WHERE request = ?", (key,))
+        rows = self.database.query("SELECT failure FROM pending WHERE request = ?", (key,))
         return rows[0][0] if rows else None
 
     def forget_failures(self) -> None:
         """Have what batches failed to answer asked again."""
-        with self._database.transaction() as sqlite:
+        with self.database.transaction() as sqlite:
             sqlite.execute("DELETE FROM pending WHERE failure IS NOT NULL")
 
     def add_batch(self, model: str, address: str, keys: Sequence[str]) -> Batch:
         """Make a batch of noted requests, which is to be submitted."""
         name = f"fastexplain-{uuid.uuid4().hex}.jsonl"
-        with self._database.transaction() as sqlite:
+        with self.database.transaction() as sqlite:
             [number] = sqlite.execute(
                 """INSERT INTO batches (name, model, address, status, created)
                 VALUES (?, ?, ?, 'new', ?) RETURNING id""",
@@ -220,7 +223,7 @@ class Responses:
 
     def record_batch(self, batch: Batch) -> None:
         """Record how far a batch has got."""
-        with self._database.transaction() as sqlite:
+        with self.database.transaction() as sqlite:
             sqlite.execute(
                 "UPDATE batches SET file = ?, batch = ?, status = ? WHERE id = ?",
                 (batch.file, batch.batch, batch.status, batch.id),
@@ -228,14 +231,14 @@ class Responses:
 
     def end_batch(self, batch: Batch) -> None:
         """Note that a batch is done with; what it left unanswered belongs to none again."""
-        with self._database.transaction() as sqlite:
+        with self.database.transaction() as sqlite:
             sqlite.execute("UPDATE pending SET batch = NULL WHERE batch = ?", (batch.id,))
             sqlite.execute("DELETE FROM batches WHERE id = ?", (batch.id,))
 
     def batches(self) -> list[Batch]:
         """The batches that are not done with, oldest first."""
         columns = ", ".join(Batch._fields)
-        rows = self._database.query(f"SELECT {columns} FROM batches ORDER BY id")
+        rows = self.database.query(f"SELECT {columns} FROM batches ORDER BY id")
         return [Batch(*row) for row in rows]
 
     def requests_of(self, batch: Batch) -> list[PendingRequest]:
@@ -252,10 +255,10 @@ class Responses:
 
     def waiting_models(self) -> list[str]:
         """The models that batches are to ask."""
-        return [name for (name,) in self._database.query("SELECT DISTINCT model FROM pending")]
+        return [name for (name,) in self.database.query("SELECT DISTINCT model FROM pending")]
 
     def _pending(self, rest: str, values: tuple[str | int, ...]) -> list[PendingRequest]:
-        rows = self._database.query(
+        rows = self.database.query(
             f"SELECT request, model, purpose, content FROM pending {rest}", values
         )
         return [PendingRequest(k, model, purpose, from_json(c)) for k, model, purpose, c in rows]

@@ -172,11 +172,15 @@ class StoredConnection(Connection):
                 spent = self.cost(usage)
             self.meter.failed += 1
             self.meter.add(usage, spent)
-            self._responses.add_failure(self.model, self._purpose, usage, spent)
+            await self._responses.database.write(
+                self._responses.add_failure, self.model, self._purpose, usage, spent
+            )
             raise
         finally:
             self._settle(reserved, spent)
-        self._responses.add(name, self.model, self._purpose, response, spent)
+        await self._responses.database.write(
+            self._responses.add, name, self.model, self._purpose, response, spent
+        )
         if self._fresh:
             self._asked.add(name)
         self.meter.answered += 1

@@ -1,18 +1,21 @@
 """What explaining would ask and cost, found by doing it all but sending anything.
 
-The work runs over a scratch database in memory; a request whose response is stored gets that, any
+The work runs over a scratch database; a request whose response is stored gets that, any
 other is counted and gets a stand-in. The stand-in for an explanation is as long as explanations
 are, so that the simulations' prompts have their length.
 """
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.budget import Budget, Estimate
 from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost, price_of
 from fastexplain.ledger.responses import Responses
@@ -126,7 +129,11 @@ async def rehearse(
         chosen = [neurons[place] for place in np.sort(places)]
     total = Estimate()
     Budget(settings.max_cost, settings.max_requests)  # raises UsageError for what is no limit
-    with run.database(read_only=True) as database, Database(":memory:") as scratch:
+    with (
+        run.database(read_only=True) as database,
+        tempfile.TemporaryDirectory() as directory,
+        Database(Path(directory) / "scratch.sqlite") as scratch,
+    ):
         responses = Responses(database)
 
         def stand_in(model: Model, purpose: str) -> Rehearsal:
@@ -148,7 +155,7 @@ async def rehearse(
         async for _ in explain_neurons(
             (run.neuron(neuron) for neuron in chosen),
             scratch,
-            explainer=stand_in(settings.explainer, "explanation"),
+            explainer=ModelExplainer(stand_in(settings.explainer, "explanation")),
             simulator=Simulator(simulating, mode, settings.readout),
         ):
             pass

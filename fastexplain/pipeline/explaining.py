@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastexplain.errors import BudgetError, StoppedError
+from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.budget import INTERRUPTED
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter
@@ -101,7 +102,12 @@ async def explain_by_model(
             wanted = itertools.takewhile(lambda _: not progress.interrupted.is_set(), neurons)
             records = map(run.neuron, wanted)
             results = explain_neurons(
-                records, database, explainer=explainer, simulator=simulator, fresh=settings.fresh
+                records,
+                database,
+                explainer=ModelExplainer(explainer),
+                simulator=simulator,
+                concurrency=explainer.concurrency,
+                fresh=settings.fresh,
             )
             inner = {id(c): c for c in (explaining, simulating)}.values()
             try:

@@ -1,27 +1,39 @@
 """The whole path for many neurons: explain, simulate the test excerpts, score.
 
-Every answer goes into the database as soon as it is there, so an interrupted call loses only
-what is in flight, and the next one asks only for what is missing.
+What comes of a neuron goes into the database at once, in one transaction, when its last request is
+answered or has failed. Answers of language models are stored before that, each as it comes (see
+`ledger/stored.py`), so an interrupted call loses only what is in flight.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
-from fastexplain.explainers.model import MAX_TOKENS, SEED, TEMPERATURE, explain
-from fastexplain.llm import Connection
-from fastexplain.prompts import explainer as explainer_prompt
-from fastexplain.records import Exemplar, ExplanationRow, NeuronId, NeuronRecord, Scores
+from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
+from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
+from fastexplain.records import (
+    CORRELATION,
+    Exemplar,
+    Explanation,
+    ExplanationRow,
+    Measured,
+    NeuronId,
+    NeuronRecord,
+    Scores,
+    Simulated,
+)
 from fastexplain.run.database import Database
 from fastexplain.run.splits import splits
-from fastexplain.scorers.correlation import score
-from fastexplain.simulators.model import Simulator
+from fastexplain.scorers.correlation import Correlation
+from fastexplain.simulators.model import Simulation
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class NeuronResult:
     Attributes:
         neuron: which one.
         text: the explanation; None if it failed, or waits in a batch.
-        scores: of the explanation; None without one.
+        scores: what the scorers gave it, by the scorer's name; None without an explanation.
         failures: a line for each request that failed.
         waiting: whether some of its requests were noted for a batch, so that it goes on later.
         complete: whether all was there already, so that nothing was asked.
@@ -39,18 +51,26 @@ class NeuronResult:
 
     neuron: NeuronId
     text: str | None
-    scores: Scores | None
+    scores: dict[str, list[Measured]] | None
     failures: list[str] = field(default_factory=list)
     waiting: bool = False
     complete: bool = False
+
+    @property
+    def correlation(self) -> Scores | None:
+        """The correlation scores, if there are any."""
+        measured = (self.scores or {}).get(CORRELATION)
+        return None if measured is None else Scores.of(measured)
 
 
 async def explain_neurons(
     records: Iterable[NeuronRecord],
     database: Database,
     *,
-    explainer: Connection,
+    explainer: Explainer,
     simulator: Simulator,
+    scorers: Sequence[Scorer] = (Correlation(),),
+    concurrency: int = 1,
     fresh: bool = False,
 ) -> AsyncIterator[NeuronResult]:
     """Explain, simulate and score neurons; yields a result for each as soon as it is complete.
@@ -61,6 +81,8 @@ async def explain_neurons(
             versions of their prompts. Failures are stored too, and asked for anew.
         explainer: writes the explanations.
         simulator: predicts the test excerpts from them.
+        scorers: score the explanations by these predictions.
+        concurrency: neurons that are worked on at a time. Each has at least one request in flight.
         fresh: explain and simulate everything again, and replace what the database has.
 
     Raises:
@@ -69,7 +91,7 @@ async def explain_neurons(
             What was in flight is complete by then. A failure that concerns one neuron or excerpt
             is part of the result instead.
     """
-    work = _Work(database, explainer, simulator, fresh)
+    work = _Work(database, explainer, simulator, scorers, fresh)
     source = iter(records)
     results: asyncio.Queue[NeuronResult | None] = asyncio.Queue()
     ends: list[BudgetError | UnusableError] = []
@@ -85,8 +107,7 @@ async def explain_neurons(
             await asyncio.sleep(0)  # where nothing had to be asked, nobody else had a turn
 
     async def workers() -> None:
-        # A neuron has at least one request in flight, so as many neurons keep a connection busy.
-        crew = [asyncio.create_task(worker()) for _ in range(explainer.concurrency)]
+        crew = [asyncio.create_task(worker()) for _ in range(concurrency)]
         try:
             await asyncio.gather(*crew)
         finally:
@@ -111,22 +132,31 @@ class _Work:
     """What is done for one neuron."""
 
     def __init__(
-        self, database: Database, explainer: Connection, simulator: Simulator, fresh: bool
+        self,
+        database: Database,
+        explainer: Explainer,
+        simulator: Simulator,
+        scorers: Sequence[Scorer],
+        fresh: bool,
     ) -> None:
         self._database = database
-        self._explainer, self._simulator = explainer, simulator
+        self._explainer, self._simulator, self._scorers = explainer, simulator, scorers
         self._fresh = fresh
 
     async def on(self, record: NeuronRecord) -> NeuronResult:
         found = None if self._fresh else self._stored_explanation(record.id)
+        row: ExplanationRow | None = None
         if found is None:
             try:
-                found = await self._explain(record)
+                row = await self._explain(record)
             except Deferred:
                 return NeuronResult(record.id, None, None, waiting=True)
-            except _Failed as failed:
-                return NeuronResult(record.id, None, None, [f"explanation: {failed}"])
-        explanation, text = found
+            if row.text is None:
+                await self._database.write(self._database.add_explanations, [row])
+                return NeuronResult(record.id, None, None, [f"explanation: {row.failure}"])
+            text = row.text
+        else:
+            number, text = found
 
         split = splits(
             np.array([e.excerpt for e in record.top], dtype=np.int64),
@@ -134,116 +164,138 @@ class _Work:
         )["test"]
         excerpts = [record.top[r] for r in split.top] + [record.random[s] for s in split.random]
         have: dict[int, np.ndarray] = {}
-        if not self._fresh:
-            have = self._database.simulated(
-                explanation, self._simulator.model, self._simulator.version
-            )
+        if row is None:
+            have = self._database.simulated(number, self._simulator.model, self._simulator.version)
         missing = [e for e in excerpts if e.excerpt not in have]
-        if not missing:
-            stored = self._database.scores(
-                explanation, self._simulator.model, self._simulator.version
-            )
+        if row is None and not missing:
+            stored = self._stored_scores(number)
             if stored is not None:
                 return NeuronResult(record.id, text, stored, complete=True)
         outcomes = await asyncio.gather(
-            *(self._simulate(record, explanation, text, e, have) for e in missing),
+            *(self._simulate(record, text, e) for e in missing),
             return_exceptions=True,  # all are waited for: what was sent may have been paid for
+        )
+        simulations = {
+            e.excerpt: outcome
+            for e, outcome in zip(missing, outcomes, strict=True)
+            if isinstance(outcome, _Outcome)
+        }
+        have |= {e: s.values for e, s in simulations.items() if s.values is not None}
+        scores: dict[str, list[Measured]] = {}
+        if len(simulations) == len(missing):  # else some wait in a batch, or could not be sent
+            simulated = [
+                Simulated(
+                    e.excerpt,
+                    place < len(split.top),
+                    e.activations[record.skip :],
+                    have[e.excerpt][record.skip :] if e.excerpt in have else None,
+                )
+                for place, e in enumerate(excerpts)
+            ]
+            scores = {scorer.name: scorer.score(simulated) for scorer in self._scorers}
+        await self._database.write(
+            self._store, row if row is not None else number, simulations, scores
         )
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, Deferred):
                 raise outcome
-        scores = score(
-            [e.activations[record.skip :] for e in excerpts],
-            [_counted(have.get(e.excerpt), record.skip) for e in excerpts],
-            [True] * len(split.top) + [False] * len(split.random),
-        )
+        failures = [
+            f"simulation of excerpt {excerpt}: {outcome.failure}"
+            for excerpt, outcome in simulations.items()
+            if outcome.failure
+        ]
         waiting = any(isinstance(outcome, Deferred) for outcome in outcomes)
-        if not waiting:
-            self._database.add_scores(
-                explanation, self._simulator.model, self._simulator.version, scores
-            )
-        failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
         return NeuronResult(record.id, text, scores, failures, waiting)
+
+    def _store(
+        self,
+        explanation: ExplanationRow | int,
+        simulations: dict[int, _Outcome],
+        scores: dict[str, list[Measured]],
+    ) -> None:
+        """Store what came of a neuron.
+
+        Args:
+            explanation: a new one, or the id of one that is stored.
+            simulations: by excerpt id.
+            scores: by the scorer's name.
+        """
+        model, version = self._simulator.model, self._simulator.version
+        with self._database.transaction():
+            if isinstance(explanation, ExplanationRow):
+                [explanation] = self._database.add_explanations([explanation])
+            for excerpt, outcome in simulations.items():
+                self._database.add_simulation(
+                    explanation, model, version, excerpt, "test", outcome.values, outcome.failure
+                )
+            for scorer, measured in scores.items():
+                self._database.add_scores(explanation, scorer, model, version, measured)
 
     def _stored_explanation(self, neuron: NeuronId) -> tuple[int, str] | None:
         return self._database.find_explanation(
-            neuron, "llm", self._explainer.model, explainer_prompt.VERSION
+            neuron, self._explainer.method, self._explainer.model, self._explainer.version
         )
 
-    async def _explain(self, record: NeuronRecord) -> tuple[int, str]:
-        """Explain and store; raises _Failed, with the reason stored, if that fails."""
-        text, failure = None, None
-        parameters: dict[str, Any] = {
-            "max_tokens": MAX_TOKENS,
-            "temperature": TEMPERATURE,
-            "seed": SEED,
-        }
+    def _stored_scores(self, explanation: int) -> dict[str, list[Measured]] | None:
+        """What the scorers gave an explanation before, if all of them did."""
+        found: dict[str, list[Measured]] = {scorer.name: [] for scorer in self._scorers}
+        asked = (self._simulator.model, self._simulator.version)
+        for score in self._database.scores(explanation):
+            if score.scorer in found and (score.judge, score.version) == asked:
+                found[score.scorer].append(score.measured)
+        return found if all(found.values()) else None
+
+    async def _explain(self, record: NeuronRecord) -> ExplanationRow:
+        """The explanation, or why there is none."""
+        made: Explanation | None = None
+        failure = None
         try:
-            found = await explain(record, self._explainer)
+            made = await _awaited(self._explainer.explain(record))
         except UnusableError:
             raise
         except LLMError as error:
             failure = str(error)
-        else:
-            text = found.text
-            parameters |= {
-                "exemplars": found.exemplars,
-                "request": found.request,
-                "prompt_tokens": found.usage.prompt_tokens,
-                "completion_tokens": found.usage.completion_tokens,
-            }
-        row = ExplanationRow(
+        return ExplanationRow(
             record.id,
-            "llm",
+            self._explainer.method,
             self._explainer.model,
-            explainer_prompt.VERSION,
-            text,
-            parameters=parameters,
+            self._explainer.version,
+            None if made is None else made.text,
+            data={} if made is None else made.data,
+            parameters={} if made is None else made.parameters,
             failure=failure,
+            parent=None if made is None else made.parent,
         )
-        [explanation] = self._database.add_explanations([row])
-        if text is None:
-            raise _Failed(failure)
-        return explanation, text
 
-    async def _simulate(
-        self,
-        record: NeuronRecord,
-        explanation: int,
-        text: str,
-        exemplar: Exemplar,
-        have: dict[int, np.ndarray],
-    ) -> str | None:
-        """Simulate and store one excerpt, add it to `have`; returns what went wrong, if it did."""
-        values = None
+    async def _simulate(self, record: NeuronRecord, text: str, exemplar: Exemplar) -> _Outcome:
+        """One excerpt's simulation, or what went wrong."""
+        tokens = exemplar.tokens[record.skip :]
         try:
-            simulation = await self._simulator.simulate(text, exemplar.tokens[record.skip :])
+            found = await _awaited(self._simulator.simulate(text, tokens))
         except UnusableError:
             raise
         except LLMError as error:
-            failure: str | None = str(error)
-        else:
-            failure = simulation.reason
-            if not np.isnan(simulation.values).all():
-                # As long as the excerpt, so that values stand beside tokens.
-                padding = np.full(record.skip, np.nan)
-                values = np.concatenate([padding, simulation.values]).astype(np.float32)
-                have[exemplar.excerpt] = values
-        self._database.add_simulation(
-            explanation,
-            self._simulator.model,
-            self._simulator.version,
-            exemplar.excerpt,
-            "test",
-            values,
-            failure,
-        )
-        return failure and f"simulation of excerpt {exemplar.excerpt}: {failure}"
+            return _Outcome(None, str(error))
+        if not isinstance(found, Simulation):
+            found = Simulation(np.asarray(found, dtype=np.float64))
+        if found.values.shape != (len(tokens),):
+            raise UsageError(
+                f"the simulator '{self._simulator.model}' gave {found.values.shape} values for "
+                f"{len(tokens)} tokens; it has to give one for each"
+            )
+        if np.isnan(found.values).all():
+            return _Outcome(None, found.reason)
+        # As long as the excerpt, so that values stand beside tokens.
+        padding = np.full(record.skip, np.nan)
+        return _Outcome(np.concatenate([padding, found.values]).astype(np.float32), found.reason)
 
 
-class _Failed(Exception):
-    """A neuron has no explanation; the message says why."""
+class _Outcome(NamedTuple):
+    """What came of a simulation: float32 `[tokens]` or None, and what went wrong, if anything."""
+
+    values: np.ndarray | None
+    failure: str | None
 
 
-def _counted(values: np.ndarray | None, skip: int) -> np.ndarray | None:
-    return None if values is None else values[skip:]
+async def _awaited(result: _T | Awaitable[_T]) -> _T:
+    return await result if inspect.isawaitable(result) else result

@@ -3,7 +3,8 @@
     manifest.json                    what was swept, how, with which versions; its presence makes
                                      the directory a run
     excerpts.safetensors             the corpus's tokens, the vocabulary, the tables' rows
-    layers/00.safetensors ...        exemplars, statistics and tables of each layer
+    layers/00.safetensors ...        exemplars, statistics and tables of each site; one that is not
+                                     a layer's MLP has its place in the name, as in 05.e17
     checkpoints/                     only while a sweep is unfinished
     run.sqlite                       explanations, simulations, scores
 
@@ -27,7 +28,7 @@ from safetensors.numpy import save_file
 from fastexplain.errors import RunError, UsageError
 from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
-from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
+from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Site, Statistics
 from fastexplain.run.checkpoints import DIRECTORY as CHECKPOINTS
 from fastexplain.run.statistics import SUMMED, moments_of
 from fastexplain.run.tables import Tables
@@ -36,9 +37,12 @@ if TYPE_CHECKING:
     from fastexplain.run.database import Database
     from fastexplain.text.corpus import Corpus
 
-SCHEMA = 1
+SCHEMA = 2
 _MANIFEST = "manifest.json"
 _EXCERPTS = "excerpts.safetensors"
+
+# Arrays of a site's file with neurons along the first axis; in the others they are along the last.
+_NEURONS_FIRST = ("top.", "bottom.", "histogram")
 
 
 class RunWriter:
@@ -72,9 +76,9 @@ class RunWriter:
         }
         self._write_arrays(_EXCERPTS, arrays)
 
-    def write_layer(self, layer: int, arrays: dict[str, np.ndarray]) -> None:
-        """One layer's file, from `Exemplars.finalize`."""
-        self._write_arrays(f"layers/{layer:02}.safetensors", arrays)
+    def write_site(self, site: str, arrays: dict[str, np.ndarray]) -> None:
+        """One site's file, from `Exemplars.finalize`."""
+        self._write_arrays(_file_of(site), arrays)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """The manifest; the directory is a run from here on."""
@@ -138,7 +142,8 @@ class Run:
     Attributes:
         path: the directory.
         manifest: what was swept, how, and with which versions.
-        layers: the layers that were swept, ascending.
+        sites: what was swept, by name, in ascending order.
+        layers: those whose MLP neurons were swept, ascending.
         skip: the first counted token of every excerpt.
     """
 
@@ -159,43 +164,58 @@ class Run:
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.path / _MANIFEST} can't be read: {error}") from error
-        if schema != SCHEMA:
+        if schema not in (1, SCHEMA):
             raise RunError(
                 f"{path} has schema {schema}, this version reads {SCHEMA}; "
                 "use the version of fastexplain that the manifest names, or sweep again"
             )
-        settings = self.manifest["settings"]
-        self.layers: list[int] = settings["layers"]
-        self.skip: int = settings["skip"]
-        self._widths = dict(zip(self.layers, settings["widths"], strict=True))
+        self.skip: int = self.manifest["settings"]["skip"]
+        self.sites = {site.name: site for site in _sites(self.manifest)}
+        self.layers = [site.layer for site in self.sites.values() if site.kind == "mlp"]
         self._files: dict[str, Any] = {}
 
     def width(self, layer: int) -> int:
         """Neurons of a layer. Raises UsageError for a layer that was not swept."""
-        if layer not in self._widths:
+        if layer not in self.layers:
             swept = f"{self.layers[0]} to {self.layers[-1]}"
             if len(self.layers) != self.layers[-1] - self.layers[0] + 1:
                 swept = ", ".join(map(str, self.layers))
             raise UsageError(f"layer {layer} was not swept; {self.path} has layers {swept}")
-        return self._widths[layer]
+        return self.sites[str(layer)].units
 
     def check(self, neuron: NeuronId) -> NeuronId:
         """The same neuron. Raises UsageError if the run doesn't have it."""
-        width = self.width(neuron.layer)
+        if neuron.place and neuron.site not in self.sites:
+            raise UsageError(
+                f"there is no neuron {neuron}; {self.path} has the sites {', '.join(self.sites)}"
+            )
+        width = self.sites[neuron.site].units if neuron.place else self.width(neuron.layer)
         if neuron.index >= width:
             raise UsageError(
-                f"there is no neuron {neuron}; layer {neuron.layer} has neurons "
-                f"{neuron.layer}:0 to {neuron.layer}:{width - 1}"
+                f"there is no neuron {neuron}; {'site' if neuron.place else 'layer'} "
+                f"{neuron.site} has neurons {neuron.site}:0 to {neuron.site}:{width - 1}"
             )
         return neuron
 
-    def array(self, layer: int, name: str) -> np.ndarray:
-        """One array of a layer's file, whole; bfloat16 as its 16 bits."""
-        return self._whole(f"layers/{layer:02}.safetensors", name)
+    def array(self, site: int | str, name: str, neurons: slice = slice(None)) -> np.ndarray:
+        """One array of a site's file; bfloat16 as its 16 bits.
 
-    def statistics(self, layer: int) -> dict[str, np.ndarray]:
-        """The numbers of `Statistics` for a whole layer, by name, float64 `[neurons]` each."""
-        return moments_of({name: self.array(layer, name) for name in SUMMED}, self.counted_tokens)
+        Args:
+            site: a layer's number, or a site's name.
+            neurons: those to read; what is not asked for does not leave the disk.
+        """
+        file = _file_of(str(site))
+        if neurons == slice(None):
+            return self._whole(file, name)
+        found = self._slice(file, name)
+        if name.startswith(_NEURONS_FIRST):
+            return found[neurons]
+        return np.ascontiguousarray(found[(..., neurons)])
+
+    def statistics(self, site: int | str) -> dict[str, np.ndarray]:
+        """The numbers of `Statistics` for a whole site, by name, float64 `[neurons]` each."""
+        count = self.sites[str(site)].counted_tokens
+        return moments_of({name: self.array(site, name) for name in SUMMED}, count)
 
     def neuron(self, name: str | NeuronId) -> NeuronRecord:
         """All that the run holds of one neuron, such as `"5:131"`.
@@ -205,7 +225,7 @@ class Run:
             RunError: a file is missing or damaged.
         """
         neuron = self.check(NeuronId.parse(name) if isinstance(name, str) else name)
-        file, index = f"layers/{neuron.layer:02}.safetensors", neuron.index
+        file, index = _file_of(neuron.site), neuron.index
         kept = {
             end: self._exemplars(
                 self._slice(file, f"{end}.ids")[index],
@@ -220,7 +240,7 @@ class Run:
                 random_ids, self._slice(file, "random.activations")[:, :, index]
             )
         return NeuronRecord(
-            neuron, self.skip, kept["top"], kept["bottom"], random, self._statistics(file, index)
+            neuron, self.skip, kept["top"], kept["bottom"], random, self._statistics(neuron)
         )
 
     def token_text(self, token: int) -> str:
@@ -247,7 +267,7 @@ class Run:
 
     @property
     def counted_tokens(self) -> int:
-        """Tokens that the statistics are over."""
+        """Tokens that the statistics of MLP neurons are over."""
         sweep = self.manifest["sweep"]
         return sweep["tokens"] - sweep["excerpts"] * self.skip
 
@@ -269,15 +289,18 @@ class Run:
                 found.append(Exemplar(int(excerpt), token_ids, tokens, own))
         return found
 
-    def _statistics(self, file: str, index: int) -> Statistics:
-        own = {name: self._slice(file, name)[(..., slice(index, index + 1))] for name in SUMMED}
-        moments = moments_of(own, self.counted_tokens)
+    def _statistics(self, neuron: NeuronId) -> Statistics:
+        file, index = _file_of(neuron.site), neuron.index
+        count = self.sites[neuron.site].counted_tokens
+        one_neuron = slice(index, index + 1)
+        sums = {name: self.array(neuron.site, name, one_neuron) for name in SUMMED}
+        moments = moments_of(sums, count)
 
         def one(name: str) -> Any:
             return self._slice(file, name)[index]
 
         return Statistics(
-            count=self.counted_tokens,
+            count=count,
             **{name: float(values[0]) for name, values in moments.items()},
             histogram=one("histogram").astype(np.int64),
             histogram_edges=histogram_edges().astype(np.float64),
@@ -304,3 +327,18 @@ class Run:
             return read(self._files[file])
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path} is missing or damaged ({error}); sweep again") from error
+
+
+def _sites(manifest: dict[str, Any]) -> list[Site]:
+    """A run's sites; up to schema 1 it had layers and their widths only."""
+    if "sites" in manifest:
+        return [Site(**fields) for fields in manifest["sites"]]
+    settings, sweep = manifest["settings"], manifest["sweep"]
+    counted = sweep["tokens"] - sweep["excerpts"] * settings["skip"]
+    layers = zip(settings["layers"], settings["widths"], strict=True)
+    return [Site(str(layer), "mlp", width, counted) for layer, width in layers]
+
+
+def _file_of(site: str) -> str:
+    layer, dot, place = site.partition(".")
+    return f"layers/{int(layer):02}{dot}{place}.safetensors"

@@ -215,24 +215,13 @@ def _values(run: Run, database: Database, layer: int, names: set[str]) -> dict[s
 
 
 def _lookup_scores(database: Database, layer: int, width: int) -> dict[str, np.ndarray]:
-    rows = database.query(
-        """SELECT e.neuron, s.top_and_random, s.random_only
-        FROM explanations e JOIN scores s ON s.explanation = e.id AND s.simulator = e.model
-        WHERE e.layer = ? AND e.method = 'lookup'""",
-        (layer,),
-    )
+    rows = database.layer_scores(layer, lookup=True)
     return dict(zip(_LOOKUP, _by_neuron(rows, 2, width), strict=True))
 
 
 def _model_scores(database: Database, layer: int, width: int) -> dict[str, np.ndarray]:
     # Of rows of the same neuron the last one counts: its newest explanation's newest scores.
-    rows = database.query(
-        """SELECT e.neuron, s.top_and_random, s.random_only, 1
-        FROM explanations e LEFT JOIN scores s ON s.explanation = e.id
-        WHERE e.layer = ? AND e.method = 'llm' AND e.text IS NOT NULL
-        ORDER BY e.id, s.created, s.simulator, s.version""",
-        (layer,),
-    )
+    rows = [(*row, 1) for row in database.layer_scores(layer, lookup=False)]
     score, random_score, explained = _by_neuron(rows, 3, width)
     return dict(zip(_MODEL, (score, random_score, np.nan_to_num(explained)), strict=True))
 

@@ -1,4 +1,4 @@
-"""An explanation's score: how well the activations simulated from it follow the true ones.
+"""The correlation score: how well the simulated activations follow the true ones.
 
 Source: Bills et al. 2023, "Step 3: Score the explanation by comparing".
 """
@@ -9,7 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastexplain.records import Scores
+from fastexplain.records import CORRELATION, Measured, Scores, Simulated
+
+
+class Correlation:
+    """Pearson's correlation over the random, the top and all held-out excerpts.
+
+    Attributes:
+        name: under which its scores are stored.
+    """
+
+    name = CORRELATION
+
+    def score(self, excerpts: Sequence[Simulated]) -> list[Measured]:
+        """Score one neuron's simulations; see `score`."""
+        return score(
+            [each.true for each in excerpts],
+            [each.simulated for each in excerpts],
+            [each.top for each in excerpts],
+        ).measured()
 
 
 def score(

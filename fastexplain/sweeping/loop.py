@@ -26,6 +26,7 @@ import torch
 from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest_hashes
 from fastexplain.models.memory import freed_memory_kept
+from fastexplain.records import Site
 from fastexplain.run.checkpoints import Checkpoint, Checkpoints
 from fastexplain.run.directory import Run, RunWriter, open_run
 from fastexplain.run.tables import Tables
@@ -137,7 +138,7 @@ def sweep(
 
     writer.write_excerpts(corpus, tables, subject.token_bytes())
     for layer in layers:
-        writer.write_layer(layer, exemplars.pop(layer).finalize())
+        writer.write_site(str(layer), exemplars.pop(layer).finalize())
     writer.write_manifest(_manifest(subject, corpus, settings, seconds))
     checkpoints.remove()
     return open_run(out)
@@ -310,6 +311,9 @@ def _save(
 def _manifest(
     subject: Subject, corpus: Corpus, settings: _Settings, seconds: float
 ) -> dict[str, Any]:
+    chosen = asdict(settings)
+    counted = corpus.tokens.size - len(corpus) * settings.skip
+    sites = zip(chosen.pop("layers"), chosen.pop("widths"), strict=True)
     return {
         "subject": {
             "name": subject.name,
@@ -328,7 +332,8 @@ def _manifest(
             "available": corpus.available,
             "seed": corpus.seed,
         },
-        "settings": asdict(settings),
+        "sites": [asdict(Site(str(layer), "mlp", width, counted)) for layer, width in sites],
+        "settings": chosen,
         "sweep": {
             "neurons": sum(settings.widths),
             "excerpts": len(corpus),

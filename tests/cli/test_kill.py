@@ -54,22 +54,22 @@ def explain(run, server, neurons, kill_after=None):
 
 def contents(run):
     """All that a run's database holds of neurons and responses, but times, ids and the ledger."""
-    explained = "e.layer, e.neuron, e.model, e.version"
+    explained = "e.site, e.unit, e.model, e.version"
     with Database(run / "run.sqlite") as database:
         return {
             "explanations": database.query(
                 f"SELECT {explained}, method, text, failure, data, parameters "
-                "FROM explanations e ORDER BY layer, neuron"
+                "FROM explanations e ORDER BY site, unit"
             ),
             "simulations": database.query(
                 f"""SELECT {explained}, simulator, s.version, excerpt, split, activations, s.failure
                 FROM simulations s JOIN explanations e ON e.id = s.explanation
-                ORDER BY layer, neuron, excerpt"""
+                ORDER BY site, unit, excerpt"""
             ),
             "scores": database.query(
-                f"""SELECT {explained}, simulator, s.version, random_only, top_and_random, top_only,
-                    excerpts_random, excerpts_top
-                FROM scores s JOIN explanations e ON e.id = s.explanation ORDER BY layer, neuron"""
+                f"""SELECT {explained}, judge, s.version, split, value, excerpts, reason
+                FROM scores s JOIN explanations e ON e.id = s.explanation
+                ORDER BY site, unit, split"""
             ),
             "responses": database.query(
                 "SELECT request, model, content, prompt_tokens, completion_tokens FROM responses "

@@ -115,12 +115,13 @@ def test_show_keeps_explanations_apart(cli, swept, tmp_path) -> None:
     record = fastexplain.open_run(run).neuron("0:3")
     with fastexplain.open_run(run).database() as database:
         for value, version in ((1, "a"), (2, "b")):
-            row = ExplanationRow(record.id, "llm", "m", version, f"says {version}")
+            row = ExplanationRow(record.id, "model", "m", version, f"says {version}")
             [explanation] = database.add_explanations([row])
             values = np.full(64, value, np.float32)
             values[0] = np.inf
             database.add_simulation(explanation, "s", "1", record.top[3].excerpt, "test", values)
-            database.add_scores(explanation, "s", "1", Scores(None, 0.5, None, 0, 1))
+            measured = Scores(None, 0.5, None, 0, 1).measured()
+            database.add_scores(explanation, "correlation", "s", "1", measured)
     code, out, _ = cli("show", run, "0:3", "--json")
     data = json.loads(out.splitlines()[-1])
     said = {row["id"]: row["explanation"] for row in data["explanations"]}
@@ -228,7 +229,7 @@ def test_doctor_says_which_path_is_taken(cli, monkeypatch) -> None:
         (["explain", "RUN", "--explainer", "m"], 2, "name the neurons"),
         (["explain", "RUN", "0:1", "--explainer", "m", "--local", "--base-url", "u"], 2, "exclude"),
         (["show", "RUN", "0:9999"], 2, "there is no neuron"),
-        (["top", "RUN", "--method", "magic"], 2, "lookup or llm"),
+        (["top", "RUN", "--method", "magic"], 2, "there are lookup"),
         (["top", "RUN", "--by", "luck"], 2, "top_and_random"),
         (["top", "RUN", "--limit", "0"], 2, "limit"),
         (["top", "RUN", "--layer", "3"], 2, "was not swept"),

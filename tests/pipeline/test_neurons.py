@@ -6,15 +6,17 @@ import numpy as np
 import planted
 import pytest
 
-from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError
+from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
+from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import StoredConnection
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Usage
-from fastexplain.pipeline.neurons import explain, explain_neurons
-from fastexplain.records import Exemplar, NeuronId, NeuronRecord
+from fastexplain.pipeline.neurons import explain_neurons
+from fastexplain.records import Exemplar, Explanation, Measured, NeuronId, NeuronRecord
 from fastexplain.run.database import Database
+from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import Simulator
 
 SKIP = 1
@@ -92,8 +94,9 @@ def run(database, records, explainer, simulator=None, **options):
     simulating = Simulator(simulator or explainer, "prompt-logprobs", "expected")
 
     async def collect():
-        both = {"explainer": explainer, "simulator": simulating}
-        return [result async for result in explain_neurons(records, database, **both, **options)]
+        both = {"explainer": ModelExplainer(explainer), "simulator": simulating}
+        how = both | {"concurrency": explainer.concurrency} | options
+        return [result async for result in explain_neurons(records, database, **how)]
 
     results = asyncio.run(collect())
     return {result.neuron.index: result for result in results}
@@ -107,8 +110,8 @@ def database(tmp_path):
 
 def test_an_explanation_is_written_from_its_own_split():
     model = Scripted()
-    explanation = asyncio.run(explain(record(0), model))
-    assert (explanation.text, explanation.model) == ("long words", "scripted")
+    explanation = asyncio.run(ModelExplainer(model).explain(record(0)))
+    assert explanation.text == "long words"
     shown = [rank for rank in range(20) if f"e{rank:03d}" in model.chats[0]]
     assert shown == [0, 4, 8, 12, 16]
     assert "N000" not in model.chats[0]
@@ -116,7 +119,7 @@ def test_an_explanation_is_written_from_its_own_split():
 
 def test_with_fewer_exemplars_those_ranks_that_exist_are_shown():
     model = Scripted()
-    asyncio.run(explain(record(0, count=6), model))
+    asyncio.run(ModelExplainer(model).explain(record(0, count=6)))
     assert [rank for rank in range(20) if f"e{rank:03d}" in model.chats[0]] == [0, 4]
 
 
@@ -126,11 +129,11 @@ def test_neurons_are_explained_simulated_scored_and_stored(database):
     assert sorted(found) == list(range(5))
     for index, result in found.items():
         assert result.text == "long words"
-        assert result.scores.top_and_random == pytest.approx(1)
-        assert (result.scores.excerpts_top, result.scores.excerpts_random) == (5, 5)
+        assert result.correlation.top_and_random == pytest.approx(1)
+        assert (result.correlation.excerpts_top, result.correlation.excerpts_random) == (5, 5)
         assert result.failures == [] and not result.waiting
         [stored] = database.explanations(NeuronId(0, index))
-        assert stored.scores == result.scores
+        assert stored.scores == result.correlation
         simulations = database.simulations(stored.id)
         asked = {20 * index + rank for rank in (3, 7, 11, 15, 19)} | {502, 505, 508, 511, 514}
         assert {s.excerpt for s in simulations} == asked
@@ -180,8 +183,8 @@ def test_another_simulator_scores_the_same_explanation(database):
 def test_an_excerpt_that_fails_costs_only_itself_and_is_asked_again(database):
     failing = run(database, [record(0), record(1)], Scripted(refuse=["e007"]))
     assert failing[0].failures == ["simulation of excerpt 7: refused"]
-    assert (failing[0].scores.excerpts_top, failing[0].scores.excerpts_random) == (4, 5)
-    assert failing[0].scores.top_and_random == pytest.approx(1)
+    assert (failing[0].correlation.excerpts_top, failing[0].correlation.excerpts_random) == (4, 5)
+    assert failing[0].correlation.top_and_random == pytest.approx(1)
     assert failing[1].failures == []
     [stored] = database.explanations(NeuronId(0, 0))
     [failed] = [s for s in database.simulations(stored.id) if s.values is None]
@@ -190,7 +193,7 @@ def test_an_excerpt_that_fails_costs_only_itself_and_is_asked_again(database):
     model = Scripted()
     result = run(database, [record(0), record(1)], model)[0]
     assert (model.chats, len(model.reads)) == ([], 1)
-    assert result.scores.excerpts_top == 5
+    assert result.correlation.excerpts_top == 5
 
 
 def test_a_neuron_that_fails_costs_only_itself(database):
@@ -222,7 +225,9 @@ def test_where_nothing_is_asked_others_get_their_turns(database):
     async def main():
         model = Scripted()
         simulator = Simulator(model, "prompt-logprobs", "expected")
-        results = explain_neurons(records(), database, explainer=model, simulator=simulator)
+        results = explain_neurons(
+            records(), database, explainer=ModelExplainer(model), simulator=simulator, concurrency=3
+        )
         async for _ in results:
             return len(taken)
 
@@ -282,7 +287,7 @@ def test_a_budget_stops_before_it_is_passed_and_the_next_call_goes_on(database):
     found = run(database, records, stored(again))
     # All explanations are alike, so the simulations of random excerpts are too.
     assert len(again.chats) + len(again.reads) == 6 * 6 + 5 - 30
-    assert all(result.scores.top_and_random == pytest.approx(1) for result in found.values())
+    assert all(result.correlation.top_and_random == pytest.approx(1) for result in found.values())
 
 
 def test_an_interrupted_call_keeps_what_it_has(database):
@@ -290,7 +295,11 @@ def test_an_interrupted_call_keeps_what_it_has(database):
         model = Scripted()
         simulator = Simulator(model, "prompt-logprobs", "expected")
         results = explain_neurons(
-            map(record, range(50)), database, explainer=model, simulator=simulator
+            map(record, range(50)),
+            database,
+            explainer=ModelExplainer(model),
+            simulator=simulator,
+            concurrency=3,
         )
         async for _ in results:
             if len(database.best(50)) >= 2:
@@ -327,6 +336,88 @@ def test_a_simulator_that_is_told_the_truth_scores_one(planted_run, tmp_path):
         planted.RIVER_OR_STONE: "river stone",
     }
     for result in results.values():
-        assert result.scores.top_and_random == pytest.approx(1, abs=1e-6)
-        assert result.scores.random_only == pytest.approx(1, abs=1e-6)
-        assert (result.scores.excerpts_top, result.scores.excerpts_random) == (5, 5)
+        assert result.correlation.top_and_random == pytest.approx(1, abs=1e-6)
+        assert result.correlation.random_only == pytest.approx(1, abs=1e-6)
+        assert (result.correlation.excerpts_top, result.correlation.excerpts_random) == (5, 5)
+
+
+class LongestToken:
+    """A rule of the user's own, not a coroutine."""
+
+    method, model, version = "rule", "longest token", "1"
+
+    def explain(self, record):
+        if record.id.index == 2:
+            raise LLMError("no rule applies")
+        return Explanation(max(record.top[0].tokens[1:], key=len), {"rule": 1})
+
+
+class Lengths:
+    """A simulator of the user's own."""
+
+    model, version = "lengths", "1"
+
+    def simulate(self, explanation, tokens):
+        return [float(len(token)) for token in tokens]
+
+
+class Count:
+    name = "count"
+
+    def score(self, excerpts):
+        tokens = sum(len(each.true) for each in excerpts)
+        return [Measured("test", "tokens", tokens, len(excerpts), low=1.0, high=99.0)]
+
+
+def custom(database, records, **options):
+    how = {"explainer": LongestToken(), "simulator": Lengths()} | options
+
+    async def collect():
+        return [result async for result in explain_neurons(records, database, **how)]
+
+    return asyncio.run(collect())
+
+
+def test_explainer_simulator_and_scorers_may_be_the_users_own(database):
+    results = custom(database, map(record, range(3)), scorers=[Correlation(), Count()])
+    assert results[0].correlation.top_and_random == pytest.approx(1)
+    assert results[2].failures == ["explanation: no rule applies"]
+    [stored] = database.explanations(NeuronId(0, 1))
+    assert (stored.method, stored.model, stored.data) == ("rule", "longest token", {"rule": 1})
+    *_, counted = database.scores(stored.id)
+    assert (counted.scorer, counted.judge, counted.version) == ("count", "lengths", "1")
+    assert counted.measured == Measured("test", "tokens", 70.0, 10, 1.0, 99.0, None)
+    again = custom(database, map(record, range(2)), scorers=[Correlation(), Count()])
+    assert all(result.complete for result in again)
+    assert again[0].scores == results[0].scores
+
+
+def test_a_scorer_that_was_added_scores_what_was_simulated_before(database):
+    custom(database, [record(0)])
+    [result] = custom(database, [record(0)], scorers=[Correlation(), Count()], simulator=Lengths())
+    assert not result.complete and result.scores["count"][0].value == 70
+
+
+def test_a_simulator_that_gives_another_number_of_values_is_told(database):
+    class Short(Lengths):
+        def simulate(self, explanation, tokens):
+            return [1.0, 2.0]
+
+    with pytest.raises(UsageError, match=r"'lengths' gave \(2,\) values for 7 tokens"):
+        custom(database, [record(0)], simulator=Short())
+
+
+def test_what_comes_of_a_neuron_is_one_transaction(database):
+    begun = []
+
+    def trace(statement):
+        if statement.startswith("BEGIN"):
+            begun.append(statement)
+
+    async def main():
+        await database.write(lambda: database._connection().set_trace_callback(trace))
+        how = {"explainer": LongestToken(), "simulator": Lengths()}
+        return [result async for result in explain_neurons([record(0)], database, **how)]
+
+    [result] = asyncio.run(main())
+    assert result.correlation is not None and len(begun) == 1

@@ -199,11 +199,11 @@ def test_conditions_read_lookup_scores(scored_run):
 
 
 def explain(database, index, text, *scores, model="m"):
-    row = ExplanationRow(NeuronId(1, index), "llm", model, "1", text, failure=text and None)
+    row = ExplanationRow(NeuronId(1, index), "model", model, "1", text, failure=text and None)
     [key] = database.add_explanations([row])
     for number, score in enumerate(scores):
         values = Scores(None if score is None else score / 2, score, None, 5, 5)
-        database.add_scores(key, "s", f"readout {number}", values)
+        database.add_scores(key, "correlation", "s", f"readout {number}", values.measured())
 
 
 def test_conditions_read_the_newest_explanation_by_a_model(run, tmp_path):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fastexplain.errors import BudgetError, LLMError, UsageError
+from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.prices import Price
 from fastexplain.ledger.responses import PendingRequest, Responses
 from fastexplain.ledger.stored import Meter, StoredConnection
@@ -102,7 +103,11 @@ async def explain_in_batches(
                 waiting = []
                 try:
                     async for result in explain_neurons(
-                        records, database, explainer=explainer, simulator=simulator
+                        records,
+                        database,
+                        explainer=ModelExplainer(explainer),
+                        simulator=simulator,
+                        concurrency=explainer.concurrency,
                     ):
                         if result.waiting:
                             waiting.append(result.neuron)

@@ -1,0 +1,89 @@
+"""What explains, simulates and scores: a class of the user's own may stand for each.
+
+A rule-based explainer and a simulator that asks no language model, for example:
+
+    class LongestToken:
+        method, model, version = "rule", "longest token", "1"
+
+        def explain(self, record):
+            best = record.top[0]
+            return Explanation(max(best.tokens, key=len))
+
+    class Mentions:
+        model, version = "mentions", "1"
+
+        def simulate(self, explanation, tokens):
+            return [10.0 * (token in explanation) for token in tokens]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from fastexplain.records import Explanation, Measured, NeuronRecord, Simulated
+from fastexplain.simulators.model import Simulation
+
+
+class Explainer(Protocol):
+    """Writes explanations.
+
+    Attributes:
+        method: how: "model" for a language model.
+        model: what or who: a language model's name.
+        version: of the way it is asked. Explanations by the same method, model and version are
+            found again, and not asked for once more.
+    """
+
+    method: str
+    model: str
+    version: str
+
+    def explain(self, record: NeuronRecord) -> Explanation | Awaitable[Explanation]:
+        """Explain one neuron; may be a coroutine.
+
+        Raises:
+            LLMError: this neuron can't be explained; it is stored with the message.
+        """
+        ...
+
+
+class Simulator(Protocol):
+    """Predicts activations from an explanation.
+
+    Attributes:
+        model: what or who.
+        version: of the way it is asked.
+    """
+
+    model: str
+    version: str
+
+    def simulate(
+        self, explanation: str, tokens: Sequence[str]
+    ) -> Simulation | Sequence[float] | np.ndarray | Awaitable[Simulation | np.ndarray]:
+        """Predict a value for each counted token of an excerpt, on any scale; may be a coroutine.
+
+        Returns:
+            Values `[tokens]`, NaN where one is missing, or these as a `Simulation`.
+
+        Raises:
+            LLMError: this excerpt can't be simulated; it is stored with the message.
+        """
+        ...
+
+
+class Scorer(Protocol):
+    """Scores an explanation by its simulations.
+
+    Attributes:
+        name: under which its scores are stored.
+    """
+
+    name: str
+
+    def score(self, excerpts: Sequence[Simulated]) -> list[Measured]:
+        """Score one neuron's simulations of its held-out excerpts."""
+        ...

@@ -1,0 +1,125 @@
+"""Run directories: those of schema 1, sites that are not a layer's MLP, and reading by slices."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastexplain
+from fastexplain import NeuronId, Run
+from fastexplain.errors import RunError, UsageError
+from fastexplain.explainers.lookup import simulate_by_lookup
+from fastexplain.records import Site
+from fastexplain.run.directory import RunWriter
+
+FORMER = Path(__file__).parents[1] / "data" / "run-schema-1"
+
+
+def test_a_run_of_schema_1_is_read() -> None:
+    run = fastexplain.open_run(FORMER)
+    assert run.manifest["schema"] == 1
+    assert run.layers == [0, 2] and run.width(2) == 24
+    assert run.sites["2"] == Site("2", "mlp", 24, 3780)
+    record = run.neuron("2:5")
+    assert len(record.top) == len(record.bottom) == 8 and len(record.random) == 9
+    assert record.statistics.count == 3780
+    assert record.statistics.mean == run.statistics(2)["mean"][5]
+    assert record.top[0].tokens[0] != ""
+    with run.database(read_only=True) as database:
+        [lookup] = [e for e in database.explanations(record.id) if e.method == "lookup"]
+    assert lookup.data[0]["mean"] == pytest.approx(0.0030657148629)
+
+
+def test_a_run_of_another_schema_is_refused(tmp_path: Path) -> None:
+    manifest = json.loads((FORMER / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"schema": 3}))
+    with pytest.raises(RunError, match="schema 3"):
+        fastexplain.open_run(tmp_path)
+
+
+@pytest.fixture
+def with_expert(planted_run: Run, tmp_path: Path) -> Run:
+    """The planted run with its MLP once more, as an expert that saw half of the tokens."""
+    path = Path(shutil.copytree(planted_run.path, tmp_path / "run"))
+    shutil.copy(path / "layers" / "00.safetensors", path / "layers" / "00.e17.safetensors")
+    manifest = json.loads((path / "manifest.json").read_text())
+    [mlp] = manifest["sites"]
+    half = mlp["counted_tokens"] // 2
+    expert = Site("0.e17", "expert", mlp["units"], half)
+    manifest["sites"].append(dataclasses.asdict(expert))
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return fastexplain.open_run(path)
+
+
+def test_units_of_other_sites_are_named_by_their_place(with_expert: Run) -> None:
+    assert with_expert.layers == [0] and list(with_expert.sites) == ["0", "0.e17"]
+    expert, neuron = with_expert.neuron("0.e17:3"), with_expert.neuron("0:3")
+    assert str(expert.id) == "0.e17:3" and expert.id == NeuronId(0, 3, "e17")
+    assert expert.statistics.count == neuron.statistics.count // 2
+    assert expert.statistics.mean == pytest.approx(2 * neuron.statistics.mean)
+    np.testing.assert_array_equal(expert.top[0].activations, neuron.top[0].activations)
+    with pytest.raises(UsageError, match=r"no neuron 0\.e18:3; .* has the sites 0, 0\.e17"):
+        with_expert.neuron("0.e18:3")
+    with pytest.raises(UsageError, match=r"site 0\.e17 has neurons 0\.e17:0 to 0\.e17:119"):
+        with_expert.neuron("0.e17:120")
+
+
+def test_files_of_sites_have_their_place_in_the_name(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run")
+    for site in ("3", "12", "12.e7", "100.resid"):
+        writer.write_site(site, {"sums": np.zeros(2)})
+    assert sorted(file.name for file in (tmp_path / "run" / "layers").iterdir()) == [
+        "03.safetensors", "100.resid.safetensors", "12.e7.safetensors", "12.safetensors"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["5", "5:", ":5", "5.:3", "5.e 1:3", "a:3", "5:3:1", "-1:3"])
+def test_what_names_no_unit_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="does not name a neuron"):
+        NeuronId.parse(name)
+
+
+def test_units_are_ordered_by_layer_then_place_then_index() -> None:
+    names = ["2:0", "2:10", "2.e1:3", "2.e1:4", "10:1"]
+    units = [NeuronId.parse(name) for name in names]
+    assert [str(unit) for unit in sorted([units[-1], *units[:-1]])] == names
+    assert [NeuronId.of(unit.site, unit.index) for unit in units] == units
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["top.ids", "top.activations", "random.activations", "sums", "tables.tokens", "histogram"],
+)
+def test_slices_are_what_the_whole_array_has(planted_run: Run, name: str) -> None:
+    axis = 0 if name.startswith(("top", "histogram")) else -1
+    found = planted_run.array(0, name, slice(3, 7))
+    whole = planted_run.array("0", name)
+    np.testing.assert_array_equal(found, whole.take(range(3, 7), axis=axis))
+
+
+def test_one_neuron_is_predicted_as_all_are_and_without_reading_whole_layers(
+    planted_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = planted_run.neuron("0:3")
+    expected = simulate_by_lookup(planted_run, record)
+    read: list[str] = []
+    whole = Run._whole
+
+    def watched(self: Run, file: str, name: str) -> np.ndarray:
+        read.append(f"{file} {name}")
+        return whole(self, file, name)
+
+    monkeypatch.setattr(Run, "_whole", watched)
+    fresh = fastexplain.open_run(planted_run.path)
+    found = simulate_by_lookup(fresh, fresh.neuron("0:3"))
+    assert found.keys() == expected.keys()
+    for excerpt, values in found.items():
+        np.testing.assert_array_equal(values, expected[excerpt])
+    assert [name for name in read if name.startswith("layers")] == [
+        "layers/00.safetensors random.ids"
+    ] * 2
