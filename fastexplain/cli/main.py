@@ -230,6 +230,27 @@ def top(
 
 
 @app.command()
+def search(
+    run: RunPath,
+    words: Annotated[list[str], typer.Argument(metavar="WORD...", help="All have to occur.")],
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Find explanations by their words, or by other forms of these."""
+    from fastexplain.cli.tables import explanations_table
+    from fastexplain.run.directory import open_run
+
+    with open_run(run).database(read_only=True) as database:
+        rows = database.search(" ".join(words), limit)
+    if as_json:
+        print_explanations(rows)
+    elif rows:
+        out.print(explanations_table(rows))
+    else:
+        out.print(f"No explanation has: {' '.join(words)}", markup=False)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine has, and which path will be used on it."""
     from fastexplain.cli.doctor import examine

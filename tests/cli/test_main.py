@@ -109,6 +109,18 @@ def test_show_as_json_has_the_whole_neuron(cli, swept) -> None:
     assert data["simulations"][0]["activations"][0] is None  # not counted
 
 
+def test_search_finds_explanations_by_their_words(cli, swept) -> None:
+    code, out, _ = cli("search", swept, "moon", "bright")
+    assert code == 0 and "0:2" in out
+    _, out, _ = cli("search", swept, "Moon", "--limit", "1", "--json")
+    [row] = json.loads(out.splitlines()[-1])["explanations"]
+    assert "moon" in row["explanation"]
+    code, out, _ = cli("search", swept, "absent", "[moon]")
+    assert (code, out.strip()) == (0, "No explanation has: absent [moon]")
+    code, _, err = cli("search", swept, '"')
+    assert code == 2 and "name a word" in err
+
+
 def test_show_keeps_explanations_apart(cli, swept, tmp_path) -> None:
     """Two explanations that one simulator simulated: each with its own predictions."""
     run = shutil.copytree(swept, tmp_path / "run")
