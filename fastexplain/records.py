@@ -48,11 +48,28 @@ class NeuronId:
 
     @classmethod
     def parse(cls, text: str) -> NeuronId:
-        """Read `5:131` or `5.e17:131`. Raises UsageError for anything else."""
-        match = re.fullmatch(r"(\d+(?:\.\w+)?):(\d+)", text.strip(), re.ASCII)
+        """Read `5:131`, `5.e17:131` or `blocks.5.mlp.hook_post:131`.
+
+        Raises UsageError for anything else.
+        """
+        match = re.fullmatch(r"(\d{1,9}(?:\.\w+)?):(\d{1,9})", plain_name(text), re.ASCII)
         if match is None:
             raise UsageError(f"'{text}' does not name a neuron; write layer:index, as in 5:131")
         return cls.of(match[1], int(match[2]))
+
+
+def plain_name(name: str) -> str:
+    """A name of one or more neurons with TransformerLens' word for a layer replaced by its number.
+
+    `blocks.5.mlp.hook_post:131` is `5:131`, and what it has behind the colon may be all that may
+    stand there, such as `*`. Without a colon it is the whole layer, `5:*`. Other names stay as
+    they are.
+    """
+    match = re.fullmatch(r"blocks\.([0-9]+)\.mlp\.hook_post(?::(.*))?", name.strip())
+    if match is None:
+        return name.strip()
+    layer, indices = match.groups()
+    return f"{layer}:{'*' if indices is None else indices.strip()}"
 
 
 @dataclass(frozen=True)

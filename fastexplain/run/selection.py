@@ -12,7 +12,7 @@ import numpy as np
 
 from fastexplain.errors import UsageError
 from fastexplain.kernels.scalars import excerpt_hash
-from fastexplain.records import NeuronId
+from fastexplain.records import NeuronId, plain_name
 from fastexplain.run.conditions import Condition
 from fastexplain.run.directory import Run
 
@@ -73,7 +73,8 @@ def select_neurons(
     Args:
         run: the run.
         names: `5:131`, `5:*` for a layer, `0-3,8:*` and `5:0-99` for lists and ranges of both,
-            `all`, and `@file` for a file with one of these a line.
+            `all`, and `@file` for a file with one of these a line. For a layer's number may stand
+            TransformerLens' name, as in `blocks.5.mlp.hook_post:131`; see `plain_name`.
         sample: draw at most so many of them, all alike; of all neurons where none is named. They
             come by layer and index, whatever the order of names, and a larger sample has all
             of a smaller one's neurons.
@@ -137,7 +138,7 @@ def _codes(run: Run, names: Iterable[str]) -> Iterator[int]:
 def _named(run: Run, name: str) -> Iterator[int]:
     layers, indices = run.layers, "*"
     if name != ALL:
-        match = _NAME.fullmatch(name)
+        match = _NAME.fullmatch(plain_name(name))
         if match is None:
             raise UsageError(
                 f"'{name}' does not name neurons; write layer:index, as in 5:131, or 5:*, 0-3:*, "

@@ -60,6 +60,9 @@ def whole(*layers):
         (["all"], whole(0, 1, 2, 3)),
         (["1:7", "1:5-7", "1:5"], ["1:7", "1:5", "1:6"]),
         ([" 1:5 "], ["1:5"]),
+        (["blocks.1.mlp.hook_post:5"], ["1:5"]),
+        ([" blocks.1.mlp.hook_post:3-4,0 "], ["1:3", "1:4", "1:0"]),
+        (["blocks.2.mlp.hook_post", "blocks.0.mlp.hook_post:*"], whole(2, 0)),
         ([], []),
     ],
 )
@@ -75,6 +78,8 @@ def test_names_stand_for_neurons_each_once_in_order(run, names, expected):
         ("*:5", "does not name neurons"),
         ("1:2-", "does not name neurons"),
         ("-1:2", "does not name neurons"),
+        ("blocks.1.mlp.hook_pre:2", "'blocks.1.mlp.hook_pre:2' does not name neurons"),
+        ("blocks.1.mlp.hook_post:", "does not name neurons"),
         ("1:1,,2", "does not name neurons"),
         ("1:" + "9" * 5000, "does not name neurons"),
         ("\u0661:\u0662", "does not name neurons"),
