@@ -189,9 +189,10 @@ def _is_activation(module: nn.Module) -> bool:
     probe = torch.tensor([_PROBE], device=device)
     try:
         with torch.inference_mode():
-            whole = module(probe)
-            parts = torch.cat([module(value) for value in probe.split(1, dim=-1)], dim=-1)
-            scaled = module(-2 * probe)
+            # Without its hooks, which are for the model's own numbers.
+            whole = module.forward(probe)
+            parts = torch.cat([module.forward(value) for value in probe.split(1, dim=-1)], dim=-1)
+            scaled = module.forward(-2 * probe)
     except Exception:  # a module of another purpose fails in its own way on a lone tensor
         return False
     if not isinstance(whole, torch.Tensor) or whole.shape != probe.shape:

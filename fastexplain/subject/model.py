@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,12 @@ from fastexplain.kernels.summary import Preactivations
 from fastexplain.models.loading import find_trunk, load_pretrained
 from fastexplain.models.onednn import OneDnnLinear
 from fastexplain.models.smollm2 import smollm2_directory, smollm2_version
+from fastexplain.records import NeuronId
 from fastexplain.subject import compilation, one_pass
+from fastexplain.subject.activations import Activations, Text, activations_of
 from fastexplain.subject.compilation import CompiledLayer
 from fastexplain.subject.fusion import FusedMlp, fuse, replaced
+from fastexplain.subject.interception import intercepted
 from fastexplain.subject.mlps import Mlp, find_mlps
 from fastexplain.subject.one_pass import OnePass
 from fastexplain.text.vocabulary import token_bytes
@@ -55,14 +58,16 @@ class Subject:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        name: str,
+        name: str | None = None,
         revision: str | None = None,
     ) -> Subject:
         """Make a subject of a loaded model, which is put in evaluation mode, without gradients.
 
+        Without a `name` it has that by which transformers loaded the model, or else its class's.
         Raises SubjectError if its MLPs can't be found.
         """
         model.eval().requires_grad_(False)
+        name = name or model.name_or_path or type(model).__name__
         return cls(name, revision, model, tokenizer, _default_bos(tokenizer), find_mlps(model))
 
     @property
@@ -111,6 +116,9 @@ class Subject:
         With `compiled` the layers below the highest wanted one run compiled, which `fold` alone can
         follow: once for all that are alike, and again for every size of batch.
 
+        Hooks on the model's modules take part, and so do forwards that were put in place of its
+        own. An MLP that has one within it is read as by `visit`, and a layer is not compiled.
+
         Raises UsageError for a layer that does not exist or arguments that exclude each other,
         SubjectError if the model does not run a layer or can't be compiled; what `visit` or `fold`
         raises passes through.
@@ -137,12 +145,15 @@ class Subject:
             elif visit is not None:
                 visit(layer, acts)
 
-        fused = {layer: self._fused[layer] if fold else None for layer in wanted}
+        fused = {layer: self._fused(layer) if fold else None for layer in wanted}
         with contextlib.ExitStack() as undo:
             undo.enter_context(self._watched(fused, tuple(ids.shape), receive))
             if compiled:  # the highest layer ends by an exception, and a hook would split others
-                whole = [i for i in range(wanted[-1]) if i not in fused or fused[i] is not None]
-                undo.enter_context(compilation.compiled([self._compiled[i] for i in whole]))
+                below = (
+                    self._compiled[i] for i in range(wanted[-1]) if fused.get(i, True) is not None
+                )
+                whole = [each for each in below if not intercepted(each.layer)]
+                undo.enter_context(compilation.compiled(whole))
             if fold is not None and self.device.type == "cpu":
                 undo.enter_context(OneDnnLinear())
                 if not compiled:
@@ -190,13 +201,27 @@ class Subject:
 
     def nonlinearities(self) -> list[str | None]:
         """Those that a sweep leaves to the kernels; None stands for MLPs that it only reads."""
-        names = (None if form is None else form.elementwise.nonlinearity for form in self._fused)
+        forms = map(self._fused, range(len(self.mlps)))
+        names = (None if form is None else form.elementwise.nonlinearity for form in forms)
         return list(dict.fromkeys(names))
 
+    def _fused(self, layer: int) -> FusedMlp | None:
+        """An MLP's fused form; None where the elementwise part is not one of the kernels'.
+
+        None also where someone's hook or forward would be passed over by it.
+        """
+        mlp = self.mlps[layer]
+        own_forward = "forward" in vars(self.model.get_submodule(mlp.layer))
+        if own_forward or intercepted(self.model.get_submodule(mlp.path)):
+            return None
+        if layer not in self._forms:
+            self._forms[layer] = fuse(self.model, mlp)
+        return self._forms[layer]
+
     @functools.cached_property
-    def _fused(self) -> tuple[FusedMlp | None, ...]:
-        """The MLPs' fused forms; None where the elementwise part is not one of the kernels'."""
-        return tuple(fuse(self.model, mlp) for mlp in self.mlps)
+    def _forms(self) -> dict[int, FusedMlp | None]:
+        """Of those MLPs that were tried."""
+        return {}
 
     @functools.cached_property
     def _one_pass(self) -> OnePass:
@@ -211,9 +236,38 @@ class Subject:
         """Token ids that the model takes: those below this."""
         return self.model.config.get_text_config().vocab_size
 
+    def activations(
+        self, text: Text, names: str | NeuronId | Iterable[str | NeuronId]
+    ) -> Activations:
+        """The activations of some neurons on a text, `values` float32 `[tokens, units]`.
+
+        Row t is of the text's token t. The subject's BOS, if it has one, is put before the text, as
+        before a sweep's excerpts, and has no row; one that stands first in token ids is that one.
+        The first token's values may be enormous where there is no BOS: see `skip` of `sweep`.
+
+        Args:
+            text: a text, or the ids of its tokens as a list, an array or a tensor, `[tokens]` or
+                `[1, tokens]`; of any length that the model takes. A special token that is written
+                in a text is text.
+            names: `5:131`, `5:*` for a layer, TransformerLens' names for these, or NeuronIds.
+
+        Raises UsageError if one of them makes no sense to this subject.
+        """
+        return activations_of(self, text, names)
+
     def token_bytes(self) -> list[bytes]:
         """The bytes that each of the tokenizer's ids stands for; for showing tokens."""
         return token_bytes(self.tokenizer)
+
+    def token_text(self, token: int) -> str:
+        """A token as text; bytes that are not UTF-8 on their own show as U+FFFD."""
+        # A model may have more rows than its tokenizer tokens.
+        own = self._vocabulary[token] if token < len(self._vocabulary) else b""
+        return own.decode("utf-8", errors="replace")
+
+    @functools.cached_property
+    def _vocabulary(self) -> list[bytes]:
+        return self.token_bytes()
 
     def fingerprint(self) -> str:
         """Tells models apart that have the same name: SHA-256, in hexadecimal, of a sample.

@@ -1,0 +1,122 @@
+"""The activations of chosen neurons on a text, for a look at a subject without a sweep.
+
+The text is tokenised as a corpus is, and comes after the BOS token where a sweep's excerpts do. So
+on the tokens of an excerpt the values are those that a sweep has seen, to rounding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastexplain.errors import UsageError
+from fastexplain.records import NeuronId, plain_name
+
+if TYPE_CHECKING:
+    from fastexplain.subject.model import Subject
+
+Text = str | Sequence[int] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What neurons do on a text.
+
+    Attributes:
+        tokens: the text's, without the BOS before them; bytes that are not UTF-8 on their own show
+            as U+FFFD.
+        token_ids: int64 `[tokens]`.
+        units: the neurons, in the order in which they were named.
+        values: float32 `[tokens, units]`.
+    """
+
+    tokens: list[str]
+    token_ids: np.ndarray = field(repr=False)
+    units: list[NeuronId]
+    values: np.ndarray
+
+
+def activations_of(
+    subject: Subject, text: Text, names: str | NeuronId | Iterable[str | NeuronId]
+) -> Activations:
+    """The activations of a subject's neurons on a text; see `Subject.activations`."""
+    ids = _token_ids(subject, text)
+    units = list(dict.fromkeys(_units(subject, names)))
+    if not units:
+        raise UsageError("no neurons are named; name some, such as 5:131, or 5:* for a layer")
+    values = np.empty((len(ids), len(units)), np.float32)
+    layers = np.array([unit.layer for unit in units])
+    indices = np.array([unit.index for unit in units])
+
+    def keep(layer: int, acts: Tensor) -> None:
+        wanted = torch.from_numpy(indices[layers == layer]).to(acts.device)
+        values[:, layers == layer] = acts[0, subject.lead :, wanted].float().cpu().numpy()
+
+    subject.trunk(torch.from_numpy(ids)[None], keep, np.unique(layers).tolist())
+    tokens = [subject.token_text(token) for token in ids.tolist()]
+    return Activations(tokens, ids, units, values)
+
+
+def _token_ids(subject: Subject, text: Text) -> np.ndarray:
+    """The text's token ids, int64 `[tokens]`, without a BOS where the subject adds it."""
+    if isinstance(text, str):
+        text = subject.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
+    ids = np.asarray(text.cpu() if isinstance(text, Tensor) else text)
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        raise UsageError(
+            f"a text is a string or the token ids of one, not {ids.dtype} {list(ids.shape)}"
+        )
+    if len(ids) and ids[0] == subject.bos:
+        ids = ids[1:]
+    if not len(ids):
+        raise UsageError("the text has no tokens; give some text")
+    if ids.min() < 0 or ids.max() >= subject.vocabulary_size:
+        raise UsageError(
+            f"the text has token ids {ids.min()} to {ids.max()}, the subject 0 to "
+            f"{subject.vocabulary_size - 1}; use the subject's own tokenizer"
+        )
+    limit = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and subject.lead + len(ids) > limit:
+        raise UsageError(
+            f"the text has {len(ids):,} tokens, but the subject takes {limit - subject.lead:,} at "
+            "most; shorten it"
+        )
+    return ids.astype(np.int64)
+
+
+def _units(
+    subject: Subject, names: str | NeuronId | Iterable[str | NeuronId]
+) -> Iterator[NeuronId]:
+    for name in [names] if isinstance(names, str | NeuronId) else names:
+        match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9}|\*)", plain_name(str(name)))
+        if match is None:
+            raise UsageError(
+                f"'{name}' does not name neurons; write layer:index, as in 5:131, or 5:* for all "
+                "of a layer"
+            )
+        layer = int(match[1])
+        if layer >= len(subject.widths):
+            raise UsageError(
+                f"layer {layer} does not exist; '{subject.name}' has layers 0 to "
+                f"{len(subject.widths) - 1}"
+            )
+        width = subject.widths[layer]
+        if match[2] == "*":
+            yield from (NeuronId(layer, index) for index in range(width))
+        elif int(match[2]) < width:
+            yield NeuronId(layer, int(match[2]))
+        else:
+            raise UsageError(
+                f"there is no neuron {layer}:{match[2]}; layer {layer} has neurons {layer}:0 to "
+                f"{layer}:{width - 1}"
+            )
