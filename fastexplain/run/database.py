@@ -360,6 +360,22 @@ class Database:
             (str(layer), lookup),
         )
 
+    def correlations(self) -> list[tuple[str, str, int, float | None, float | None, float | None]]:
+        """The correlations of all explanations, those with the best headline last.
+
+        Returns:
+            Method, site, index, correlation over top and random excerpts, over random ones and over
+            top ones, for each explanation and judge. None where they are undefined.
+        """
+        return self.query(
+            f"""SELECT e.method, e.site, e.unit, s.value, {_OTHER.format("value", "random_only")},
+                {_OTHER.format("value", "top_only")}
+            FROM explanations e JOIN scores s ON s.explanation = e.id
+                AND s.scorer = '{CORRELATION}' AND s.measure = '{CORRELATION}'
+                AND s.split = 'top_and_random'
+            ORDER BY s.value NULLS FIRST, s.created, e.id"""
+        )
+
     def find_explanation(
         self, neuron: NeuronId, method: str, model: str, version: str
     ) -> tuple[int, str] | None:

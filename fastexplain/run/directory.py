@@ -31,6 +31,7 @@ from fastexplain.kernels.summary import widen
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Site, Statistics
 from fastexplain.run.checkpoints import DIRECTORY as CHECKPOINTS
 from fastexplain.run.statistics import SUMMED, moments_of
+from fastexplain.run.table import NeuronTable, neuron_table
 from fastexplain.run.tables import Tables
 
 if TYPE_CHECKING:
@@ -216,6 +217,14 @@ class Run:
         """The numbers of `Statistics` for a whole site, by name, float64 `[neurons]` each."""
         count = self.sites[str(site)].counted_tokens
         return moments_of({name: self.array(site, name) for name in SUMMED}, count)
+
+    def table(self) -> NeuronTable:
+        """Statistics and scores of all neurons as NumPy columns; see `NeuronTable`.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
+        return neuron_table(self)
 
     def neuron(self, name: str | NeuronId) -> NeuronRecord:
         """All that the run holds of one neuron, such as `"5:131"`.
