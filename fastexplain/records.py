@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastexplain.errors import UsageError
+from fastexplain.notebook import neuron_html
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,10 @@ class NeuronRecord:
     bottom: list[Exemplar] = field(repr=False)
     random: list[Exemplar] = field(repr=False)
     statistics: Statistics = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        """The neuron as a notebook shows it."""
+        return neuron_html(self)
 
 
 class Split(NamedTuple):

@@ -21,6 +21,7 @@ from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter
 from fastexplain.pipeline.models import Settings, connections, put_behind_store
 from fastexplain.pipeline.neurons import explain_neurons
+from fastexplain.progress import Report
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import HELD_OUT
@@ -62,11 +63,13 @@ class Outcome:
         explained: neurons that have an explanation now.
         stopped: the limit that was reached, if one was.
         finished: whether nothing waits for the answers to a batch.
+        simulation: how it was simulated: the prompt's version, mode and readout. None of a batch.
     """
 
     explained: int
     stopped: BudgetError | None = None
     finished: bool = True
+    simulation: str | None = None
 
 
 async def explain_by_model(
@@ -75,12 +78,14 @@ async def explain_by_model(
     settings: Settings,
     *,
     progress: Progress | None = None,
+    report: Report = lambda done: None,
     on_failure: OnFailure = lambda neuron, failure: None,
 ) -> Outcome:
     """Explain, simulate and score; the results are in the run's database.
 
     Args:
         progress: is kept up to date.
+        report: called with the number of neurons done, after each.
         on_failure: called for each failure.
 
     Raises:
@@ -116,10 +121,11 @@ async def explain_by_model(
                     progress.before += result.complete
                     progress.retried = sum(connection.retried for connection in inner)
                     explained += result.text is not None
+                    report(progress.done)
                     for failure in result.failures:
                         on_failure(result.neuron, failure)
             except BudgetError as error:
                 stopped = error
     if progress.interrupted.is_set() and progress.done < progress.total:
         stopped = StoppedError(INTERRUPTED)
-    return Outcome(explained, stopped)
+    return Outcome(explained, stopped, simulation=simulator.version)

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from fastexplain.errors import UsageError
+from fastexplain.notebook import tokens_html
 from fastexplain.records import NeuronId, plain_name
 
 if TYPE_CHECKING:
     from fastexplain.subject.model import Subject
+
+_SHOWN = 10  # units in a notebook
 
 Text = str | Sequence[int] | np.ndarray | Tensor
 
@@ -40,6 +43,15 @@ class Activations:
     token_ids: np.ndarray = field(repr=False)
     units: list[NeuronId]
     values: np.ndarray
+
+    def _repr_html_(self) -> str:
+        """The text once for each of the first units, as a notebook shows it."""
+        lines = []
+        for unit, column in zip(self.units[:_SHOWN], self.values.T, strict=False):
+            text = tokens_html(self.tokens, column, min(column.min(), 0), max(column.max(), 0))
+            lines.append(f"<p><b>{unit}</b>&emsp;{text}</p>")
+        more = len(self.units) - len(lines)
+        return f"<div>{''.join(lines)}{f'<p>and {more:,} more</p>' if more else ''}</div>"
 
 
 def activations_of(

@@ -15,7 +15,7 @@ import importlib.util
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest_hashes
 from fastexplain.models.memory import freed_memory_kept
+from fastexplain.progress import Report, reported
 from fastexplain.records import Site
 from fastexplain.run.checkpoints import Checkpoint, Checkpoints
 from fastexplain.run.directory import Run, RunWriter, open_run
@@ -60,7 +61,7 @@ def sweep(
     table_bytes: int = TABLE_BYTES,
     compile: bool = False,
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
-    progress: Callable[[int], None] | None = None,
+    progress: bool | Report | None = None,
 ) -> Run:
     """Sweep a corpus through a subject and write a run.
 
@@ -81,8 +82,8 @@ def sweep(
             lookup explainer.
         compile: compile the model's layers first: a minute at the start, faster on a GPU.
         checkpoint_seconds: time between two checkpoints.
-        progress: called with the number of excerpts done, after each batch. If it raises
-            KeyboardInterrupt, a checkpoint is saved first.
+        progress: True shows a bar. A function is called with the number of excerpts done, after
+            each batch; if it raises KeyboardInterrupt, a checkpoint is saved first.
 
     Raises:
         UsageError: an argument makes no sense, such as a layer that the subject doesn't have.
@@ -111,7 +112,8 @@ def sweep(
     settings = replace(settings, batch_size=last.batch_size)
     device = kernel_device(subject.device)
 
-    with _prepared(subject.device):
+    bar = reported(progress, "Sweeping", len(corpus), "excerpts", done=last.done)
+    with _prepared(subject.device), bar as report:
         exemplars = {layer: Exemplars(last.summaries.pop(layer), device) for layer in layers}
         batches = _batches(corpus, tables, settings, random_ids, last.done)
         done, started = last.done, time.perf_counter()
@@ -126,13 +128,12 @@ def sweep(
             if due:
                 _save(checkpoints, done, seconds, last.batch_size, exemplars)
                 saved = time.perf_counter()
-            if progress is not None:
-                try:
-                    progress(done)
-                except KeyboardInterrupt:  # between batches, so that no layer is ahead of another
-                    _check(exemplars)
-                    _save(checkpoints, done, seconds, last.batch_size, exemplars)
-                    raise
+            try:
+                report(done)
+            except KeyboardInterrupt:  # between batches, so that no layer is ahead of another
+                _check(exemplars)
+                _save(checkpoints, done, seconds, last.batch_size, exemplars)
+                raise
         _check(exemplars)
         seconds = last.seconds + time.perf_counter() - started
 
