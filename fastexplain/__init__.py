@@ -15,36 +15,55 @@ from fastexplain.version import __version__
 
 if TYPE_CHECKING:
     from fastexplain.errors import FastexplainError
+    from fastexplain.ledger.prices import Price
+    from fastexplain.pipeline.api import Explained, explain, explain_async
+    from fastexplain.pipeline.models import Model
     from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
     from fastexplain.run.directory import Run, open_run
+    from fastexplain.run.table import NeuronTable
+    from fastexplain.subject.activations import Activations
     from fastexplain.subject.model import Subject, load_subject
     from fastexplain.sweeping.loop import sweep
     from fastexplain.text.corpus import Corpus
 
 _HOMES = {
+    "Activations": "subject.activations",
     "Corpus": "text.corpus",
     "Exemplar": "records",
+    "Explained": "pipeline.api",
     "FastexplainError": "errors",
+    "Model": "pipeline.models",
     "NeuronId": "records",
     "NeuronRecord": "records",
+    "NeuronTable": "run.table",
+    "Price": "ledger.prices",
     "Run": "run.directory",
     "Statistics": "records",
     "Subject": "subject.model",
+    "explain": "pipeline.api",
+    "explain_async": "pipeline.api",
     "load_subject": "subject.model",
     "open_run": "run.directory",
     "sweep": "sweeping.loop",
 }
 
 __all__ = [
+    "Activations",
     "Corpus",
     "Exemplar",
+    "Explained",
     "FastexplainError",
+    "Model",
     "NeuronId",
     "NeuronRecord",
+    "NeuronTable",
+    "Price",
     "Run",
     "Statistics",
     "Subject",
     "__version__",
+    "explain",
+    "explain_async",
     "load_subject",
     "open_run",
     "sweep",

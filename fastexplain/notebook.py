@@ -57,13 +57,16 @@ def tokens_html(
     return f'<span style="white-space:pre-wrap">{"".join(spans)}</span>'
 
 
-def table_html(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table_html(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of texts."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return (
+        f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
 
 
 def _background(value: float, lowest: float, highest: float) -> str:

@@ -59,7 +59,7 @@ def test_hostile_tokens_are_text() -> None:
     units = [NeuronId(0, index) for index in range(11)]
     values = np.ones((len(HOSTILE), 11), np.float32)
     shown = Activations(HOSTILE, np.arange(len(HOSTILE)), units, values)._repr_html_()
-    for html in (record(HOSTILE)._repr_html_(), shown, table_html(HOSTILE, [HOSTILE])):
+    for html in (record(HOSTILE)._repr_html_(), shown, table_html(HOSTILE[0], HOSTILE, [HOSTILE])):
         read = Reader(html)
         assert not {"script", "img"} & set(read.tags)
         assert "".join(HOSTILE) in "".join(read.texts)

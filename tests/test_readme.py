@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +102,29 @@ def test_server_commands(workplace) -> None:
 @pytest.mark.scale
 def test_python_example(workplace) -> None:
     [example] = blocks("python")
-    assert "'" in run([sys.executable, "-c", example], workplace)
+    shown = run([sys.executable, "-c", example], workplace)
+    assert "1 of 1 neurons explained by smollm2" in shown
+    assert "(7, 1537)" in shown
+
+
+@pytest.mark.scale
+def test_python_example_as_a_notebook(workplace) -> None:
+    """Each paragraph a cell, in a kernel whose event loop is running; then how results show."""
+    [example] = blocks("python")
+    cells = example.replace("python-run", "notebook-run").split("\n\n")
+    cells += ["neuron", "result", "found", "await fastexplain.explain_async(run, '5:131')"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    where = {"metadata": {"path": workplace}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
+    outputs = [cell["outputs"] for cell in notebook.cells]
+    drawn = "".join(each.get("text", "") for cell in outputs for each in cell)
+    assert "Sweeping: 100%" in drawn and "Explaining by smollm2: 100%" in drawn
+    assert "1 of 1 neurons explained by smollm2" in drawn and "(7, 1537)" in drawn
+    shown = [cell[0]["data"]["text/html"] for cell in outputs[-4:]]
+    assert shown[0].startswith("<div><p><b>neuron 5:131</b>") and "<span style=" in shown[0]
+    assert "<caption>1 of 1 neurons explained by smollm2" in shown[1]
+    assert "<b>5:131</b>" in shown[2] and "and 1,527 more" in shown[2]
+    assert "<caption>1 of 1 neurons explained by lookup" in shown[3]
 
 
 def test_make_targets_exist() -> None:

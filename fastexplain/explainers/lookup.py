@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastexplain import kernels
+import fastexplain.kernels as kernels
 from fastexplain.errors import RunError
 from fastexplain.kernels.cpu.strongest import strongest
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen

@@ -1,0 +1,255 @@
+"""Explaining neurons from Python: one call that waits, and the same as a coroutine.
+
+A notebook has an event loop running in the thread that would wait; there the coroutine runs in a
+thread and a loop of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import functools
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from fastexplain.errors import UsageError
+from fastexplain.explainers.lookup import METHOD, VERSION, store_lookup
+from fastexplain.explainers.model import ModelExplainer
+from fastexplain.notebook import table_html
+from fastexplain.pipeline import explaining
+from fastexplain.pipeline.models import Model, Settings
+from fastexplain.progress import Report, reported
+from fastexplain.records import NeuronId, StoredExplanation
+from fastexplain.run.directory import Run
+from fastexplain.run.selection import select_neurons
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_SHOWN = 20  # explanations in a repr
+
+
+@dataclass(frozen=True, repr=False)
+class Explained:
+    """What a call of `explain` has come to.
+
+    Attributes:
+        explainer: "lookup" or the model's name.
+        neurons: those that were asked for.
+        explanations: theirs by this explainer, with the scores by this call's simulator if there
+            are any; in the order of `neurons`, without those that have none.
+        failures: by neuron, a line for each request that failed for good.
+        cost: of what this call asked, in US dollars, as far as the prices are known.
+        requests: that were answered in this call; what was stored before isn't asked again.
+        stopped: which limit was reached, in a line; None if none was. The same call with a higher
+            one goes on from there.
+    """
+
+    explainer: str
+    neurons: list[NeuronId]
+    explanations: list[StoredExplanation]
+    failures: dict[NeuronId, list[str]] = dataclasses.field(default_factory=dict)
+    cost: float = 0.0
+    requests: int = 0
+    stopped: str | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"  {neuron:>9}  {score:>10}  {text}" for neuron, score, text in self._rows()]
+        return "\n".join([self._summary(), *lines])
+
+    def _repr_html_(self) -> str:
+        header = ("neuron", "top and random", "explanation")
+        return table_html(self._summary(), header, self._rows())
+
+    def _summary(self) -> str:
+        done, asked = f"{len(self.explanations):,}", f"{len(self.neurons):,}"
+        parts = [f"{done} of {asked} neurons explained by {self.explainer}"]
+        if self.requests:
+            parts.append(f"{self.requests:,} requests for ${self.cost:,.4f}")
+        if self.failures:
+            parts.append(f"failures at {len(self.failures):,} neurons, see .failures")
+        if self.stopped is not None:
+            parts.append(self.stopped)
+        return "; ".join(parts)
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """Neuron, score and text of the first explanations, and how many there are beyond."""
+        rows = []
+        for row in self.explanations[:_SHOWN]:
+            score = "not scored"
+            if row.scores is not None:
+                found = row.scores.top_and_random
+                score = "undefined" if found is None else f"{found:.2f}"
+            rows.append((str(row.neuron), score, row.text or ""))
+        more = len(self.explanations) - len(rows)
+        return rows + [("...", "", f"and {more:,} more")] * (more > 0)
+
+
+async def explain_async(
+    run: Run,
+    neurons: str | NeuronId | Iterable[str | NeuronId],
+    *,
+    explainer: Model | Literal["lookup"] = "lookup",
+    simulator: Model | None = None,
+    simulation: str | None = None,
+    readout: str = "expected",
+    max_cost: float | None = None,
+    max_requests: int | None = None,
+    concurrency: int = 64,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    timeout: float = 120.0,
+    fresh: bool = False,
+    progress: bool | Report = False,
+) -> Explained:
+    """Explain neurons, and score the explanations on excerpts held out from them.
+
+    Everything is stored in the run as soon as it is there: a call that was interrupted goes on
+    where it was when it is made again, and what is stored isn't asked again.
+
+    Args:
+        run: from `sweep` or `open_run`.
+        neurons: as on the command line, such as "5:131", "5:*" for a layer or "all", or NeuronIds.
+        explainer: a language model; or "lookup", which needs none, and explains all neurons of the
+            run in one pass, whichever are named.
+        simulator: the explainer if None.
+        simulation: how to simulate, one of `simulators.model.MODES`; the best that the simulator
+            can do if None.
+        readout: "expected", or "contrast" with an empty explanation.
+        max_cost: in US dollars; the call stops before it is passed.
+        max_requests: the call stops before more are sent.
+        concurrency: requests in flight at a server at once.
+        requests_per_minute, tokens_per_minute: a server's limits.
+        timeout: seconds that a request may take.
+        fresh: ask again for what is stored.
+        progress: True shows a bar. A function is called with the number of neurons done, after
+            each; by lookup, of layers.
+
+    Raises:
+        UsageError: an argument makes no sense, or a price is not known and `max_cost` was given.
+        LLMError: a model can't be reached or loaded, or lacks what is needed.
+        RunError: the run has no tables to look up in, or its database can't be written.
+    """
+    names = [neurons] if isinstance(neurons, str | NeuronId) else neurons
+    chosen = select_neurons(run, [str(name) for name in names])
+    if not chosen:
+        raise UsageError("no neurons are named; name some, such as 5:131, 5:* or all")
+    if not isinstance(explainer, Model):
+        if explainer != METHOD:
+            raise UsageError(
+                f"explainer is {explainer!r}; give 'lookup' or fastexplain.Model({explainer!r})"
+            )
+        given = {"simulator": simulator, "simulation": simulation, "max_cost": max_cost,
+                 "max_requests": max_requests}  # fmt: skip
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(
+                    f"{name} is for language models; name one, as explainer=fastexplain.Model(...)"
+                )
+        return await _by_lookup(run, chosen, fresh=fresh, progress=progress)
+
+    limits = {"concurrency": concurrency, "requests_per_minute": requests_per_minute,
+              "tokens_per_minute": tokens_per_minute, "timeout": timeout}  # fmt: skip
+    settings = Settings(
+        explainer, simulator or explainer, simulation, readout, limits,
+        fresh=fresh, max_cost=max_cost, max_requests=max_requests,
+    )  # fmt: skip
+    state = explaining.Progress(len(chosen))
+    failures: dict[NeuronId, list[str]] = {}
+    with reported(progress, f"Explaining by {explainer.name}", len(chosen), "neurons") as report:
+        outcome = await explaining.explain_by_model(
+            run,
+            chosen,
+            settings,
+            progress=state,
+            report=report,
+            on_failure=lambda neuron, failure: failures.setdefault(neuron, []).append(failure),
+        )
+    scored_by = (settings.simulator.name, outcome.simulation)
+    return Explained(
+        explainer.name,
+        chosen,
+        _stored(run, chosen, ModelExplainer.method, explainer.name, scored_by),
+        failures,
+        state.meter.cost,
+        state.meter.answered,
+        None if outcome.stopped is None else str(outcome.stopped),
+    )
+
+
+def _waiting(function: Callable[_P, Coroutine[Any, Any, _T]], name: str) -> Callable[_P, _T]:
+    """A function that runs another's coroutine to its end, in a running event loop too."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **named: _P.kwargs) -> _T:
+        coroutine = function(*args, **named)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(coroutine)
+        return _run_in_thread(coroutine)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+explain = _waiting(explain_async, "explain")
+
+
+def _run_in_thread(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine to its end in a thread of its own; Ctrl-C cancels it."""
+    begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[_T]]] = []
+
+    async def main() -> _T:
+        task = asyncio.ensure_future(coroutine)
+        begun.append((asyncio.get_running_loop(), task))
+        return await task
+
+    with ThreadPoolExecutor(1, thread_name_prefix="fastexplain-call") as pool:
+        # The context says which cell of a notebook output belongs to.
+        done = pool.submit(contextvars.copy_context().run, asyncio.run, main())
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            for loop, task in begun:
+                with contextlib.suppress(RuntimeError):  # the loop has just ended
+                    loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+async def _by_lookup(
+    run: Run, neurons: list[NeuronId], *, fresh: bool, progress: bool | Report
+) -> Explained:
+    """Explain all by lookup, unless that was done and is not wanted `fresh`."""
+    with run.database() as database:
+        done = database.explained(METHOD, VERSION) == run.manifest["sweep"]["neurons"]
+    if fresh or not done:
+        with reported(progress, "Explaining by lookup", len(run.layers), "layers") as report:
+            await asyncio.to_thread(store_lookup, run, report)
+    return Explained(METHOD, neurons, _stored(run, neurons, METHOD, METHOD, (METHOD, VERSION)))
+
+
+def _stored(
+    run: Run, neurons: list[NeuronId], method: str, model: str, scored_by: tuple[str, str | None]
+) -> list[StoredExplanation]:
+    """The neurons' newest explanations by a model, with the scores by one simulator."""
+    found = []
+    with run.database(read_only=True) as database:
+        for neuron in neurons:
+            rows = [
+                row
+                for row in database.explanations(neuron)  # the newest first, once for each scores
+                if row.method == method and row.model == model and row.text is not None
+            ]
+            if not rows:
+                continue
+            unscored = dataclasses.replace(rows[0], scores=None, simulator=None, simulation=None)
+            own = (row for row in rows if row.id == rows[0].id)
+            found.append(
+                next((row for row in own if (row.simulator, row.simulation) == scored_by), unscored)
+            )
+    return found

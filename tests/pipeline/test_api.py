@@ -1,0 +1,206 @@
+"""`fastexplain.explain` from Python: in a script, within a running event loop, as a coroutine."""
+
+import asyncio
+import shutil
+import signal
+import threading
+
+import planted
+import pytest
+from faulty_server import Faulty
+
+import fastexplain
+from fastexplain import Explained, Model, NeuronId, Price
+from fastexplain.errors import LLMError, UsageError
+from fastexplain.pipeline.api import _run_in_thread
+
+CAT, DIGIT, RARE = (f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.RARE))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    serving = Faulty()
+    yield serving
+    serving.close()
+
+
+@pytest.fixture
+def model(server):
+    return Model("m", server.url, price=Price(1.0, 1.0, 2.0))
+
+
+@pytest.fixture
+def run(planted_run, tmp_path):
+    return fastexplain.open_run(shutil.copytree(planted_run.path, tmp_path / "run"))
+
+
+def in_a_script(*args, **named):
+    return fastexplain.explain(*args, **named)
+
+
+def in_a_running_loop(*args, **named):
+    async def cell():
+        return fastexplain.explain(*args, **named)
+
+    return asyncio.run(cell())
+
+
+def as_a_coroutine(*args, **named):
+    return asyncio.run(fastexplain.explain_async(*args, **named))
+
+
+@pytest.mark.parametrize("call", [in_a_script, in_a_running_loop, as_a_coroutine])
+def test_it_works_everywhere_and_asks_nothing_twice(call, run, model, server):
+    done = []
+    names = [CAT, NeuronId.parse(DIGIT)]
+    found = call(run, names, explainer=model, progress=done.append)
+    assert (found.explainer, found.neurons) == ("m", [NeuronId(0, 0), NeuronId(0, 1)])
+    assert [row.neuron for row in found.explanations] == found.neurons
+    for row in found.explanations:
+        assert row.text and row.model == row.simulator == "m"
+        assert row.scores.excerpts_top == row.scores.excerpts_random == 5
+    assert (found.requests, found.failures, found.stopped) == (22, {}, None)
+    assert 0 < found.cost < 0.1
+    assert done == [1, 2]
+
+    sent = len(server.requests)
+    again = call(run, names, explainer=model)
+    assert again.explanations == found.explanations
+    assert (again.requests, again.cost, len(server.requests)) == (0, 0.0, sent)
+
+
+@pytest.mark.parametrize("call", [in_a_script, in_a_running_loop])
+def test_by_lookup_all_are_explained_at_once(call, run):
+    layers = []
+    found = call(run, CAT, progress=layers.append)
+    [row] = found.explanations
+    assert (row.method, row.neuron, found.explainer) == ("lookup", NeuronId(0, 0), "lookup")
+    assert row.scores.top_and_random == pytest.approx(1.0)
+    assert layers == [1]
+    everything = call(run, "all", progress=layers.append)
+    assert len(everything.explanations) == planted.NEURONS and layers == [1]
+    call(run, CAT, fresh=True, progress=layers.append)
+    assert layers == [1, 1]
+
+
+def test_a_limit_stops_it_and_a_higher_one_goes_on(run, model):
+    found = fastexplain.explain(run, [CAT, DIGIT], explainer=model, max_requests=3)
+    assert found.stopped.startswith("stopped after 3 requests") and found.requests == 3
+    assert found.stopped in repr(found)
+    rest = fastexplain.explain(run, [CAT, DIGIT], explainer=model, max_requests=19)
+    assert (rest.stopped, rest.requests, len(rest.explanations)) == (None, 19, 2)
+
+
+def test_a_cost_needs_a_price(run):
+    with pytest.raises(UsageError, match="the price of 'm' is not known"):
+        elsewhere = Model("m", "http://models.example/v1")  # nothing is sent
+        fastexplain.explain(run, CAT, explainer=elsewhere, max_cost=1)
+
+
+def test_failures_are_by_neuron_and_cost_only_themselves(run, model, server):
+    fastexplain.explain(run, RARE, explainer=model)  # a model that answers nothing isn't taken
+    server.content = ""
+    found = fastexplain.explain(run, [CAT, RARE, DIGIT], explainer=model)
+    assert [str(row.neuron) for row in found.explanations] == [RARE]
+    assert list(map(str, found.failures)) == [CAT, DIGIT]
+    for [failure] in found.failures.values():
+        assert failure.startswith("explanation: ")
+    assert "1 of 3 neurons explained by m" in repr(found)
+    assert "failures at 2 neurons, see .failures" in repr(found)
+
+
+def test_scores_are_those_of_the_way_that_was_asked_for(run, model):
+    ways = ["json", "prompt-logprobs", "json"]
+    found = [
+        fastexplain.explain(run, CAT, explainer=model, simulation=way).explanations[0]
+        for way in ways
+    ]
+    assert found[0] == found[2] != found[1]
+    assert found[0].id == found[1].id and found[0].simulation != found[1].simulation
+    stopped = fastexplain.explain(
+        run, CAT, explainer=model, simulation="generated-logprobs", max_requests=0
+    )
+    [row] = stopped.explanations
+    assert (row.scores, row.simulator, row.simulation) == (None, None, None)
+    assert "not scored" in repr(stopped)
+
+
+def test_another_model_may_simulate(run, model, server):
+    other = Faulty()
+    try:
+        simulator = Model("m", other.url)
+        found = fastexplain.explain(run, CAT, explainer=model, simulator=simulator)
+        assert len(found.explanations) == 1 and found.explanations[0].scores is not None
+        assert sum(path.endswith("/completions") for path, *_ in other.requests) >= 10
+        own = [body for _, body, _ in server.requests]
+        assert sum(body.get("max_tokens") == 60 for body in own) == 1
+    finally:
+        other.close()
+
+
+def test_it_shows_what_was_found_as_text_and_as_html(run):
+    found = fastexplain.explain(run, [CAT, RARE])
+    assert repr(found).splitlines()[0] == "2 of 2 neurons explained by lookup"
+    assert f"        {CAT}        1.00  'cat' " in repr(found)
+    html = found._repr_html_()
+    assert "<td>0:0</td><td>1.00</td><td>&#x27;cat&#x27; " in html
+    many = Explained("lookup", found.neurons * 11, found.explanations * 11)
+    assert repr(many).splitlines()[-1].endswith("and 2 more")
+
+
+def test_a_bar_is_drawn_where_it_is_asked_for(run, capsys):
+    fastexplain.explain(run, CAT)
+    assert capsys.readouterr() == ("", "")
+    fastexplain.explain(run, CAT, fresh=True, progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "Explaining by lookup: 100%" in err and "1/1" in err
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ([], {}, "no neurons are named; name some, such as 5:131"),
+        ("9:1", {}, "layer 9 was not swept"),
+        ("cat", {}, "'cat' does not name neurons"),
+        (CAT, {"explainer": "gpt-4o"}, r"give 'lookup' or fastexplain.Model\('gpt-4o'\)"),
+        (CAT, {"max_cost": 1}, "max_cost is for language models; name one, as explainer="),
+        (CAT, {"simulator": Model("m")}, "simulator is for language models"),
+        (CAT, {"explainer": Model("m"), "max_requests": -1}, "max.requests is -1"),
+    ],
+)
+@pytest.mark.parametrize("call", [in_a_script, in_a_running_loop])
+def test_arguments_that_make_no_sense(call, names, options, message, run, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "unused")
+    with pytest.raises(UsageError, match=message):
+        call(run, names, **options)
+
+
+@pytest.mark.parametrize("call", [in_a_script, in_a_running_loop, as_a_coroutine])
+def test_a_model_that_is_not_there(call, run, server):
+    with pytest.raises(LLMError, match="has no model 'another'; it has: m"):
+        call(run, CAT, explainer=Model("another", server.url))
+
+
+def test_ctrl_c_in_a_running_loop_cancels_what_runs_beside_it():
+    ends = []
+
+    async def work():
+        try:
+            main = threading.main_thread().ident  # which waits
+            signal.pthread_kill(main, signal.SIGINT)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+
+    async def cell():
+        with pytest.raises(KeyboardInterrupt):
+            _run_in_thread(work())
+
+    loop = asyncio.new_event_loop()  # asyncio.run would take Ctrl-C for itself
+    try:
+        loop.run_until_complete(cell())
+    finally:
+        loop.close()
+    assert ends == ["cancelled"]
