@@ -211,16 +211,18 @@ class Subject:
         None also where someone's hook or forward would be passed over by it.
         """
         mlp = self.mlps[layer]
+        module = self.model.get_submodule(mlp.path)
         own_forward = "forward" in vars(self.model.get_submodule(mlp.layer))
-        if own_forward or intercepted(self.model.get_submodule(mlp.path)):
+        if own_forward or intercepted(module):
             return None
-        if layer not in self._forms:
-            self._forms[layer] = fuse(self.model, mlp)
-        return self._forms[layer]
+        parts = list(module.children())
+        if layer not in self._forms or self._forms[layer][0] != parts:
+            self._forms[layer] = parts, fuse(self.model, mlp)
+        return self._forms[layer][1]
 
     @functools.cached_property
-    def _forms(self) -> dict[int, FusedMlp | None]:
-        """Of those MLPs that were tried."""
+    def _forms(self) -> dict[int, tuple[list[nn.Module], FusedMlp | None]]:
+        """Fused forms by layer, each with the modules that its MLP had then."""
         return {}
 
     @functools.cached_property

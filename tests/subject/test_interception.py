@@ -140,6 +140,19 @@ def test_an_mlp_is_found_whatever_hooks_it_has(make_model, make_tokenizer) -> No
     assert subject.nonlinearities() == [None] and not seen
 
 
+@pytest.mark.parametrize("name", ["act_fn", "gate_proj"])
+def test_a_module_that_took_anothers_place_takes_part(name: str, tiny_subject: Subject) -> None:
+    plain = collect_folded(tiny_subject, some_tokens())
+    mlp = tiny_subject.model.model.layers[LAYER].mlp
+    former = getattr(mlp, name)
+    setattr(mlp, name, nn.Sequential(former, nn.Tanh()))
+    found = collect_folded(tiny_subject, some_tokens())
+    assert_same(found, collect(tiny_subject, some_tokens()))
+    assert not torch.allclose(found[LAYER], plain[LAYER], atol=1e-4)
+    setattr(mlp, name, former)
+    assert_same(collect_folded(tiny_subject, some_tokens()), plain)
+
+
 def test_hooks_on_gradients_do_not_count() -> None:
     module = nn.Sequential(nn.Linear(2, 2))
     module[0].register_full_backward_hook(lambda *_: None)
