@@ -47,10 +47,10 @@ def ledger_table(rows: Sequence[LedgerRow]) -> Table:
     table.add_column("answered", justify="right")
     table.add_column("failed", justify="right")
     _add_amounts(table)
-    former = None
+    previous = None
     for row in rows:
-        command = "" if row.command == former else row.command[:19].replace("T", " ")
-        former = row.command
+        command = "" if row.command == previous else row.command[:19].replace("T", " ")
+        previous = row.command
         table.add_row(escape(command), escape(row.model), f"{row.purpose}s", *_ledger_cells(row))
     table.add_section()
     table.add_row("in all", "", "", *_ledger_cells(total))
@@ -65,12 +65,11 @@ def ledger_data(rows: Sequence[LedgerRow]) -> dict[str, Any]:
 def _table(title: str | None, unpriced: int) -> Table:
     caption = None
     if unpriced:
-        told = (
-            f"The price of {unpriced:,} of the requests is not known; give it by --price to the "
-            "command that asks, or in"
+        advice = (
+            f"The price of {unpriced:,} of the requests is not known; set it with --price, or in"
         )
         # A path that is broken over lines can't be copied.
-        caption = Text(f"{told}\n{users_file()}", no_wrap=True, overflow="ignore")
+        caption = Text(f"{advice}\n{users_file()}", no_wrap=True, overflow="ignore")
     return Table(title=title, title_justify="left", header_style="bold",
                  caption=caption, caption_justify="left")  # fmt: skip
 

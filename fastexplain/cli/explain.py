@@ -29,8 +29,8 @@ def explain(
     neurons: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NEURON...",
-            help="Such as 5:131, 5:* for a layer, 0-3:*, all, or @file with one a line.",
+            metavar="NEURON",
+            help="Such as 5:131, 5:* for a layer, 0-3:*, all, or @FILE with one on each line.",
         ),
     ] = None,
     explainer: Annotated[
@@ -53,74 +53,82 @@ def explain(
     ] = None,
     local: Annotated[
         bool,
-        typer.Option("--local", help="Load the models here: smollm2, a hub id or a directory."),
+        typer.Option(
+            "--local", help="Run the models in this process: smollm2, a hub id or a directory."
+        ),
     ] = False,
     simulator_local: Annotated[
-        bool, typer.Option("--simulator-local", help="Load only the simulator here.")
+        bool, typer.Option("--simulator-local", help="Run only the simulator in this process.")
     ] = False,
     simulation: Annotated[
         str | None,
         typer.Option(
             metavar="MODE",
-            help="prompt-logprobs, generated-logprobs, json or one-at-a-time; the first of these "
-            "that the simulator can do if left out.",
+            help="prompt-logprobs, generated-logprobs, json or one-at-a-time; if left out, the "
+            "first of these that the simulator can do.",
         ),
     ] = None,
     readout: Annotated[
-        str, typer.Option(help="expected, or contrast with an empty explanation.")
+        str,
+        typer.Option(help="expected, or contrast: the difference to an empty explanation."),
     ] = "expected",
     sample: Annotated[
-        int | None, typer.Option(metavar="N", help="Only N of the neurons, drawn at random.")
+        int | None, typer.Option(metavar="N", help="Explain N of the neurons, drawn at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     where: Annotated[
         str | None,
-        typer.Option(metavar="CONDITION", help="Only neurons such as 'lookup_score < 0.3'."),
+        typer.Option(
+            metavar="CONDITION", help="Only neurons that meet this, as 'lookup_score < 0.3'."
+        ),
     ] = None,
     concurrency: Annotated[
         int, typer.Option(min=1, help="Requests in flight at a server at once.")
     ] = 64,
     requests_per_minute: Annotated[
-        int | None, typer.Option(metavar="N", help="A server's limit on requests.")
+        int | None, typer.Option(metavar="N", help="The server's limit on requests.")
     ] = None,
     tokens_per_minute: Annotated[
-        int | None, typer.Option(metavar="N", help="A server's limit on tokens.")
+        int | None, typer.Option(metavar="N", help="The server's limit on tokens.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 120.0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be asked and cost; send nothing.")
+        bool, typer.Option("--dry-run", help="Show the requests and their cost; send nothing.")
     ] = False,
     max_cost: Annotated[
-        float | None, typer.Option(metavar="USD", help="Stop before it costs more.")
+        float | None, typer.Option(metavar="USD", help="Stop before the cost exceeds this.")
     ] = None,
     max_requests: Annotated[
-        int | None, typer.Option(metavar="N", help="Stop before more are sent.")
+        int | None, typer.Option(metavar="N", help="Stop before more than N are sent.")
     ] = None,
     price: Annotated[
         str | None,
-        typer.Option(metavar="IN,OUT", help="US dollars a million tokens, of the explainer."),
+        typer.Option(metavar="IN,OUT", help="The explainer's US dollars a million tokens."),
     ] = None,
     simulator_price: Annotated[
         str | None,
-        typer.Option(metavar="IN,OUT", help="Of the simulator; the same if that is the same."),
+        typer.Option(metavar="IN,OUT", help="The simulator's; the explainer's if it is that."),
     ] = None,
     batch: Annotated[
-        bool, typer.Option("--batch", help="Through the server's batch API: cheaper, slower.")
+        bool, typer.Option("--batch", help="Use the server's batch API: cheaper, slower.")
     ] = False,
     batch_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Only write the requests, for an offline engine; then ingest."
+            metavar="FILE",
+            help="Only write the requests to FILE, for an offline engine; then use ingest.",
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ask again for what is stored.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask again for what is already stored.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before a large job.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Explain neurons and score the explanations on excerpts held out from them.
+    """Explain neurons and score the explanations on held-out text.
 
-    By lookup all neurons are explained at once, whichever are named; those named are shown.
-    What is answered is stored at once: the same command, run again, goes on where it stopped.
+    Lookup explains all neurons at once and shows those that are named. Every answer of a language
+    model is stored immediately: the same command, run again, continues where it stopped.
     """
     from fastexplain.run.directory import open_run
     from fastexplain.run.selection import select_neurons
@@ -203,14 +211,17 @@ def explain(
 def ingest(
     run: RunPath,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="What an offline engine wrote of a batch file.")
+        Path, typer.Argument(metavar="FILE", help="The file of answers, from an offline engine.")
     ],
     price: Annotated[
         str | None, typer.Option(metavar="IN,OUT", help="US dollars a million tokens.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take the answers to a file that `explain --batch-file` wrote; then run that again."""
+    """Store the answers to a file that explain --batch-file wrote.
+
+    Then run that explain command again: it continues with these answers.
+    """
     from fastexplain.ledger.prices import parse_price
     from fastexplain.pipeline.batches.rounds import take_answers
     from fastexplain.run.directory import open_run
@@ -223,7 +234,7 @@ def ingest(
 
 
 def cost(run: RunPath, as_json: AsJson = False) -> None:
-    """Show what a run's requests came to: tokens and cost, by command and model."""
+    """Show the tokens and cost of a run's requests."""
     from fastexplain.cli.cost_table import ledger_data, ledger_table
     from fastexplain.ledger.responses import Responses
     from fastexplain.run.directory import open_run
@@ -239,7 +250,7 @@ def cost(run: RunPath, as_json: AsJson = False) -> None:
 
 
 def _refuse(options: dict[str, object]) -> None:
-    """Raise UsageError where an option was given that only language models have a use for."""
+    """Raise UsageError where an option was given that only language models use."""
     for name, value in options.items():
         if value is not None and value is not False:
             raise UsageError(f"{name} is for language models; name one with --explainer MODEL")

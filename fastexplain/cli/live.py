@@ -83,14 +83,14 @@ def display(progress: Progress, *, seconds: float = SECONDS) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _now_and_then(line: Callable[[], str], seconds: float) -> Iterator[None]:
-    """Print a line every so many seconds, from a thread of its own."""
+    """Print a line every so many seconds, from a separate thread."""
     ended = threading.Event()
 
-    def tell() -> None:
+    def print_lines() -> None:
         while not ended.wait(seconds):
             print_line(line())
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=print_lines, daemon=True)
     thread.start()
     try:
         yield

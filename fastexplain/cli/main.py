@@ -13,15 +13,16 @@ from rich.markup import escape
 
 from fastexplain.cli.common import AsJson, RunPath, print_explanations, print_json
 from fastexplain.cli.explain import cost, explain, ingest
-from fastexplain.cli.terminal import out
+from fastexplain.cli.terminal import out, terminations
 from fastexplain.errors import FastexplainError, StoppedError, UsageError
 from fastexplain.version import __version__
 
+# 128 and the number of the signal, as a shell counts.
 _INTERRUPTED = 130
+_TERMINATED = 143
 
 app = typer.Typer(
     help="Explains the MLP neurons of a language model, all of them, fast.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -29,20 +30,32 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; errors are one line, exit code 2 for usage and 1 for failure."""
+    """Run the command line; errors are one line, exit code 2 for usage and 1 for failure.
+
+    SIGTERM is handled as Ctrl-C is; the exit code is 130 after Ctrl-C and 143 after SIGTERM.
+    """
+    with terminations() as terminated:
+        code = _run()
+    if code == _INTERRUPTED and terminated.is_set():
+        code = _TERMINATED
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command that the arguments name; returns the exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     arguments = arguments or ["--help"]
-    warnings.showwarning = lambda message, *_, **__: _complain(str(message))
+    warnings.showwarning = lambda message, *_, **__: _print_error(str(message))
     try:
         # Typer turns Ctrl-C into a returned 130; commands themselves return nothing.
         code = app(arguments, standalone_mode=False, prog_name="fastexplain") or 0
         sys.stdout.flush()
         if code == _INTERRUPTED:
-            _complain("interrupted")
-    except typer.Abort:  # Ctrl-C where something is asked
+            _print_error("interrupted")
+    except typer.Abort:  # Ctrl-C at a question
         code = _INTERRUPTED
-        _complain("interrupted")
+        _print_error("interrupted")
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -52,22 +65,22 @@ def main() -> None:
         code = 2 if isinstance(error, UsageError) else 1
         code = _INTERRUPTED if isinstance(error, StoppedError) else code
         if isinstance(error, FastexplainError):
-            _complain(str(error))
+            _print_error(str(error))
         elif hasattr(error, "format_message"):  # of click's, which Typer may carry within itself
             code = 2
-            _complain(error.format_message())
+            _print_error(error.format_message())
         else:
-            told = f"{type(error).__name__}: {error}".splitlines()[0]
-            _complain(f"{told} (unexpected; --debug shows where)")
-    sys.exit(code)
+            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+            _print_error(f"{first_line} (unexpected; --debug shows where)")
+    return code
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     print(f"fastexplain: {message}", file=sys.stderr)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         print(f"fastexplain {__version__}")
         raise typer.Exit
 
@@ -80,7 +93,7 @@ def _common(
         typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
-    """Taken out of the arguments by `main`, wherever it stands; here for the help text."""
+    """Options for the help text; `_run` takes --debug out of the arguments wherever it stands."""
 
 
 @app.command()
@@ -93,20 +106,20 @@ def sweep(
         list[str],
         typer.Option(
             "--corpus",
-            metavar="PATH|NAME",
-            help="Text: files, directories, .jsonl, .parquet, - for standard input, or stdlib. "
-            "Several may follow.",
+            metavar="SOURCE",
+            help="Text: a file, a directory, .jsonl, .parquet, hf:NAME for a Hugging Face data "
+            "set, - for standard input, or stdlib. Several may follow.",
         ),
     ],
     run: Annotated[Path, typer.Option("--out", metavar="RUN", help="Directory to write.")],
-    more: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="SOURCE", hidden=True)] = None,
     excerpts: Annotated[
         int | None, typer.Option(help="Excerpts of 64 tokens; all if left out.")
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Top exemplars a neuron.")] = 20,
+    top_k: Annotated[int, typer.Option(help="Top exemplars kept for each neuron.")] = 20,
     random: Annotated[int, typer.Option(help="Random exemplars, shared by all neurons.")] = 25,
     bottom: Annotated[
-        bool, typer.Option("--bottom", help="Keep the most negative ones too.")
+        bool, typer.Option("--bottom", help="Keep the most negative exemplars too.")
     ] = False,
     layers: Annotated[str | None, typer.Option(help="Such as 0-5,8; all if left out.")] = None,
     batch_size: Annotated[
@@ -117,11 +130,11 @@ def sweep(
     skip_positions: Annotated[
         int | None,
         typer.Option(
-            help="Tokens at an excerpt's start that count for nothing; "
-            "0 where the subject has a BOS token, else 1."
+            help="Tokens at an excerpt's start that are not counted; if left out, 0 where the "
+            "subject has a BOS token, else 1."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the shuffle and the random exemplars.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffle and of the random exemplars.")] = 0,
     no_tables: Annotated[
         bool, typer.Option("--no-tables", help="Keep no tables: less memory, but no lookup.")
     ] = False,
@@ -132,14 +145,20 @@ def sweep(
             help="Compile the model's layers first: a minute at the start, faster on a GPU.",
         ),
     ] = False,
-    column: Annotated[str, typer.Option(help="The text column of .jsonl and .parquet.")] = "text",
+    column: Annotated[
+        str, typer.Option(help="The text column of .jsonl, .parquet and data sets.")
+    ] = "text",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code of a hub repository.")
+        bool, typer.Option("--trust-remote-code", help="Run the subject's code from the hub.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the text that drives every neuron of a subject, in one pass of a corpus."""
+    """Find the text that drives each neuron, in one pass of a corpus.
+
+    SUBJECT is the model whose neurons are examined. A sweep that was stopped with Ctrl-C or SIGTERM
+    is continued by the same command.
+    """
     from fastexplain.cli import jobs
     from fastexplain.run.directory import check_free
     from fastexplain.run.selection import parse_layers
@@ -182,7 +201,7 @@ def show(
     count: Annotated[int, typer.Option(min=1, help="Exemplars of each kind.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Show a neuron: its explanations, its excerpts, and the true beside the simulated."""
+    """Show a neuron: explanations, exemplars and simulations."""
     from fastexplain.cli.neuron import print_neuron
     from fastexplain.report.neuron import neuron_data
     from fastexplain.run.directory import open_run
@@ -198,14 +217,15 @@ def show(
 @app.command()
 def top(
     run: RunPath,
-    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
-    layer: Annotated[int | None, typer.Option(help="Of this layer alone.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Neurons to show.")] = 20,
+    layer: Annotated[int | None, typer.Option(help="Only neurons of this layer.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="Such as lookup, or model: the language models.")
+        str | None,
+        typer.Option(help="Such as lookup, or model for language models; all if left out."),
     ] = None,
-    by: Annotated[str, typer.Option(help="top_and_random, random_only or top_only.")] = (
-        "top_and_random"
-    ),
+    by: Annotated[
+        str, typer.Option(help="The score: top_and_random, random_only or top_only.")
+    ] = "top_and_random",
     as_json: AsJson = False,
 ) -> None:
     """Show the neurons with the best-scored explanations."""
@@ -214,7 +234,7 @@ def top(
 
     opened = open_run(run)
     if layer is not None:
-        opened.width(layer)  # says which there are
+        opened.width(layer)  # raises an error that lists the layers there are
     with opened.database(read_only=True) as database:
         methods = database.methods()
         if method is not None and method not in methods:
@@ -232,8 +252,8 @@ def top(
 @app.command()
 def search(
     run: RunPath,
-    words: Annotated[list[str], typer.Argument(metavar="WORD...", help="All have to occur.")],
-    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    words: Annotated[list[str], typer.Argument(metavar="WORD", help="Words that must all occur.")],
+    limit: Annotated[int, typer.Option(min=1, help="Explanations to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Find explanations by their words, or by other forms of these."""
@@ -252,7 +272,7 @@ def search(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Show what this machine has, and which path will be used on it."""
+    """Show what this machine has and which devices will be used."""
     from fastexplain.cli.doctor import examine
 
     facts = examine()
@@ -275,10 +295,10 @@ def bench(
         int | None, typer.Option(metavar="N", help="Its lowest N layers; all if left out.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Excerpts in a forward pass.")] = None,
-    batches: Annotated[int, typer.Option(help="Batches of each way.")] = 16,
-    seconds: Annotated[float, typer.Option(help="After which no further batch begins.")] = 120.0,
+    batches: Annotated[int, typer.Option(help="Batches to measure of each method.")] = 16,
+    seconds: Annotated[float, typer.Option(help="Time after which no new batch starts.")] = 120.0,
     no_compile: Annotated[
-        bool, typer.Option("--no-compile", help="Leave out what has to be compiled first.")
+        bool, typer.Option("--no-compile", help="Leave out the methods that need compiling.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
@@ -287,7 +307,11 @@ def bench(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast a sweep is here, beside the bare model; weights are random."""
+    """Measure the speed of a sweep on this machine.
+
+    It is compared with the model alone and with common ways to collect activations; the weights are
+    random.
+    """
     from fastexplain.cli import jobs
     from fastexplain.cli.bench_table import bench_table
 
@@ -315,13 +339,14 @@ def demo(
     excerpts: Annotated[int, typer.Option(min=1, help="Excerpts of 64 tokens.")] = 2048,
     neurons: Annotated[
         int,
-        typer.Option(min=0, help="Neurons for the language model to explain, 0 for none."),
+        typer.Option(min=0, help="Neurons that the language model explains."),
     ] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Do it all once: SmolLM2 swept, every neuron explained by lookup, a few by itself.
+    """Try the whole method: sweep SmolLM2 and explain its neurons.
 
-    What is in RUN from an earlier demo is kept and gone on from.
+    Every neuron is explained by lookup, and a few by SmolLM2 itself. A demo that was stopped, or
+    finished before, continues with what RUN holds.
     """
     from fastexplain.cli.demo import run_demo
 

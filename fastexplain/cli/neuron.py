@@ -71,7 +71,7 @@ def _print_simulations(
 def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: float) -> float:
     """The value that gets the full colour: a table predicts activations, a model integers to 10.
 
-    A contrast has a scale of its own: there it is the largest that was simulated.
+    For a contrast it is the largest value that was simulated.
     """
     if row.method == "lookup":
         return largest

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from rich.console import Console
 from rich.markup import escape
@@ -35,7 +36,7 @@ def print_line(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(title: str, total: int, tokens: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left; gives the function that is told how much is done.
+    """A bar with the time left; gives the function to call with the number of things done.
 
     Args:
         tokens: in each of the things counted, to show tokens a second; 0 shows none.
@@ -63,24 +64,51 @@ def progress(title: str, total: int, tokens: int = 0) -> Iterator[Callable[[int]
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """Note the first Ctrl-C, for a good moment to stop; the second one stops at once.
+    """Set an event at the first Ctrl-C, for a good moment to stop; the second one stops at once.
 
     In the middle of a sweep's batch it would leave some layers ahead of others, and Numba may
     swallow it while it compiles; requests in flight would be paid for and lost. Only the main
-    thread can note it; in others nothing is changed.
+    thread can handle signals; in others nothing is changed.
     """
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    former = signal.getsignal(signal.SIGINT)
+    previous = signal.getsignal(signal.SIGINT)
 
     def note(*_: object) -> None:
         event.set()
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, previous)
 
-    signal.signal(signal.SIGINT, note)
-    try:
+    with _handler(signal.SIGINT, note):
         yield event
+
+
+@contextlib.contextmanager
+def terminations() -> Iterator[threading.Event]:
+    """Handle SIGTERM, which schedulers and containers send, as Ctrl-C; set an event at each.
+
+    Whatever handles Ctrl-C at that moment is called. Where Ctrl-C is ignored, as in a shell
+    script's background job, SIGTERM still raises KeyboardInterrupt.
+    """
+    event = threading.Event()
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        event.set()
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):
+            handler = signal.default_int_handler
+        handler(signal.SIGINT, frame)
+
+    with _handler(signal.SIGTERM, interrupt):
+        yield event
+
+
+@contextlib.contextmanager
+def _handler(number: int, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle a signal so while the block runs, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(number, handler)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(number, previous)

@@ -48,7 +48,7 @@ def explain(run, server, neurons, kill_after=None):
     )
     server.client, server.left = client, kill_after
     _, errors = client.communicate(timeout=120)
-    assert client.returncode in (0, -signal.SIGKILL, 130), errors.decode()
+    assert client.returncode in (0, -signal.SIGKILL, 130, 143), errors.decode()
     return client.returncode, server.requests[before:]
 
 
@@ -83,17 +83,18 @@ def stored(run):
         return database.query("SELECT count(*) FROM responses")[0][0]
 
 
-def test_ctrl_c_waits_for_what_is_in_flight(planted_run, tmp_path):
+@pytest.mark.parametrize(("name", "expected"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_waits_for_what_is_in_flight(planted_run, tmp_path, name, expected):
     """It may have to be paid for."""
     run = Path(shutil.copytree(planted_run.path, tmp_path / "run"))
     neurons = [f"0:{index}" for index in range(min(20, planted_run.width(0)))]
     server = Deadly()
-    server.signal = signal.SIGINT
+    server.signal = signal.Signals[name]
     try:
         explain(run, server, neurons[:1])
         had = stored(run)
         code, sent = explain(run, server, neurons, kill_after=20)
-        assert code == 130
+        assert code == expected
         # All that was sent is stored; of the 55 that were wanted, few went out behind the signal.
         assert 20 <= len(sent) == stored(run) - had <= 20 + 4 * CONCURRENCY
         code, more = explain(run, server, neurons)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,44 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
     assert shown.stdout.splitlines()[-1] == "[]"
     for command in ("sweep", "explain", "show", "top", "doctor", "bench", "demo"):
         assert f"  {command} " in shown.stdout
+
+
+def test_the_list_of_commands_fits_80_columns_whole(cli, monkeypatch) -> None:
+    """Each line is the first sentence of that command's help, to its full stop."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = cli("--help")
+    lines = out.partition("Commands:\n")[2].splitlines()
+    assert code == 0 and len(lines) >= 9
+    for line in lines:
+        command, summary = line.strip().split(maxsplit=1)
+        shown = " ".join(cli(command, "--help")[1].split())
+        assert len(line) <= 80 and summary.endswith(".") and "..." not in summary, line
+        assert f" {summary} " in shown, line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["s"], ["sweep", "show"]),
+        (["sweep", "smollm2", "--co"], ["--corpus", "--compile", "--column"]),
+    ],
+)
+def test_bash_completes_commands_and_options(tmp_path, words, expected) -> None:
+    """The printed script, in a real bash that finds fastexplain on its path."""
+    program = tmp_path / "fastexplain"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "cli.py"} "$@"\n')
+    program.chmod(0o755)
+    script = (
+        'eval "$(fastexplain --show-completion bash)"\n'
+        f"COMP_WORDS=(fastexplain {' '.join(words)})\nCOMP_CWORD={len(words)}\n"
+        "_fastexplain_completion fastexplain\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    shown = subprocess.run(
+        ["bash", "-c", script], check=True, capture_output=True, text=True, env=environment
+    )
+    assert shown.stdout.split() == expected
 
 
 def test_lookup_explains_everything_and_shows_what_was_named(cli, swept) -> None:
@@ -302,7 +341,8 @@ def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:
     assert cli("explain", swept, "--fresh")[0] == 0 and done == [1]
 
 
-def test_ctrl_c_in_a_sweep_loses_nothing(planted_subject, text, tmp_path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_in_a_sweep_loses_nothing(planted_subject, text, tmp_path, name, code) -> None:
     """A real signal to a real process, at the moment when its first batch is done."""
     script = (
         "import os, signal, sys\n"
@@ -311,7 +351,7 @@ def test_ctrl_c_in_a_sweep_loses_nothing(planted_subject, text, tmp_path) -> Non
         "update = summaries.Exemplars.update\n"
         "def once(*arguments):\n"
         "    summaries.Exemplars.update = update\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
         "    update(*arguments)\n"
         "if '--interrupt' in sys.argv:\n"
         "    sys.argv.remove('--interrupt')\n"
@@ -323,12 +363,28 @@ def test_ctrl_c_in_a_sweep_loses_nothing(planted_subject, text, tmp_path) -> Non
         "--out", str(tmp_path / "run"), "--batch-size", "100", "--json",
     ]  # fmt: skip
     first = subprocess.run([*command, "--interrupt"], capture_output=True, text=True)
-    assert first.returncode == 130 and "Stopped after 100 of" in first.stderr
+    assert first.returncode == code and "Stopped after 100 of" in first.stderr
     assert "Traceback" not in first.stderr
     assert (tmp_path / "run" / "checkpoints" / "100").is_dir()
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     assert json.loads(second.stdout.splitlines()[-1])["excerpts"] == 312
+
+
+def test_sigterm_stops_a_process_that_ignores_ctrl_c(swept, monkeypatch, cli) -> None:
+    """A shell script starts its background jobs so."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
+
+    def terminated(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("fastexplain.run.directory.open_run", terminated)
+    try:
+        assert cli("top", swept) == (143, "", "fastexplain: interrupted\n")
+        assert signal.getsignal(signal.SIGTERM) is before[1]
+    finally:
+        signal.signal(signal.SIGINT, before[0])
 
 
 def test_ctrl_c_is_one_line_with_its_own_code(cli, swept, monkeypatch) -> None:
