@@ -1,6 +1,7 @@
 """Text in, excerpts out.
 
-1. `sources.py` reads documents, in pieces; a batch of pieces is tokenised at a time.
+1. `sources.py` reads documents, in pieces (`hub.py` those of a Hugging Face data set); a batch of
+   pieces is tokenised at a time.
 2. Every document's tokens are cut into excerpts, end to end from its start; what is left at its
    end, too short for one, is dropped. Excerpts go to a temporary file as they come.
 3. Each excerpt has a 128-bit hash of its tokens, keyed with the seed. Equal hashes are duplicates
@@ -19,14 +20,15 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from fastexplain.errors import CorpusError, UsageError
-from fastexplain.text.sources import Piece, Sources
+from fastexplain.text.sources import Piece, Sources, Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +46,7 @@ class Corpus:
         documents: int32 `[excerpts]`, the document of each, numbered as they were read.
         offsets: int64 `[excerpts]`, the place of its first token in that document, in tokens.
         seed: of the shuffle.
-        sources: as given.
+        sources: as given; none where the corpus was made from texts or excerpts.
         fingerprint: SHA-256, in hexadecimal, of `tokens`, and thus of their order.
         available: the distinct excerpts that there were before `excerpts` cut them.
         passed_over: files in directories that were passed over as they are not text.
@@ -75,24 +77,40 @@ class Corpus:
         Args:
             sources: text files; directories, of which every text file is read that is not hidden,
                 in sorted order; `.jsonl`, `.jsonl.gz` and `.parquet` files, with a document a row;
-                `-` for standard input; `stdlib` for the built-in corpus (`./stdlib` for a file of
-                that name).
+                `hf:NAME[@REVISION][#CONFIG][:SPLIT]` for a data set on the Hugging Face hub or in
+                a directory, streamed (needs the extra `datasets`; the split is `train`, or the only
+                one, if left out, and `train[:1000]` is its first 1,000 rows); `-` for standard
+                input; `stdlib` for the built-in corpus (`./stdlib` for a file of that name).
             tokenizer: a fast tokenizer. What spells a special token in a document is plain text.
             excerpts: keep so many of the shuffled excerpts, or all where there are fewer.
             seed: of the shuffle. With the same sources and seed, fewer excerpts are a prefix.
-            column: that holds the text, in `.jsonl` and `.parquet` files.
+            column: that holds the text, in `.jsonl` and `.parquet` files and in data sets.
             tokens: the length of an excerpt.
             progress: called with the fraction of the sources that is read, from time to time.
 
         Raises:
             UsageError: there are no sources, or a number or length below 1 is asked for.
-            CorpusError: a source is missing, damaged or not text, a column is missing, no document
-                is long enough for an excerpt, or there is no room for the temporary files.
+            CorpusError: a source is missing, damaged or not text, a data set's split or column is
+                missing (the message lists those there are), no document is long enough for an
+                excerpt, or there is no room for the temporary files.
         """
         if isinstance(sources, str | Path):
             sources = [sources]
         if not sources:
             raise UsageError("a corpus needs at least one source")
+        self._read(Sources(sources, column), tokenizer, excerpts, seed, tokens, progress)
+        self.sources = tuple(str(source) for source in sources)
+
+    def _read(
+        self,
+        texts: Sources | Texts,
+        tokenizer: PreTrainedTokenizerBase,
+        excerpts: int | None,
+        seed: int,
+        tokens: int,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        """Tokenise, cut and shuffle the texts; fills all attributes but `sources`."""
         if excerpts is not None and excerpts < 1:
             raise UsageError(f"at least 1 excerpt is needed, not {excerpts}")
         if tokens < 1:
@@ -100,27 +118,56 @@ class Corpus:
         if not 0 <= seed < 2**63:
             raise UsageError(f"the seed is {seed}; it must be at least 0 and below 2**63")
         self.seed = seed
-        self.sources = tuple(str(source) for source in sources)
-        texts = Sources(sources, column)
-        try:
-            with tempfile.TemporaryFile() as file:
-                found = _Excerpts(file, tokens, seed)
-                for piece, ids in _tokenised(texts, tokenizer, progress):
-                    found.add(ids, piece.first)
-                order = found.shuffled()
-                self.available = len(order)
-                self.passed_over = texts.passed_over
-                if not self.available:
-                    raise CorpusError(self._why_none(found))
-                self.tokens, self.documents, self.offsets = found.gather(order[:excerpts])
-        except OSError as error:
-            raise CorpusError(
-                f"can't keep the excerpts in {tempfile.gettempdir()!r} ({error.strerror});"
-                " set TMPDIR to a directory with room"
-            ) from error
+        with _temporary_file() as file:
+            found = _Excerpts(file, tokens, seed)
+            for piece, ids in _tokenised(texts, tokenizer, progress):
+                found.add(ids, piece.first)
+            order = found.shuffled()
+            self.available = len(order)
+            self.passed_over = texts.passed_over
+            if not self.available:
+                raise CorpusError(self._why_none(found))
+            self.tokens, self.documents, self.offsets = found.gather(order[:excerpts])
         self.fingerprint = _fingerprint(self.tokens)
         if progress is not None:
             progress(1.0)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        excerpts: int | None = None,
+        seed: int = 0,
+        column: str = "text",
+        tokens: int = 64,
+        progress: Callable[[float], None] | None = None,
+    ) -> Corpus:
+        """Tokenise and shuffle texts; with the same documents it equals a corpus from files.
+
+        Args:
+            texts: any iterable of strings, a document each, which is read once (a generator is
+                never held as a whole); or a `datasets.Dataset` or `datasets.IterableDataset`.
+            tokenizer: a fast tokenizer. What spells a special token in a document is plain text.
+            excerpts: keep so many of the shuffled excerpts, or all where there are fewer.
+            seed: of the shuffle. With the same texts and seed, fewer excerpts are a prefix.
+            column: of the data set, that holds the text; a row without one (null) is empty.
+            tokens: the length of an excerpt.
+            progress: called with the fraction of the texts that is read, from time to time; it is 0
+                until the end where their number is not known.
+
+        Raises:
+            UsageError: `texts` is a single string or no iterable, or a number or length below 1 is
+                asked for.
+            CorpusError: a text is not a string (the message gives its place), a column is missing,
+                no document is long enough for an excerpt, or there is no room for the temporary
+                files. What the iterable itself raises is passed on.
+        """
+        self = cls.__new__(cls)
+        self._read(Texts(texts, column), tokenizer, excerpts, seed, tokens, progress)
+        self.sources = ()
+        return self
 
     @classmethod
     def from_excerpts(
@@ -202,7 +249,8 @@ class _Excerpts:
             digest = self._hash.copy()
             digest.update(data[start : start + width])
             self._digests += digest.digest()
-        self._file.write(data)
+        with _room():
+            self._file.write(data)
         self._documents.extend([self.document] * count)
         self._offsets.extend(range(self._offset, self._offset + end, self.length))
         self._rest = ids_and_rest[end:]
@@ -219,7 +267,7 @@ class _Excerpts:
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens (in a mapped file of their own), documents and offsets of these rows."""
-        with tempfile.TemporaryFile() as file:
+        with _room(), tempfile.TemporaryFile() as file:
             every = _mapped(self._file, len(self._documents), self.length)
             for block in _blocks(len(rows)):
                 file.write(every[rows[block]].tobytes())
@@ -228,8 +276,32 @@ class _Excerpts:
         return tokens, documents, np.frombuffer(self._offsets, np.int64)[rows]
 
 
+@contextmanager
+def _temporary_file() -> Iterator[BinaryIO]:
+    """A file without a name; only what goes wrong with it, not in the block, is a CorpusError."""
+    with _room():
+        file = tempfile.TemporaryFile()  # noqa: SIM115, closed below
+    try:
+        yield file
+    finally:
+        with _room():
+            file.close()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Turn what goes wrong with a temporary file into a CorpusError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(
+            f"can't keep the excerpts in {tempfile.gettempdir()!r} ({error.strerror});"
+            " set TMPDIR to a directory with room"
+        ) from error
+
+
 def _tokenised(
-    texts: Sources,
+    texts: Sources | Texts,
     tokenizer: PreTrainedTokenizerBase,
     progress: Callable[[float], None] | None,
 ) -> Iterator[tuple[Piece, list[int]]]:
@@ -249,7 +321,7 @@ def _tokenised(
             progress(batch[-1].done)
 
 
-def _batches(texts: Sources) -> Iterator[list[Piece]]:
+def _batches(texts: Sources | Texts) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     size = 0
     for piece in texts:

@@ -1,8 +1,8 @@
 """Text in: the sources of a corpus, read as a stream of pieces of documents.
 
-A document is a text file, standard input, a row of a `.jsonl` or `.parquet` file, or a document
-of the built-in corpus. It comes in pieces of bounded size, so that neither a giant file nor a
-giant row is ever held, or tokenised, as a whole.
+A document is a text file, standard input, a row of a `.jsonl` or `.parquet` file or of a Hugging
+Face data set, a document of the built-in corpus, or a string. It comes in pieces of bounded size,
+so that neither a giant file nor a giant row is ever held, or tokenised, as a whole.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from fastexplain.errors import CorpusError
-from fastexplain.text import stdlib
+from fastexplain.errors import CorpusError, UsageError
+from fastexplain.text import hub, stdlib
 
 # Characters; a piece ends at the first line end after so many, or within a line of twice as many.
 # About 5,000 tokens: few enough that a batch keeps many cores busy, enough that cuts are rare, as
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
     Attributes:
         text: not empty.
         first: whether it begins a document.
-        done: the fraction of all sources that is read once this is.
+        done: the fraction of all documents that is read once this is.
     """
 
     text: str
@@ -77,11 +77,16 @@ class Sources:
         if name == "-":
             yield _Part(0, _read_stdin)
         elif name == BUILT_IN:
-            yield _Part(_BUILT_IN_BYTES, _read_built_in)
+            yield _Part(_BUILT_IN_BYTES, lambda: _read_rows(stdlib.documents()))
+        elif isinstance(name, str) and name.startswith(hub.PREFIX):
+            data_set = hub.open_data_set(name)
+            documents = partial(data_set.documents, self._column)
+            yield _Part(data_set.size, lambda: _read_rows(documents()))
         elif not (path := Path(name)).exists():
             raise CorpusError(
                 f"no file or directory {str(path)!r}; a corpus is a text file, a directory, a"
-                f" .jsonl or .parquet file, '-' for standard input, or the built-in '{BUILT_IN}'"
+                f" .jsonl or .parquet file, '{hub.PREFIX}NAME' for a Hugging Face data set, '-' for"
+                f" standard input, or the built-in '{BUILT_IN}'"
             )
         elif path.is_dir():
             for file in _walk(path):
@@ -107,6 +112,44 @@ class Sources:
             self.passed_over += 1
         else:
             yield from _read_text(path)
+
+
+class Texts:
+    """The pieces of documents that are strings already, in their order.
+
+    Raises UsageError here for what holds no documents, and CorpusError on iteration for a document
+    that is no string.
+    """
+
+    passed_over = 0
+
+    def __init__(self, texts: Iterable[str], column: str) -> None:
+        """Args:
+        texts: any iterable, or a data set of the `datasets` package.
+        column: of the data set, that holds the text.
+        """
+        if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+            advice = "; choose one of its splits" if isinstance(texts, Mapping) else ""
+            raise UsageError(
+                "texts must be an iterable of strings or a data set, not one"
+                f" {type(texts).__name__}{advice}"
+            )
+        self._texts = texts
+        self._column = column
+
+    def __iter__(self) -> Iterator[Piece]:
+        if hub.is_data_set(self._texts):
+            yield from _read_rows(hub.DataSet(self._texts, "the data set").documents(self._column))
+        else:
+            yield from _read_rows(_numbered(self._texts))
+
+
+def _numbered(texts: Iterable[str]) -> Iterator[tuple[float, str]]:
+    total = len(texts) if isinstance(texts, Sized) else 0
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise CorpusError(f"texts[{place}] is {type(text).__name__}, not a string")
+        yield (place + 1) / total if total else 0.0, text
 
 
 class _Part(NamedTuple):
@@ -153,6 +196,8 @@ def _cut(stream: TextIO) -> Iterator[str]:
 
 
 def _row(text: str, done: float) -> Iterator[Piece]:
+    # A string, in JSON too, may hold half of a surrogate pair, which can't be tokenised.
+    text = text.encode("utf-8", "replace").decode()
     for place, piece in enumerate(_cut(io.StringIO(text))):
         yield Piece(piece, place == 0, done)
 
@@ -202,8 +247,7 @@ def _field(line: str, column: str, where: str) -> str:
     text = row[column]
     if not isinstance(text, str | None):
         raise CorpusError(f"{where}: {column!r} is not a string")
-    # JSON can escape half of a surrogate pair, which is no character and can't be tokenised.
-    return (text or "").encode("utf-8", "replace").decode()
+    return text or ""
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
@@ -239,6 +283,6 @@ def _names(columns: Any) -> str:
     return ", ".join(repr(name) for name in columns) or "none"
 
 
-def _read_built_in() -> Iterator[Piece]:
-    for done, text in stdlib.documents():
+def _read_rows(documents: Iterable[tuple[float, str]]) -> Iterator[Piece]:
+    for done, text in documents:
         yield from _row(text, done)

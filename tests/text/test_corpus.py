@@ -12,12 +12,14 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from documents import held, random_ids, spelled, windows, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,20 +28,6 @@ from fastexplain.text import sources as sources_module
 from fastexplain.text import stdlib
 from fastexplain.text.corpus import Corpus
 from fastexplain.text.sources import PIECE, Sources
-
-WORDS = 200
-
-
-@pytest.fixture(scope="session")
-def words():
-    """A tokenizer with the words w0 to w199, whose ids are their numbers."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {f"w{i}": i for i in range(WORDS)} | {"[UNK]": WORDS}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
 
 
 @pytest.fixture(scope="session")
@@ -58,34 +46,6 @@ def smollm2():
 def built_in(smollm2):
     fractions: list[float] = []
     return Corpus(["stdlib"], smollm2, progress=fractions.append), fractions
-
-
-def spelled(ids) -> str:
-    """Words with a line end after every fifth."""
-    return "".join(f"w{i}" + ("\n" if place % 5 == 4 else " ") for place, i in enumerate(ids))
-
-
-def random_ids(count: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, WORDS, count).tolist()
-
-
-def write_rows(path: Path, documents) -> Path:
-    path.write_text("".join(json.dumps({"text": spelled(ids)}) + "\n" for ids in documents))
-    return path
-
-
-def windows(documents, length: int = 64):
-    """What a corpus should hold, the simple way: {excerpt: (document, offset)} of first places."""
-    found: dict[tuple[int, ...], tuple[int, int]] = {}
-    for number, ids in enumerate(documents):
-        for offset in range(0, len(ids) - length + 1, length):
-            found.setdefault(tuple(ids[offset : offset + length]), (number, offset))
-    return found
-
-
-def held(corpus: Corpus):
-    places = zip(corpus.documents.tolist(), corpus.offsets.tolist(), strict=True)
-    return dict(zip(map(tuple, corpus.tokens.tolist()), places, strict=True))
 
 
 # Cutting, dropping, shuffling
@@ -376,6 +336,91 @@ def test_impossible_requests(words):
     assert "at least 1 excerpt" in refused(UsageError, ["stdlib"], words, excerpts=0)
     assert "at least 1 token" in refused(UsageError, ["stdlib"], words, tokens=0)
     assert "at least one source" in refused(UsageError, [], words)
+
+
+# Texts that are already there
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    documents=st.lists(
+        st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=8
+    ).filter(lambda documents: any(len(ids) >= 4 for ids in documents)),
+    seed=st.integers(0, 5),
+    excerpts=st.none() | st.integers(1, 9),
+)
+def test_texts_make_the_corpus_that_a_file_of_them_makes(
+    words, tmp_path_factory, documents, seed, excerpts
+):
+    path = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", documents)
+    settings = {"tokens": 4, "seed": seed, "excerpts": excerpts}
+    file = Corpus([path], words, **settings)
+    for texts in (list(map(spelled, documents)), (spelled(ids) for ids in documents)):
+        corpus = Corpus.from_texts(texts, words, **settings)
+        assert corpus.fingerprint == file.fingerprint
+        assert np.array_equal(corpus.documents, file.documents)
+        assert np.array_equal(corpus.offsets, file.offsets)
+        assert (corpus.available, corpus.seed) == (file.available, seed)
+        assert (corpus.sources, corpus.passed_over) == ((), 0)
+
+
+def test_progress_through_texts_grows_to_1_where_their_number_is_known(words, monkeypatch):
+    monkeypatch.setattr("fastexplain.text.corpus._BATCH", 1000)
+    texts = [spelled(random_ids(300, seed)) for seed in range(4)]
+    fractions: list[float] = []
+    Corpus.from_texts(texts, words, progress=fractions.append)
+    assert fractions == [0.25, 0.5, 0.75, 1, 1]
+    fractions.clear()
+    Corpus.from_texts(iter(texts), words, progress=fractions.append)
+    assert fractions == [0, 0, 0, 0, 1]
+
+
+def test_a_text_may_hold_half_of_a_surrogate_pair(words):
+    ids = random_ids(64)
+    assert held(Corpus.from_texts([spelled(ids) + "\ud800"], words)) == windows([ids])
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "parts"),
+    [
+        ("one text", UsageError, ["iterable of strings", "str"]),
+        (b"one text", UsageError, ["iterable of strings", "bytes"]),
+        (None, UsageError, ["iterable of strings", "NoneType"]),
+        ({"train": ["a"]}, UsageError, ["dict", "choose one of its splits"]),
+        (["a", "b", 3], CorpusError, ["texts[2] is int, not a string"]),
+        (["a", None], CorpusError, ["texts[1] is NoneType"]),
+        ([], CorpusError, ["documents: 0"]),
+        (["w1 w2"], CorpusError, ["no document has 64 tokens", "the longest: 2"]),
+    ],
+    ids=["string", "byte string", "none", "dict", "number", "null", "empty", "short"],
+)
+def test_what_are_no_texts_is_one_line(words, texts, error, parts):
+    with pytest.raises(error) as caught:
+        Corpus.from_texts(texts, words)
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+    with pytest.raises(UsageError, match="at least 1 excerpt"):
+        Corpus.from_texts(["w1"], words, excerpts=0)
+
+
+def test_what_a_generator_raises_is_passed_on(words):
+    """An OSError of its own is not taken for one of the temporary files."""
+
+    def texts():
+        yield spelled(random_ids(100))
+        raise FileNotFoundError("mine")
+
+    with pytest.raises(FileNotFoundError, match="mine"):
+        Corpus.from_texts(texts(), words)
+
+
+def test_a_full_disk_is_one_line(words, monkeypatch):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(full.open, "wb"))
+    with pytest.raises(CorpusError, match=r"No space left.*set TMPDIR"):
+        Corpus.from_texts([spelled(random_ids(10_000))], words)
 
 
 # Excerpts that are already there
