@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from fastexplain.bench import turns as bench
 from fastexplain.bench.geometries import random_subject
-from fastexplain.cli.terminal import interrupts, messages, progress
+from fastexplain.cli.terminal import interrupts, messages, progress, working
 from fastexplain.errors import RunError
 from fastexplain.explainers.lookup import METHOD, VERSION, store_lookup
 from fastexplain.run.directory import Run
@@ -22,7 +22,7 @@ from fastexplain.text.corpus import Corpus
 
 def load(name: str, **options: Any) -> Subject:
     """Load a subject; options as for `load_subject`."""
-    with messages.status(f"Loading {escape(name)}"):
+    with working(f"Loading {name}"):
         return load_subject(name, **options)
 
 
@@ -38,10 +38,13 @@ def sweep_corpus(
 ) -> Run:
     """Read a corpus and sweep it, with progress on standard error."""
     with (
-        messages.status(f"Reading {escape(', '.join(sources))}"),
+        progress(f"Reading {', '.join(sources)}", 100, percent=True) as advance,
         compiled_beside(subject, tables=settings.get("table_bytes") != 0),
     ):
-        corpus = Corpus(sources, subject.tokenizer, excerpts=excerpts, seed=seed, column=column)
+        corpus = Corpus(
+            sources, subject.tokenizer, excerpts=excerpts, seed=seed, column=column,
+            progress=lambda fraction: advance(int(100 * fraction)),
+        )  # fmt: skip
     if corpus.passed_over:
         messages.print(f"Files passed over, as they are not UTF-8 text: {corpus.passed_over}.")
     width = corpus.tokens.shape[1]

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from rich.live import Live
-from rich.text import Text
-
-from fastexplain.cli.terminal import messages, print_line
+from fastexplain.cli.terminal import SECONDS, changing_line, duration, print_line
 from fastexplain.pipeline.explaining import Progress
-
-# Between two lines where the output is no terminal, so that a log shows life but stays short.
-SECONDS = 10.0
 
 
 def progress_line(progress: Progress, seconds: float) -> str:
@@ -43,7 +36,7 @@ def progress_line(progress: Progress, seconds: float) -> str:
         each = progress.requests_a_neuron
         begun = max(meter.done - each * (progress.done - progress.before), 0)
         left = max(each * (progress.total - progress.done) - begun, 0)
-        parts.append(f"{_duration(left * seconds / sent)} left")
+        parts.append(f"{duration(left * seconds / sent)} left")
     if progress.interrupted.is_set():
         parts.append("stopping when what is in flight is answered; Ctrl-C again: at once")
     return "; ".join(parts)
@@ -68,38 +61,5 @@ def display(progress: Progress, *, seconds: float = SECONDS) -> Iterator[None]:
                 print_line(line())
 
         stack.callback(print_last)
-        if messages.is_terminal:
-            live = Live(
-                get_renderable=lambda: Text(line()),
-                console=messages,
-                refresh_per_second=4,
-                transient=True,
-            )
-            stack.enter_context(live)
-        else:
-            stack.enter_context(_now_and_then(line, seconds))
+        stack.enter_context(changing_line(line, seconds=seconds))
         yield
-
-
-@contextlib.contextmanager
-def _now_and_then(line: Callable[[], str], seconds: float) -> Iterator[None]:
-    """Print a line every so many seconds, from a separate thread."""
-    ended = threading.Event()
-
-    def print_lines() -> None:
-        while not ended.wait(seconds):
-            print_line(line())
-
-    thread = threading.Thread(target=print_lines, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,12 +1,14 @@
 """What is shown while requests are under way."""
 
+import io
 import signal
 import threading
 
 import pytest
+from rich.console import Console
 
 from fastexplain.cli import live, terminal
-from fastexplain.cli.terminal import interrupts
+from fastexplain.cli.terminal import duration, interrupts, progress, working
 from fastexplain.ledger.stored import Meter
 from fastexplain.pipeline.explaining import Progress
 
@@ -45,15 +47,14 @@ def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(monkeypatch, capsys)
     printed = threading.Event()
     lines = []
 
-    class Console:
+    class Lines:
         is_terminal = False
 
         def print(self, text, **options):
             lines.append(text)
             printed.set()
 
-    monkeypatch.setattr(live, "messages", Console())
-    monkeypatch.setattr(terminal, "messages", Console())
+    monkeypatch.setattr(terminal, "messages", Lines())
     progress = Progress(2, "Explaining", requests_a_neuron=11)
     with live.display(progress, seconds=0.01):
         progress.done = 1
@@ -87,4 +88,40 @@ def test_only_the_main_thread_notes_ctrl_c():
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3600, "1:00:00")])
 def test_times_are_rounded_to_seconds(seconds, text):
-    assert live._duration(seconds) == text
+    assert duration(seconds) == text
+
+
+def test_a_job_without_a_terminal_is_reported_in_lines(monkeypatch, capsys):
+    with progress("Sweeping", 400, tokens=64) as advance:
+        advance(400)
+    assert capsys.readouterr().err == "Sweeping\n"
+    with working("Loading [x]"):
+        pass
+    assert capsys.readouterr().err == "Loading [x]\n"
+
+
+def test_a_line_of_a_job_has_its_speed_and_the_time_left():
+    rate = terminal._Rate("Sweeping", 1400, 64, False)
+    assert rate.line() == "Sweeping: 0 of 1,400"
+    rate.advance(100, 10.0)  # from a checkpoint
+    assert rate.line() == "Sweeping: 100 of 1,400"
+    rate.advance(200, 12.0)
+    assert rate.line() == "Sweeping: 200 of 1,400; 3,200 tokens/s; 0:24 left"
+    rate = terminal._Rate("Reading", 100, 0, True)
+    rate.advance(0, 0.0)
+    rate.advance(25, 3.0)
+    assert rate.line() == "Reading: 25%; 0:09 left"
+
+
+@pytest.mark.parametrize("percent", [False, True])
+def test_a_job_on_a_terminal_has_a_bar(monkeypatch, percent):
+    shown = io.StringIO()
+    monkeypatch.setattr(terminal, "messages", Console(file=shown, force_terminal=True, width=120))
+    with progress("Reading [x]", 100, percent=percent) as advance:
+        advance(0)
+        advance(34)
+    assert "Reading [x]" in shown.getvalue() and "━" in shown.getvalue()
+    assert ("34%" if percent else " 34/100") in shown.getvalue()
+    with working("Loading [x]"):
+        pass
+    assert "Loading [x]" in shown.getvalue()
