@@ -17,10 +17,10 @@ from fastexplain.run.directory import check_free, is_run, open_run
 
 
 def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str, Any]:
-    """Sweep SmolLM2, explain all by lookup and a few neurons by SmolLM2; returns what came of it.
+    """Sweep SmolLM2, explain all neurons by lookup and a few by SmolLM2; returns the results.
 
     Args:
-        run: directory; a finished run in it is gone on from.
+        run: directory; a finished run in it is continued.
         excerpts: of the built-in corpus.
         neurons: how many the language model explains.
         show: print a table.
@@ -33,7 +33,7 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
                 f"{run} holds a run of {found[0]} over {found[1]} excerpts, not this demo's; "
                 "choose another directory with --out"
             )
-        messages.print(f"Going on with the run in {run}.", markup=False)
+        messages.print(f"Continuing with the run in {run}.", markup=False)
     else:
         check_free(run)
         subject = jobs.load("smollm2")
@@ -45,7 +45,8 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
         chosen = _best_of_some_layers(database, [mean.layer for mean in means], neurons)
     if chosen:
         messages.print(
-            f"Now {len(chosen)} neurons by a language model: SmolLM2 explains and simulates itself."
+            f"Now a language model explains {len(chosen)} of them: SmolLM2 itself, which also "
+            "simulates."
         )
         names = [row.neuron for row in chosen]
         itself = Model("smollm2", local=True)
