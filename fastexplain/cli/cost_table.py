@@ -38,7 +38,7 @@ def estimate_data(estimate: Estimate) -> dict[str, Any]:
 
 
 def ledger_table(rows: Sequence[LedgerRow]) -> Table:
-    """What a run's requests came to: a row a command, model and purpose, and their sum."""
+    """The requests of a run: a row for each command, model and purpose, and their sum."""
     total = _total(rows)
     table = _table(None, total.unpriced)
     table.add_column("command of (UTC)", no_wrap=True)

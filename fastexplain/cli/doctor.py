@@ -1,4 +1,4 @@
-"""What this machine has, and which path fastexplain will take on it."""
+"""What this machine has, and which devices fastexplain will use."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def sweep_corpus(
             progress=lambda fraction: advance(int(100 * fraction)),
         )  # fmt: skip
     if corpus.passed_over:
-        messages.print(f"Files passed over, as they are not UTF-8 text: {corpus.passed_over}.")
+        messages.print(f"Files left out because they are not UTF-8 text: {corpus.passed_over}.")
     width = corpus.tokens.shape[1]
     with progress("Sweeping", len(corpus), tokens=width) as advance, interrupts() as interrupted:
 
@@ -54,7 +54,7 @@ def sweep_corpus(
             advance(done)
             if interrupted.is_set():
                 messages.print(
-                    f"Stopped after {done} of {len(corpus)} excerpts; the same command goes on "
+                    f"Stopped after {done} of {len(corpus)} excerpts; the same command continues "
                     "from there.",
                     soft_wrap=True,
                 )
@@ -64,7 +64,7 @@ def sweep_corpus(
 
 
 def report_sweep(run: Run) -> None:
-    """Say what was swept, and how fast."""
+    """Print the size, speed and place of a finished sweep."""
     done = run.manifest["sweep"]
     messages.print(
         f"{done['neurons']:,} neurons of {run.manifest['subject']['name']} over "

@@ -38,7 +38,7 @@ def progress_line(progress: Progress, seconds: float) -> str:
         left = max(each * (progress.total - progress.done) - begun, 0)
         parts.append(f"{duration(left * seconds / sent)} left")
     if progress.interrupted.is_set():
-        parts.append("stopping when what is in flight is answered; Ctrl-C again: at once")
+        parts.append("stopping when the requests in flight are answered; Ctrl-C again stops now")
     return "; ".join(parts)
 
 

@@ -43,7 +43,7 @@ def explain_by_model(run: Run, neurons: list[NeuronId], settings: Settings) -> O
                 )
             )
         except KeyboardInterrupt:
-            print_line("What was answered is stored; the same command goes on from there.")
+            print_line("All answers so far are stored; the same command continues from there.")
             raise
     failures.summary()
     return outcome
@@ -62,7 +62,7 @@ def explain_in_batches(
         )
     except KeyboardInterrupt:
         if file is None:
-            print_line("What was submitted goes on at the server; the same command fetches it.")
+            print_line("The server keeps working on the batch; the same command fetches it.")
         raise
     failures.summary()
     return outcome

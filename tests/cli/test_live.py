@@ -67,7 +67,9 @@ def test_a_line_says_that_it_is_stopping():
     progress = Progress(100, "Explaining", 3, requests_a_neuron=11, meter=Meter(1))
     progress.interrupted.set()
     shown = live.progress_line(progress, 1.0)
-    assert shown.endswith("stopping when what is in flight is answered; Ctrl-C again: at once")
+    assert shown.endswith(
+        "stopping when the requests in flight are answered; Ctrl-C again stops now"
+    )
 
 
 def test_only_the_main_thread_notes_ctrl_c():

@@ -83,8 +83,8 @@ def test_the_list_of_commands_fits_80_columns_whole(cli, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["s"], ["sweep", "show"]),
-        (["sweep", "smollm2", "--co"], ["--corpus", "--compile", "--column"]),
+        (["swe"], ["sweep"]),
+        (["sweep", "smollm2", "--trust"], ["--trust-remote-code"]),
     ],
 )
 def test_bash_completes_commands_and_options(tmp_path, words, expected) -> None:
