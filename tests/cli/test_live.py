@@ -1,5 +1,6 @@
 """What is shown while requests are under way."""
 
+import asyncio
 import io
 import signal
 import threading
@@ -8,7 +9,13 @@ import pytest
 from rich.console import Console
 
 from fastexplain.cli import live, terminal
-from fastexplain.cli.terminal import duration, interrupts, progress, working
+from fastexplain.cli.terminal import (
+    duration,
+    interrupts,
+    progress,
+    terminations,
+    working,
+)
 from fastexplain.ledger.stored import Meter
 from fastexplain.pipeline.explaining import Progress
 
@@ -86,6 +93,28 @@ def test_only_the_main_thread_notes_ctrl_c():
     with interrupts():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_does_what_ctrl_c_does():
+    """To an event, to what asyncio runs, and to anything else."""
+
+    async def forever():
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with terminations() as terminated:
+        assert not terminated.is_set()
+        with interrupts() as interrupted:
+            signal.raise_signal(signal.SIGTERM)
+            assert interrupted.is_set() and terminated.is_set()
+            with pytest.raises(KeyboardInterrupt):  # the second one
+                signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(forever())
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3600, "1:00:00")])

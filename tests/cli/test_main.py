@@ -417,6 +417,21 @@ def test_several_sources_may_follow_corpus(cli, planted_subject, text, tmp_path)
     assert manifests[0]["corpus"]["sources"] == [str(text), str(other)]
 
 
+def test_a_data_set_is_a_corpus(cli, planted_subject, text, tmp_path) -> None:
+    words = text.read_text()
+    rows = [json.dumps({"id": number, "body": words}) for number in range(2)]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows))
+    sweep = ["sweep", planted_subject.name, "--out", tmp_path / "run", "--column", "body"]
+    code, _, err = cli(*sweep, "--corpus", f"hf:{tmp_path}:train")
+    last = err.splitlines()[-1]
+    assert code == 1 and last.startswith("fastexplain: ") and "there are 'test'" in last
+    code, _, err = cli(*sweep, "--corpus", f"hf:{tmp_path}:test[:1]", "--excerpts", 20)
+    assert code == 0, err
+    run = fastexplain.open_run(tmp_path / "run")
+    assert run.manifest["corpus"]["sources"] == [f"hf:{tmp_path}:test[:1]"]
+    assert len(run.excerpts) == 20
+
+
 def test_sweep_options_reach_the_run(cli, planted_subject, text, tmp_path) -> None:
     code, _, err = cli(
         "sweep", planted_subject.name, "--corpus", text, "--out", tmp_path / "run",
