@@ -31,6 +31,7 @@ from fastexplain.errors import CorpusError, UsageError
 from fastexplain.text.sources import Piece, Sources, Texts
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 1_000_000  # characters tokenised at a time; the tokenizer's own records take about 60 MB
@@ -135,7 +136,7 @@ class Corpus:
     @classmethod
     def from_texts(
         cls,
-        texts: Iterable[str],
+        texts: Iterable[str] | datasets.Dataset | datasets.IterableDataset,
         tokenizer: PreTrainedTokenizerBase,
         *,
         excerpts: int | None = None,

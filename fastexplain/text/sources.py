@@ -123,10 +123,12 @@ class Texts:
 
     passed_over = 0
 
-    def __init__(self, texts: Iterable[str], column: str) -> None:
-        """Args:
-        texts: any iterable, or a data set of the `datasets` package.
-        column: of the data set, that holds the text.
+    def __init__(self, texts: Iterable[Any], column: str) -> None:
+        """Take the texts, unread.
+
+        Args:
+            texts: any iterable of strings, or a data set of the `datasets` package.
+            column: of the data set, that holds the text.
         """
         if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
             advice = "; choose one of its splits" if isinstance(texts, Mapping) else ""
@@ -144,7 +146,7 @@ class Texts:
             yield from _read_rows(_numbered(self._texts))
 
 
-def _numbered(texts: Iterable[str]) -> Iterator[tuple[float, str]]:
+def _numbered(texts: Iterable[Any]) -> Iterator[tuple[float, str]]:
     total = len(texts) if isinstance(texts, Sized) else 0
     for place, text in enumerate(texts):
         if not isinstance(text, str):
