@@ -1,162 +1,148 @@
-"""Conditions on neurons, such as `lookup_score < 0.3 and kurtosis > 10`.
+"""Conditions on neurons, such as `lookup_score < 0.3 and kurtosis > 10`, by SQLite in memory.
 
-Python's own parser reads them, but nothing is ever run as Python: only names, numbers,
-comparisons, `and`, `or`, `not`, `+`, `-`, `*` and `/` are understood, over NumPy arrays.
+SQLite evaluates them, and may only read that table: an authorizer refuses all else. The text is
+rewritten first where SQL would surprise: integers become reals (in SQL 1/3 is 0), `a < b < c` means
+`a < b and b < c`, and a comparison with an undefined value is false, so that its `not` is true.
 """
 
 from __future__ import annotations
 
-import ast
-import operator
-import sys
-import warnings
-from collections.abc import Callable, Collection, Mapping
+import re
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from fastexplain.errors import UsageError
 
-# Far more than anyone writes; the parser and what walks its tree recurse.
-_LONGEST = 1000
+_LONGEST = 1000  # characters; far more than anyone writes
+_FUNCTIONS = ("abs", "min", "max", "ifnull")
+_COMPARISONS = ("<", "<=", ">", ">=", "=", "==", "!=", "<>")
+_ENDS = ("and", "or", "not", ",", ")")  # of a comparison
 
-_COMPARISONS: dict[type[ast.cmpop], Callable[..., np.ndarray]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
-_ARITHMETIC: dict[type[ast.operator], Callable[..., np.ndarray]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: lambda left, right: left / np.where(right == 0, np.nan, right),
-}
+# Nothing else may stand in a condition. Without quotes there is no text, and no name that SQLite
+# takes for text. Tokens are joined by spaces: two minus signs then begin no comment.
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)|(?P<word>(?!select\b)[a-z_]\w*)"
+    r"|(?P<sign><=|>=|==|!=|<>|[-+*/%<>=(),]))\s*",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 class Condition:
-    """A condition, parsed and checked.
+    """A condition that was checked, ready to be evaluated.
 
-    Undefined values are NaN. All comparisons with them are false, `!=` too; so is what is divided
-    by 0. A flag is 0 or 1, and may stand where a comparison may.
+    Undefined values are NaN, NULL in SQL. All comparisons with them are false, `!=` too; so is what
+    is divided by 0.
 
     Args:
-        text: the condition.
-        known: the names that it may use.
-        flags: those of them that are flags.
+        text: an SQL expression of columns, numbers, operators and a few functions.
+        columns: the names that it may use.
 
     Attributes:
-        text: as given.
-        names: those that it uses.
+        text: as given, on one line.
+        names: the columns that it uses.
 
     Raises:
-        UsageError: it can't be read, or uses an unknown name.
+        UsageError: it can't be read, or uses anything else; names the columns.
     """
 
-    def __init__(self, text: str, known: Collection[str], flags: Collection[str] = ()) -> None:
-        self.text = text
+    def __init__(self, text: str, columns: Collection[str]) -> None:
+        self.text = " ".join(text.split())
         self.names: set[str] = set()
-        self._known = known
-        self._flags = flags
-        self._tree = self._parse()
-        self._check_truth(self._tree)
+        self._sqlite = sqlite3.connect(":memory:", isolation_level=None)
+        definitions = ", ".join(f'"{name}" REAL' for name in columns)
+        self._sqlite.execute(f"CREATE TABLE neurons ({definitions})")
+        try:
+            self._statement = f"SELECT rowid FROM neurons WHERE ({_sql(self.text, columns)})"
+            self._sqlite.set_authorizer(self._authorize)
+            self._sqlite.execute(self._statement)  # of no rows yet: it is compiled, and so checked
+        except (sqlite3.Error, ValueError) as error:
+            raise UsageError(
+                f"the condition '{self.text}' can't be used: {error}; write comparisons, as in "
+                f"lookup_score < 0.3 and kurtosis > 10; the columns are {', '.join(columns)}"
+            ) from error
+        self._sqlite.set_authorizer(None)
+        self.names.intersection_update(columns)  # not the rowid
 
     def select(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         """Where the condition holds, bool `[neurons]`.
 
         Args:
-            values: float64 `[neurons]` for each of `names`.
+            values: float64 `[neurons]` for each of `names`, and for one column at least.
         """
-        with np.errstate(all="ignore"):
-            return _truth(self._tree, values)
+        columns = [column.tolist() for column in values.values()]
+        names = ", ".join(f'"{name}"' for name in values)
+        insert = f"INSERT INTO neurons ({names}) VALUES ({', '.join('?' * len(columns))})"
+        holds = np.zeros(len(columns[0]), dtype=bool)
+        self._sqlite.execute("BEGIN")
+        self._sqlite.executemany(insert, zip(*columns, strict=True))
+        rows = self._sqlite.execute(self._statement).fetchall()
+        self._sqlite.execute("ROLLBACK")
+        holds[np.array(rows, dtype=np.int64).ravel() - 1] = True
+        return holds
 
-    def _parse(self) -> ast.expr:
-        if len(self.text) > _LONGEST:
-            raise UsageError(f"the condition is longer than {_LONGEST} characters")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the parser's, about Python that nobody will run
-                return ast.parse(self.text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise self._error("can't be read", "==" if "=" in self.text else "") from error
-
-    def _check_truth(self, node: ast.expr) -> None:
-        match node:
-            case ast.BoolOp(values=parts):
-                for part in parts:
-                    self._check_truth(part)
-            case ast.UnaryOp(op=ast.Not(), operand=part):
-                self._check_truth(part)
-            case ast.Compare(left=left, ops=operators, comparators=others):
-                if any(type(each) not in _COMPARISONS for each in operators):
-                    raise self._error(f"has '{ast.unparse(node)}', which is not understood")
-                for part in (left, *others):
-                    self._check_number(part)
-            case ast.Name(id=name) if name in self._flags:
-                self.names.add(name)
-            case _:
-                self._check_number(node)
-                raise self._error(
-                    f"has '{ast.unparse(node)}', a number where a comparison has to be"
-                )
-
-    def _check_number(self, node: ast.expr) -> None:
-        match node:
-            case ast.Name(id=name) if name in self._known:
-                self.names.add(name)
-            case ast.Name(id=name):
-                raise UsageError(
-                    f"'{self.text}' has '{name}', which is not known; what is: "
-                    f"{', '.join(self._known)}"
-                )
-            case ast.Constant(value=bool() | complex()):
-                raise self._error(f"has '{ast.unparse(node)}', which is not understood")
-            case ast.Constant(value=int() | float() as value) if abs(value) <= sys.float_info.max:
-                pass
-            case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=part):
-                self._check_number(part)
-            case ast.BinOp(left=left, op=operation, right=right) if type(operation) in _ARITHMETIC:
-                self._check_number(left)
-                self._check_number(right)
-            case _:
-                raise self._error(f"has '{ast.unparse(node)}', which is not understood")
-
-    def _error(self, what: str, instead: str = "") -> UsageError:
-        equal = "; equal is written ==" if instead else ""
-        return UsageError(
-            f"the condition '{self.text}' {what}; write comparisons, as in "
-            f"lookup_score < 0.3 and kurtosis > 10{equal}"
-        )
+    def _authorize(self, action: int, first: str | None, second: str | None, *_: object) -> int:
+        if action == sqlite3.SQLITE_READ and first == "neurons":
+            self.names.add(str(second))
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS:
+            return sqlite3.SQLITE_OK
+        return sqlite3.SQLITE_OK if action == sqlite3.SQLITE_SELECT else sqlite3.SQLITE_DENY
 
 
-def _truth(node: ast.expr, values: Mapping[str, np.ndarray]) -> np.ndarray:
-    match node:
-        case ast.BoolOp(op=ast.And(), values=parts):
-            return np.logical_and.reduce(np.broadcast_arrays(*(_truth(p, values) for p in parts)))
-        case ast.BoolOp(values=parts):
-            return np.logical_or.reduce(np.broadcast_arrays(*(_truth(p, values) for p in parts)))
-        case ast.UnaryOp(operand=part):
-            return ~_truth(part, values)
-        case ast.Compare(left=left, ops=operators, comparators=others):
-            sides = [_number(part, values) for part in (left, *others)]
-            result = ~np.isnan(sides[0])
-            for each, one, other in zip(operators, sides[:-1], sides[1:], strict=True):
-                result = result & ~np.isnan(other) & _COMPARISONS[type(each)](one, other)
-            return result
-    return _number(node, values) == 1
+@dataclass
+class _Comparison:
+    """One that is being written: the places in the SQL where it and where its last side begin."""
+
+    start: int
+    side: int | None = None
 
 
-def _number(node: ast.expr, values: Mapping[str, np.ndarray]) -> np.ndarray:
-    match node:
-        case ast.Name(id=name):
-            return values[name]
-        case ast.Constant(value=int() | float() as value):
-            return np.asarray(value, dtype=np.float64)
-        case ast.UnaryOp(op=ast.USub(), operand=part):
-            return -_number(part, values)
-        case ast.UnaryOp(operand=part):
-            return _number(part, values)
-        case ast.BinOp(left=left, op=operation, right=right):
-            return _ARITHMETIC[type(operation)](_number(left, values), _number(right, values))
-    raise AssertionError(node)  # `Condition` let nothing else through
+def _sql(text: str, columns: Collection[str]) -> str:
+    """The condition with its comparisons as SQL must have them.
+
+    Raises:
+        ValueError: it is too long, has what no condition has, or its parentheses don't match.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"it is longer than {_LONGEST} characters")
+    sql: list[str] = []
+    levels = [_Comparison(0)]  # the innermost parenthesis is the last
+    for token in [*_tokens(text, columns), ")"]:
+        if not levels:
+            raise ValueError("its parentheses don't match")
+        this = levels[-1]
+        if token == "(":
+            levels.append(_Comparison(len(sql) + 1))
+        elif token in _ENDS:
+            if this.side is not None:
+                sql.insert(this.start, "ifnull(")
+                sql.append(", 0)")
+            levels[-1] = _Comparison(len(sql) + 1)
+            if token == ")":
+                levels.pop()
+        elif token in _COMPARISONS:
+            if this.side is not None:  # the one before has the same side on its right
+                sql += ["and", *sql[this.side :]]
+            this.side = len(sql) + 1
+        sql.append(token)
+    if levels:
+        raise ValueError("its parentheses don't match")
+    return " ".join(sql[:-1])
+
+
+def _tokens(text: str, columns: Collection[str]) -> Iterator[str]:
+    end = 0
+    while end < len(text):
+        match = _TOKEN.match(text, end)
+        if match is None:
+            raise ValueError(f"'{text[end:].split()[0]}' is not understood")
+        end = match.end()
+        if number := match["number"]:
+            yield f"{number}.0" if number.isdecimal() else number
+        elif word := match["word"]:  # `index` is a word of SQL's too
+            yield f'"{word}"' if word in columns else word.lower()
+        else:
+            yield match["sign"]

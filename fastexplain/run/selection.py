@@ -101,7 +101,7 @@ def select_neurons(
     _, first = np.unique(codes, return_index=True)
     codes = codes[np.sort(first)]
     if where is not None:
-        codes = _fulfilling(run, codes, Condition(where, CONDITION_NAMES, flags=("explained",)))
+        codes = _fulfilling(run, codes, Condition(where, CONDITION_NAMES))
     if sample is not None:
         codes = _sample(codes, sample, seed)
     layers, indices = codes >> np.uint64(_INDEX_BITS), codes & np.uint64(2**_INDEX_BITS - 1)
@@ -192,8 +192,7 @@ def _fulfilling(run: Run, codes: np.ndarray, condition: Condition) -> np.ndarray
         for layer in np.unique(layers).tolist():
             values = _values(run, database, layer, condition.names)
             chosen = layers == layer
-            every = np.broadcast_to(condition.select(values), run.width(layer))
-            holds[chosen] = every[indices[chosen]]
+            holds[chosen] = condition.select(values)[indices[chosen]]
             defined |= {name for name in values if not np.isnan(values[name]).all()}
     if not holds.any():
         raise UsageError(
@@ -203,7 +202,7 @@ def _fulfilling(run: Run, codes: np.ndarray, condition: Condition) -> np.ndarray
 
 
 def _values(run: Run, database: Database, layer: int, names: set[str]) -> dict[str, np.ndarray]:
-    """What a condition speaks of, for a layer: float64 `[neurons]` by name."""
+    """What a condition speaks of, for a layer, and the index: float64 `[neurons]` by name."""
     width = run.width(layer)
     values = {"layer": np.full(width, float(layer)), "index": np.arange(width, dtype=np.float64)}
     if not names.isdisjoint(_STATISTICS):
@@ -212,7 +211,7 @@ def _values(run: Run, database: Database, layer: int, names: set[str]) -> dict[s
         values |= _lookup_scores(database, layer, width)
     if not names.isdisjoint(_MODEL):
         values |= _model_scores(database, layer, width)
-    return {name: values[name] for name in names}
+    return {name: values[name] for name in {"index", *names}}
 
 
 def _lookup_scores(database: Database, layer: int, width: int) -> dict[str, np.ndarray]:
