@@ -19,8 +19,8 @@ from fastexplain.models.loading import find_trunk
 BATCH = 64
 # Eight layers in place of thirty: their trunk takes about 1.2 s a batch on 2 cores.
 LAYERS = list(range(8))
-# As many table rows a neuron as the default memory gives the whole of SmolLM2.
-ROWS = 2**30 // (4 * 46_080)
+# The part of the default memory that these layers have of it in a sweep of all.
+TABLE_BYTES = 2**30 * len(LAYERS) // 30
 
 
 def test_sweep_beside_the_trunk(benchmark, subject: Subject, corpus: Corpus) -> None:
@@ -35,8 +35,8 @@ def test_sweep_beside_the_trunk(benchmark, subject: Subject, corpus: Corpus) -> 
     shared = {"layers": LAYERS, "batch_size": BATCH}
     ways = {
         "trunk": trunk,
-        "sweep_without_tables": Sweeper(subject, tokens, table_rows=0, **shared).step,
-        "sweep": Sweeper(subject, tokens, table_rows=ROWS, **shared).step,
+        "sweep_without_tables": Sweeper(subject, tokens, table_bytes=0, **shared).step,
+        "sweep": Sweeper(subject, tokens, table_bytes=TABLE_BYTES, **shared).step,
         "concatenate_topk_gather": Peer(subject, tokens, **shared).step,
     }
     times: dict[str, list[float]] = {name: [] for name in ways}

@@ -26,12 +26,11 @@ from fastexplain.bench.machine import (
     synchronize,
     zipf_tokens,
 )
-from fastexplain.bench.turns import BATCH, full_width
+from fastexplain.bench.turns import BATCH, table_bytes
 from fastexplain.bench.ways import Way, make_ways
 from fastexplain.kernels.cuda import capture as cuda_capture
 from fastexplain.kernels.cuda import neurons as cuda_neurons
 from fastexplain.kernels.summary import HeldOut, LookupTables
-from fastexplain.sweeping.loop import TABLE_BYTES
 
 CUDA = torch.device("cuda")
 _EXCERPTS, _NEURONS = 1024, 6400  # [65536, 6400] activations, of GPT-2 XL
@@ -256,8 +255,8 @@ def _ways_of(geometry: str, layers: int) -> dict[str, Way]:
     torch._dynamo.reset()
     subject = random_subject(geometry, layers=layers, device=CUDA.type, dtype="bfloat16")
     tokens = zipf_tokens(_PROFILE_STEPS * BATCH["cuda"], subject.vocabulary_size, seed=0)
-    rows = TABLE_BYTES // (4 * full_width(subject))
-    return make_ways(subject, tokens, batch_size=BATCH["cuda"], table_rows=rows)[0]
+    size = table_bytes(subject)
+    return make_ways(subject, tokens, batch_size=BATCH["cuda"], table_bytes=size)[0]
 
 
 def _profile(geometry: str, layers: int, way: str) -> dict[str, Any]:

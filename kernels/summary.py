@@ -111,6 +111,11 @@ class Summary:
             seed=seed,
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays together."""
+        return sum(value.nbytes for value in vars(self).values() if hasattr(value, "nbytes"))
+
 
 @dataclass
 class Batch:

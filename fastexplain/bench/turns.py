@@ -118,16 +118,17 @@ def measure(
     # Dynamo keeps 8 compiled forms of a function, and every layer of every model is the same one.
     torch._dynamo.reset()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        rows = TABLE_BYTES // (4 * full_width(subject))
-        ways, left_out = make_ways(
-            subject, tokens, batch_size=batch_size, table_rows=rows, compile=compile
+        tables = table_bytes(subject)
+        contest = _Contest(
+            *make_ways(subject, tokens, batch_size=batch_size, table_bytes=tables, compile=compile),
+            device,
+            a_turn,
         )
-        failed, memory = _warm_up(ways, device, a_turn, tell)
-        left_out |= failed
-        sweep = ways["sweep"]
+        contest.warm_up(tell)
+        sweep = contest.ways["sweep"]
         assert isinstance(sweep, Sweeper)
         file = sweep.layer_file()
-        told = {
+        setting = {
             "kind": "bench",
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
@@ -148,52 +149,114 @@ def measure(
             "on_disk": sum(
                 array.nbytes for name, array in file.items() if not name.startswith("tables.")
             ) / subject.widths[0],
-            "tables_bytes": TABLE_BYTES * sum(subject.widths) // full_width(subject),
+            "tables_bytes": tables,
         }  # fmt: skip
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        result: dict[str, Any] = {
-            **told,
-            "turns": 0,
-            "ways": {},
-            "ratios": {},
-            "left_out": left_out,
-        }
+        result = setting | contest.result(a_turn * batch_size * TOKENS)
         save(result)
         started = time.perf_counter()
-        for turn in range(turns):
-            if turn >= _LEAST_TURNS and time.perf_counter() - started > seconds:
+        while contest.turns < turns:
+            if contest.turns >= _LEAST_TURNS and time.perf_counter() - started > seconds:
                 break
-            tell(f"Turn {turn + 1} of {turns}")
-            left_out |= _take_turn(ways, device, a_turn, turn, times)
-            speeds = _speeds(ways, times, memory, a_turn * batch_size * TOKENS)
-            result = {**told, "turns": turn + 1, **speeds, "left_out": left_out}
+            tell(f"Turn {contest.turns + 1} of {turns}")
+            contest.take_turn()
+            result = setting | contest.result(a_turn * batch_size * TOKENS)
             save(result)
     return result
 
 
-def _speeds(
-    ways: dict[str, Way],
-    times: dict[str, list[float]],
-    memory: dict[str, dict[str, int | None]],
-    tokens: int,
-) -> dict[str, Any]:
-    """Speeds and their ratios, from seconds of every way in every turn of `tokens` tokens."""
-    names = [name for name in WAYS if name in ways]
-    return {
-        "ways": {
-            name: {"tokens_per_second": tokens / statistics.median(times[name]), **memory[name]}
-            for name in names
-        },
-        "ratios": {
-            name: {
-                other: statistics.median(
-                    b / a for a, b in zip(times[name], times[other], strict=True)
-                )
-                for other in REFERENCES if other in names
-            }
-            for name in names
-        },
-    }  # fmt: skip
+class _Contest:
+    """The ways that take turns, and what is known of them.
+
+    A way that fails is left out from then on. What goes wrong in one that nothing could be said
+    without is raised.
+
+    Attributes:
+        ways: those still in it.
+        turns: that they have taken.
+    """
+
+    def __init__(
+        self, ways: dict[str, Way], left_out: dict[str, str], device: torch.device, a_turn: int
+    ) -> None:
+        self.ways = ways
+        self.turns = 0
+        self._left_out = left_out
+        self._device = device
+        self._a_turn = a_turn
+        self._times: dict[str, list[float]] = {name: [] for name in ways}
+        self._memory: dict[str, dict[str, int | None]] = {}
+
+    def warm_up(self, tell: Callable[[str], None]) -> None:
+        """Run the two untimed turns; see what memory each way takes in the second."""
+        before = _outside(self._device)
+
+        def compiles(name: str, way: Way) -> None:
+            tell(f"Warming up: {WAYS[name]}")
+            self._steps(way, self._a_turn)
+
+        self._each(compiles)
+        outside = _outside(self._device) - before
+
+        def look(name: str, way: Way) -> None:
+            needed = peak_memory(way.step, self._device)
+            if needed is not None and isinstance(way, Sweeper):
+                needed += outside
+                way.needed_bytes = needed
+            self._memory[name] = {"kept_bytes": way.kept_bytes, "needed_bytes": needed}
+            self._steps(way, self._a_turn - 1)
+
+        self._each(look)
+
+    def take_turn(self) -> None:
+        """Time every way, beginning with another one each turn."""
+
+        def timed(name: str, way: Way) -> None:
+            steps = functools.partial(self._steps, way, self._a_turn)
+            self._times[name].append(seconds_of(steps, self._device) * way.share)
+
+        self._each(timed, first=self.turns)
+        self.turns += 1
+
+    def result(self, tokens: int) -> dict[str, Any]:
+        """Speeds and their ratios, from turns of `tokens` tokens; no ways before the first."""
+        times = {name: self._times[name] for name in WAYS if name in self.ways and self.turns}
+        return {
+            "turns": self.turns,
+            "ways": {
+                name: {"tokens_per_second": tokens / statistics.median(own), **self._memory[name]}
+                for name, own in times.items()
+            },
+            "ratios": {
+                name: {
+                    other: statistics.median(
+                        b / a for a, b in zip(own, times[other], strict=True)
+                    )
+                    for other in REFERENCES if other in times
+                }
+                for name, own in times.items()
+            },
+            "left_out": dict(self._left_out),
+        }  # fmt: skip
+
+    def _each(self, act: Callable[[str, Way], None], first: int = 0) -> None:
+        names = list(self.ways)
+        first %= len(names)
+        for name in names[first:] + names[:first]:
+            way = self.ways[name]
+            try:
+                with way.prepared():
+                    act(name, way)
+                    synchronize(self._device)
+            except Exception as error:  # a compiler's, say, or memory that is not there
+                if name in _NEEDED:
+                    raise
+                self._left_out[name] = (str(error).strip() or repr(error)).splitlines()[0]
+                del self.ways[name]
+
+    @staticmethod
+    def _steps(way: Way, count: int) -> None:
+        for _ in range(count):
+            way.step()
 
 
 def _capture(subject: Subject, batch_size: int, copied: float) -> dict[str, Any]:
@@ -213,38 +276,6 @@ def _capture(subject: Subject, batch_size: int, copied: float) -> dict[str, Any]
     return found
 
 
-def _warm_up(
-    ways: dict[str, Way], device: torch.device, a_turn: int, tell: Callable[[str], None]
-) -> tuple[dict[str, str], dict[str, dict[str, int | None]]]:
-    """Run the untimed turns; takes the ways that don't work out of `ways`, and says why."""
-    left_out: dict[str, str] = {}
-    before = _outside(device)
-    for name, way in list(ways.items()):
-        tell(f"Warming up: {WAYS[name]}")
-        try:
-            with way.prepared():
-                _steps(way, a_turn)
-                synchronize(device)
-        except Exception as error:  # a compiler's, say, or memory that is not there
-            _leave_out(ways, name, error, left_out)
-    outside = _outside(device) - before
-    memory: dict[str, dict[str, int | None]] = {}
-    for name, way in list(ways.items()):
-        try:
-            with way.prepared():
-                needed = peak_memory(way.step, device)
-                _steps(way, a_turn - 1)
-                synchronize(device)
-        except Exception as error:  # now that all have what they keep, memory may not be enough
-            _leave_out(ways, name, error, left_out)
-            continue
-        if needed is not None and isinstance(way, Sweeper):
-            needed += outside
-            way.needed_bytes = needed
-        memory[name] = {"kept_bytes": way.kept_bytes, "needed_bytes": needed}
-    return left_out, memory
-
-
 def _outside(device: torch.device) -> int:
     """Bytes of a GPU's memory that torch's allocator knows nothing of: what the kernels take."""
     if device.type != "cuda":
@@ -253,44 +284,11 @@ def _outside(device: torch.device) -> int:
     return total - free - torch.cuda.memory_reserved(device)
 
 
-def _take_turn(
-    ways: dict[str, Way],
-    device: torch.device,
-    a_turn: int,
-    turn: int,
-    times: dict[str, list[float]],
-) -> dict[str, str]:
-    """Add seconds of every way; takes those that fail out of `ways`, and says why."""
-    left_out: dict[str, str] = {}
-    first = turn % len(ways)
-    for name in [*list(ways)[first:], *list(ways)[:first]]:
-        try:
-            with ways[name].prepared():
-                step = functools.partial(_steps, ways[name], a_turn)
-                times[name].append(seconds_of(step, device))
-        except Exception as error:
-            _leave_out(ways, name, error, left_out)
-    return left_out
-
-
-def _leave_out(ways: dict[str, Way], name: str, error: Exception, left_out: dict[str, str]) -> None:
-    """Go on without a way; raises what went wrong in one that nothing could be said without."""
-    if name in _NEEDED:
-        raise error
-    left_out[name] = (str(error).strip() or repr(error)).splitlines()[0]
-    del ways[name]
-
-
-def _steps(way: Way, count: int) -> None:
-    for _ in range(count):
-        way.step()
-
-
 def _layers_of_geometry(subject: Subject) -> int:
     geometry = GEOMETRIES.get(subject.name)
     return len(subject.mlps) if geometry is None else geometry.layers
 
 
-def full_width(subject: Subject) -> int:
-    """Neurons of the whole geometry, of which the subject may have the lowest layers only."""
-    return sum(subject.widths) // len(subject.mlps) * _layers_of_geometry(subject)
+def table_bytes(subject: Subject) -> int:
+    """A sweep's memory for tables: of a geometry's lowest layers alone, their part of it."""
+    return TABLE_BYTES * len(subject.mlps) // _layers_of_geometry(subject)

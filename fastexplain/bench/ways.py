@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from fastexplain.bench.machine import TOKENS, MatrixProduct
-from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
+from fastexplain.kernels.summary import smallest_hashes
 from fastexplain.models.loading import find_trunk
-from fastexplain.models.memory import freed_memory_kept
 from fastexplain.run.tables import Tables
 from fastexplain.subject.compilation import CompiledLayer, compiled
 from fastexplain.subject.mlps import LINEAR
 from fastexplain.subject.model import Subject
+from fastexplain.sweeping import loop
 from fastexplain.sweeping.prefetch import prefetched
-from fastexplain.sweeping.summaries import Exemplars, kernel_device, kernel_dtype
+from fastexplain.sweeping.summaries import Exemplars, kernel_device
+from fastexplain.text.corpus import Corpus
 
 Compile = Literal["layers", "trunk", "off"]
 
@@ -32,13 +33,13 @@ _TOP, _RANDOM = 20, 25  # a sweep's defaults
 
 
 class Sweeper:
-    """A sweep's loop, from which a caller takes one batch after another.
+    """A sweep's functions, from which a caller takes one batch after another.
 
     Args:
         tokens: int32 `[excerpts, 64]`, all that will be swept.
         layers: those to capture; all by default.
-        table_rows: V + P at most; 0 for a sweep without tables.
-        compiled: whether decoder layers run through torch.compile.
+        table_bytes: memory for the tables; 0 for a sweep without.
+        compile: whether decoder layers run through torch.compile.
 
     Attributes:
         needed_bytes: what a batch takes besides, once that is known; a sweep on a CPU finds this
@@ -55,70 +56,38 @@ class Sweeper:
         *,
         layers: Sequence[int] | None = None,
         batch_size: int,
-        table_rows: int,
-        compiled: bool = False,
+        table_bytes: int,
+        compile: bool = False,
     ) -> None:
-        self._subject, self._compiled = subject, compiled
-        self._layers = range(len(subject.widths)) if layers is None else layers
+        corpus = Corpus.from_excerpts(tokens)
+        settings = loop.check_settings(
+            subject, corpus, top_k=_TOP, random=_RANDOM, bottom=False, layers=layers,
+            batch_size=batch_size, skip=None, table_bytes=table_bytes, compile=compile,
+        )  # fmt: skip
+        tables = Tables.choose(tokens, skip=settings.skip, rows=settings.table_rows)
+        random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), _RANDOM, corpus.seed)
+        summaries = loop.empty_start(subject, corpus, settings, tables, random_ids).summaries
+        self.kept_bytes = sum(summary.nbytes for summary in summaries.values())
         device = kernel_device(subject.device)
-        self._fused = device.type == subject.device.type
-        skip = 1 - subject.lead
-        tables = Tables.choose(tokens, skip=skip, rows=table_rows)
-        random_ids = smallest_hashes(np.arange(len(tokens), dtype=np.int32), _RANDOM, 0)
-
-        def laid_out() -> Iterator[tuple[np.ndarray, Batch]]:
-            for start, token_ids in _batches(tokens, batch_size):
-                ids = np.arange(start, start + len(token_ids), dtype=np.int32)
-                yield (
-                    token_ids,
-                    Batch.make(ids, *tables.rows(token_ids), skip=skip, random_ids=random_ids,
-                               table_rows=tables.size),
-                )  # fmt: skip
-
-        self._batches = prefetched(laid_out(), device)
-        self._exemplars: dict[int, Exemplars] = {}
-        self.kept_bytes = 0
-        for layer in self._layers:
-            summary = Summary.empty(
-                subject.widths[layer], tokens.shape[1], kernel_dtype(subject.dtype),
-                top=_TOP, bottom=0, random_ids=random_ids, table_rows=tables.size, seed=0,
-            )  # fmt: skip
-            arrays = [value for value in vars(summary).values() if isinstance(value, np.ndarray)]
-            self.kept_bytes += sum(array.nbytes for array in arrays)
-            self._exemplars[layer] = Exemplars(summary, device)
+        batches = loop.batches_from(corpus, tables, settings, random_ids, 0)
+        self._batches = prefetched(batches, device)
+        self._exemplars = {layer: Exemplars(each, device) for layer, each in summaries.items()}
+        self._subject, self._settings = subject, settings
 
     def step(self) -> None:
-        token_ids, batch = next(self._batches)
-        if self._fused:
-            self._subject.trunk(
-                token_ids,
-                layers=self._layers,
-                fold=lambda layer, acts, pre: self._exemplars[layer].update(acts, batch, pre),
-                compiled=self._compiled,
-            )
-        else:
-            self._subject.trunk(
-                token_ids,
-                lambda layer, acts: self._exemplars[layer].update(acts.cpu(), batch),
-                self._layers,
-            )
+        loop.fold_batch(self._subject, *next(self._batches), self._exemplars, self._settings)
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
         device = self._subject.device
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                yield
-        elif device.type == "cpu":
-            with freed_memory_kept():
+        with loop.prepared(device):
+            if device.type == "cpu":
                 torch.empty(self.needed_bytes, dtype=torch.uint8).fill_(1)
-                yield
-        else:
             yield
 
     def layer_file(self) -> dict[str, np.ndarray]:
         """The arrays of the lowest layer's file."""
-        return self._exemplars[self._layers[0]].finalize()
+        return self._exemplars[self._settings.layers[0]].finalize()
 
 
 class Peer:
@@ -212,12 +181,6 @@ class Floor:
             self._product()
 
 
-def _batches(tokens: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The first excerpt's id and the token ids of each batch."""
-    for start in range(0, len(tokens), batch_size):
-        yield start, tokens[start : start + batch_size]
-
-
 def _uploaded(subject: Subject, tokens: np.ndarray, batch_size: int) -> Iterator[Tensor]:
     """The token ids of each batch, on the device from the start: what is not a sweep waits for no
     copy, as a sweep, whose batches come from another thread, does not."""
@@ -248,7 +211,7 @@ def make_ways(
     tokens: np.ndarray,
     *,
     batch_size: int,
-    table_rows: int,
+    table_bytes: int,
     compile: Compile = "layers",
 ) -> tuple[dict[str, Way], dict[str, str]]:
     """The ways of `WAYS`, ready to take turns; and why others are left out, by name."""
@@ -257,8 +220,8 @@ def make_ways(
     def bare(forward: Callable[..., object], layers: Sequence[CompiledLayer] = ()) -> Bare:
         return Bare(subject, tokens, forward, batch_size=batch_size, layers=layers)
 
-    def sweeper(rows: int, compiled: bool) -> Sweeper:
-        return Sweeper(subject, tokens, batch_size=batch_size, table_rows=rows, compiled=compiled)
+    def sweeper(size: int, compile: bool) -> Sweeper:
+        return Sweeper(subject, tokens, batch_size=batch_size, table_bytes=size, compile=compile)
 
     ways: dict[str, Way] = {
         "trunk": bare(trunk),
@@ -266,7 +229,7 @@ def make_ways(
         "peer": Peer(subject, tokens, batch_size=batch_size),
         "floor": Floor(subject, batch_size * floor_operations(subject)),
         "sweep": sweeper(0, False),
-        "sweep_tables": sweeper(table_rows, False),
+        "sweep_tables": sweeper(table_bytes, False),
     }
     if compile == "off":
         return ways, dict.fromkeys(WAYS.keys() - ways, "it was asked not to compile")
@@ -278,7 +241,7 @@ def make_ways(
     if kernel_device(subject.device).type != subject.device.type:
         return ways, dict.fromkeys(WAYS.keys() - ways, "the kernels don't run on this device")
     ways["sweep_compiled"] = sweeper(0, True)
-    ways["sweep_compiled_tables"] = sweeper(table_rows, True)
+    ways["sweep_compiled_tables"] = sweeper(table_bytes, True)
     return ways, {}
 
 

@@ -5,6 +5,8 @@
    activations are computed and folded into that layer's summary in one pass, and are gone.
 3. Now and then save what there is, so that the same sweep can go on from there.
 4. Write each layer's file, then the manifest, which makes the directory a run.
+
+`bench/ways.py` times steps 1 and 2 by these very functions.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ def sweep(
         SubjectError: the model's layers can't be compiled.
         SweepError: activations are not finite; says at which layer and excerpt.
     """
-    settings = _settings(
+    settings = check_settings(
         subject,
         corpus,
         top_k=top_k,
@@ -108,18 +110,20 @@ def sweep(
     tables = Tables.choose(corpus.tokens, skip=settings.skip, rows=settings.table_rows)
     random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), random, corpus.seed)
     checkpoints = Checkpoints(out, _identity(subject, corpus, settings))
-    last = checkpoints.load(batch_size) or _start(subject, corpus, settings, tables, random_ids)
+    last = checkpoints.load(batch_size) or empty_start(
+        subject, corpus, settings, tables, random_ids
+    )
     settings = replace(settings, batch_size=last.batch_size)
     device = kernel_device(subject.device)
 
     bar = reported(progress, "Sweeping", len(corpus), "excerpts", done=last.done)
-    with _prepared(subject.device), bar as report:
+    with prepared(subject.device), bar as report:
         exemplars = {layer: Exemplars(last.summaries.pop(layer), device) for layer in layers}
-        batches = _batches(corpus, tables, settings, random_ids, last.done)
+        batches = batches_from(corpus, tables, settings, random_ids, last.done)
         done, started = last.done, time.perf_counter()
         saved = started
         for number, (token_ids, batch) in enumerate(prefetched(batches, device)):
-            _fold(subject, token_ids, batch, exemplars, settings)
+            fold_batch(subject, token_ids, batch, exemplars, settings)
             done += len(token_ids)
             seconds = last.seconds + time.perf_counter() - started
             due = done < len(corpus) and time.perf_counter() - saved >= checkpoint_seconds
@@ -146,7 +150,7 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """A sweep's settings, checked, and with the defaults filled in."""
 
     layers: list[int]
@@ -160,7 +164,7 @@ class _Settings:
     compile: bool
 
 
-def _settings(
+def check_settings(
     subject: Subject,
     corpus: Corpus,
     *,
@@ -172,7 +176,7 @@ def _settings(
     random: int,
     bottom: bool,
     compile: bool,
-) -> _Settings:
+) -> Settings:
     count, length = len(subject.widths), corpus.tokens.shape[1]
     chosen = list(range(count)) if layers is None else sorted(set(layers))
     unknown = [layer for layer in chosen if not 0 <= layer < count]
@@ -202,10 +206,10 @@ def _settings(
         )
     widths = [subject.widths[layer] for layer in chosen]
     rows = table_bytes // (sum(widths) * np.dtype(np.float32).itemsize)
-    return _Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows, compile)
+    return Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows, compile)
 
 
-def _identity(subject: Subject, corpus: Corpus, settings: _Settings) -> dict[str, Any]:
+def _identity(subject: Subject, corpus: Corpus, settings: Settings) -> dict[str, Any]:
     """All that a sweep's results depend on, to the last bit, but the batch size."""
     own = asdict(settings)
     del own["batch_size"]
@@ -217,10 +221,10 @@ def _identity(subject: Subject, corpus: Corpus, settings: _Settings) -> dict[str
     }
 
 
-def _start(
+def empty_start(
     subject: Subject,
     corpus: Corpus,
-    settings: _Settings,
+    settings: Settings,
     tables: Tables,
     random_ids: np.ndarray,
 ) -> Checkpoint:
@@ -241,18 +245,13 @@ def _start(
     }
     batch_size = settings.batch_size
     if batch_size is None:
-        kept = sum(
-            array.nbytes
-            for summary in summaries.values()
-            for array in vars(summary).values()
-            if isinstance(array, np.ndarray)
-        )
+        kept = sum(summary.nbytes for summary in summaries.values())
         batch_size = choose_batch_size(subject, settings.layers, tokens, kept)
     return Checkpoint(0, 0.0, batch_size, summaries)
 
 
-def _batches(
-    corpus: Corpus, tables: Tables, settings: _Settings, random_ids: np.ndarray, done: int
+def batches_from(
+    corpus: Corpus, tables: Tables, settings: Settings, random_ids: np.ndarray, done: int
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Token ids `[B, T]` and the rest of each batch, in order of excerpts, from `done` on."""
     assert settings.batch_size is not None
@@ -271,12 +270,12 @@ def _batches(
         )
 
 
-def _fold(
+def fold_batch(
     subject: Subject,
     token_ids: torch.Tensor,
     batch: Batch,
     exemplars: dict[int, Exemplars],
-    settings: _Settings,
+    settings: Settings,
 ) -> None:
     """Run a batch and fold each layer's activations into what is kept of it."""
     if not _fuses(subject):
@@ -310,7 +309,7 @@ def _save(
 
 
 def _manifest(
-    subject: Subject, corpus: Corpus, settings: _Settings, seconds: float
+    subject: Subject, corpus: Corpus, settings: Settings, seconds: float
 ) -> dict[str, Any]:
     chosen = asdict(settings)
     counted = corpus.tokens.size - len(corpus) * settings.skip
@@ -361,7 +360,7 @@ def _fuses(subject: Subject) -> bool:
     return kernel_device(subject.device).type == subject.device.type
 
 
-def _prepared(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def prepared(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """What a sweep wants of the process while it runs on a device."""
     if device.type == "cuda":
         return torch.cuda.device(device)  # Numba launches kernels on the current one

@@ -228,7 +228,7 @@ def test_tokens_are_drawn_as_a_text_has_them() -> None:
 def test_the_common_way_and_the_sweep_keep_the_same_exemplars(tiny_subject: Subject) -> None:
     """Of the two, neither is let off any of the work."""
     tokens = zipf_tokens(48, tiny_subject.vocabulary_size, seed=0)
-    sweeper = Sweeper(tiny_subject, tokens, batch_size=16, table_rows=0)
+    sweeper = Sweeper(tiny_subject, tokens, batch_size=16, table_bytes=0)
     peer = Peer(tiny_subject, tokens, batch_size=16)
     for way in (sweeper, peer):
         for _ in range(3):
