@@ -69,7 +69,7 @@ CAPTURE = """
 import sys
 sys.path[:0] = ["benches", "tests/kernels"]
 import standin_kernels as standin
-from fastexplain.kernels import cuda_capture as cuda
+from fastexplain.kernels.cuda import capture as cuda
 standin.kernels.capture(*standin.arrays(standin.CASES[2]))
 kept = [cuda.add_up, cuda.copy, cuda.insert_kernel(3, 32), cuda.insert_kernel(2, 32)]
 kept.append(cuda.tables_kernel("uint16", 4, 7, (32, 8)))

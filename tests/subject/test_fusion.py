@@ -170,12 +170,8 @@ WHERE = {
 }
 
 
-def test_there_is_a_function_for_every_nonlinearity() -> None:
-    assert set(FUNCTIONS) == set(NONLINEARITIES)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("nonlinearity", FUNCTIONS)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 @settings(max_examples=10, deadline=None)
 @given(shape=st.tuples(st.integers(1, 4), st.integers(1, 9)), seed=st.integers(0, 2**31))
 def test_a_fused_mlp_does_what_its_module_did(
