@@ -21,6 +21,7 @@ CPU, and `cpu/ahead.py` compiles what a sweep needs there before it is called.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,14 +65,7 @@ def capture(
         ValueError: on a device, K is above 2,048, or no position is counted.
         TypeError: on a device, the dtype is another.
     """
-    if hasattr(acts, "__cuda_array_interface__"):
-        from fastexplain.kernels.cuda import capture as cuda
-
-        cuda.capture(acts, batch, summary, pre, stream=stream)
-    else:
-        from fastexplain.kernels.cpu import capture as cpu
-
-        cpu.capture(acts, batch, summary, pre)
+    _run("capture.capture", acts, (acts, batch, summary, pre), stream)
 
 
 def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
@@ -88,13 +82,7 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
         differ = x != y if field.name == "seed" else (x.shape, x.dtype) != (y.shape, y.dtype)
         if differ:
             raise ValueError(f"summaries of different {field.name} can't be merged")
-    if _on_device(a.top_keys):
-        from fastexplain.kernels.cuda import neurons as cuda_neurons
-
-        return cuda_neurons.merge(a, b, stream=stream)
-    from fastexplain.kernels.cpu import neurons as cpu_neurons
-
-    return cpu_neurons.merge(a, b)
+    return _run("neurons.merge", a.top_keys, (a, b), stream)
 
 
 def discretize(activations: Any, scale: Any, *, stream: int = 0) -> Any:
@@ -111,13 +99,7 @@ def discretize(activations: Any, scale: Any, *, stream: int = 0) -> Any:
             f"expected a scale for each row, got {tuple(scale.shape)} for activations "
             f"{tuple(activations.shape)}"
         )
-    if _on_device(activations):
-        from fastexplain.kernels.cuda import neurons as cuda_neurons
-
-        return cuda_neurons.discretize(activations, scale, stream=stream)
-    from fastexplain.kernels.cpu import neurons as cpu_neurons
-
-    return cpu_neurons.discretize(activations, scale)
+    return _run("neurons.discretize", activations, (activations, scale), stream)
 
 
 def correlate(true: Any, simulated: Any, *, stream: int = 0) -> Agreement:
@@ -142,17 +124,11 @@ def correlate(true: Any, simulated: Any, *, stream: int = 0) -> Agreement:
             f"expected two arrays [N, E, T] or [N, T], got {tuple(true.shape)} and "
             f"{tuple(simulated.shape)}"
         )
-    if _on_device(true):
-        from fastexplain.kernels.cuda import neurons as cuda_neurons
-
-        return cuda_neurons.correlate(true, simulated, stream=stream)
-    from fastexplain.kernels.cpu import neurons as cpu_neurons
-
-    return cpu_neurons.correlate(true, simulated)
+    return _run("neurons.correlate", true, (true, simulated), stream)
 
 
 def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
-    """Predict activations from the tables, each neuron's own excerpts held out.
+    """Predict activations from the tables, each neuron's excerpts held out.
 
     Args:
         tables: one layer's sums and counts.
@@ -163,7 +139,7 @@ def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
         float32 `[F, E, T]`: the pair's estimate, backing off to the token's and to the neuron's
         mean; NaN at tokens that are not counted and in missing excerpts. With g the mean of
         max(activation, 0), e = (S_t + 0.5 g) / (C_t + 0.5) and (S_p + 2 e) / (C_p + 2), where what
-        the neuron's own E excerpts put into S, C and g has been subtracted; a sum whose
+        the neuron's E excerpts put into S, C and g has been subtracted; a sum whose
         remaining count is 0, or that is within rounding of 0, is exactly 0.
 
     Raises:
@@ -186,14 +162,13 @@ def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
             f"{tuple(excerpts.ids.shape)}, rows {tuple(excerpts.token_rows.shape)} and activations "
             f"{tuple(excerpts.activations.shape)} do not fit together"
         )
-    if _on_device(excerpts.activations):
-        from fastexplain.kernels.cuda import neurons as cuda_neurons
-
-        return cuda_neurons.lookup(tables, excerpts, stream=stream)
-    from fastexplain.kernels.cpu import neurons as cpu_neurons
-
-    return cpu_neurons.lookup(tables, excerpts)
+    return _run("neurons.lookup", excerpts.activations, (tables, excerpts), stream)
 
 
-def _on_device(array: Any) -> bool:
-    return hasattr(array, "__cuda_array_interface__")
+def _run(name: str, array: Any, arguments: tuple[Any, ...], stream: int) -> Any:
+    """Call `MODULE.FUNCTION` of `cuda/` or of `cpu/`, by where an array lives."""
+    module, function = name.split(".")
+    on_device = hasattr(array, "__cuda_array_interface__")
+    place = importlib.import_module(f"{__name__}.{'cuda' if on_device else 'cpu'}.{module}")
+    queue = {"stream": stream} if on_device else {}
+    return getattr(place, function)(*arguments, **queue)

@@ -49,11 +49,11 @@ def capture(
     largest, smallest = counted.max(axis=1), counted.min(axis=1)  # [B, F]
     for position, excerpt in enumerate(batch.ids):
         for neuron in range(acts.shape[2]):
-            own = acts[position, :, neuron]
+            exemplar = acts[position, :, neuron]
             _keep(summary.top_keys, summary.top_ids, summary.top_acts, neuron,
-                  largest[position, neuron], excerpt, own)  # fmt: skip
+                  largest[position, neuron], excerpt, exemplar)  # fmt: skip
             _keep(summary.bottom_keys, summary.bottom_ids, summary.bottom_acts, neuron,
-                  -smallest[position, neuron], excerpt, own)  # fmt: skip
+                  -smallest[position, neuron], excerpt, exemplar)  # fmt: skip
             _count(summary, neuron, largest[position, neuron], excerpt)
         if batch.random_slots[position] >= 0:
             summary.random_acts[batch.random_slots[position]] = acts[position]
@@ -72,8 +72,8 @@ def capture(
         if len(members):
             total = flat[members].sum(axis=0, dtype=np.float64).astype(np.float32)
             pair = row - len(summary.token_sums)
-            table, own = (summary.token_sums, row) if pair < 0 else (summary.pair_sums, pair)
-            table[own] += total
+            table, place = (summary.token_sums, row) if pair < 0 else (summary.pair_sums, pair)
+            table[place] += total
 
 
 def activations(pre: Preactivations, neurons: int) -> np.ndarray:
@@ -101,12 +101,15 @@ def activations(pre: Preactivations, neurons: int) -> np.ndarray:
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
-def _keep(keys, ids, acts, neuron: int, key: float, excerpt: int, own: np.ndarray) -> None:
-    """Put an exemplar in its place among the K best of a neuron, if it is one of them."""
+def _keep(keys, ids, acts, neuron: int, key: float, excerpt: int, values: np.ndarray) -> None:
+    """Put an exemplar in its place among the K best of a neuron, if it is one of them.
+
+    `keys` and `ids` are `[F, K]`, `acts` `[F, K, T]`; `values` `[T]` are the exemplar's.
+    """
     slots = keys.shape[1]
     if slots == 0 or not precedes(key, excerpt, keys[neuron, 0], ids[neuron, 0]):
         return
-    keys[neuron, 0], ids[neuron, 0], acts[neuron, 0] = key, excerpt, own
+    keys[neuron, 0], ids[neuron, 0], acts[neuron, 0] = key, excerpt, values
     worst_first = np.lexsort((-ids[neuron].astype(np.int64), keys[neuron]))
     for array in (keys, ids, acts):
         array[neuron] = array[neuron][worst_first]
@@ -157,7 +160,10 @@ def merge(a: Summary, b: Summary) -> Summary:
 
 
 def _best(keys_a, ids_a, acts_a, keys_b, ids_b, acts_b) -> tuple[np.ndarray, ...]:
-    """The first K of two sets of K exemplars a neuron, in order."""
+    """The first K of two sets of K exemplars a neuron, in order.
+
+    Keys are float32 `[F, K]`, ids int32 `[F, K]`, activations `[F, K, T]`.
+    """
     slots = keys_a.shape[1]
     keys = np.concatenate([keys_a, keys_b], axis=1)
     ids = np.concatenate([ids_a, ids_b], axis=1)
@@ -193,9 +199,9 @@ def correlate(true: np.ndarray, simulated: np.ndarray) -> Agreement:
         x, y = t[neuron][known], s[neuron][known]
         result.tokens[neuron] = len(x)
         result.correlation[neuron] = _pearson(x, y)
-        for excerpt, own in enumerate(known):
+        for excerpt, where in enumerate(known):
             result.by_excerpt[neuron, excerpt] = _pearson(
-                t[neuron, excerpt, own], s[neuron, excerpt, own]
+                t[neuron, excerpt, where], s[neuron, excerpt, where]
             )
         if _varies(x):
             spread = x - x.mean()
@@ -210,6 +216,7 @@ def correlate(true: np.ndarray, simulated: np.ndarray) -> Agreement:
 
 
 def _exact(values: np.ndarray) -> np.ndarray:
+    """Values of any supported dtype as float64, in the same shape."""
     return (widen(values) if values.dtype.itemsize == 2 else values).astype(np.float64)
 
 
@@ -219,6 +226,7 @@ def _varies(x: np.ndarray) -> bool:
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """The correlation of two float64 `[n]`; NaN where it is undefined."""
     if not (_varies(x) and _varies(y)):
         return math.nan
     x, y = x - x.mean(), y - y.mean()
@@ -237,19 +245,19 @@ def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
             for t in range(excerpts.skip, tokens)
         ]  # fmt: skip
         rest = tables.count - len(seen)
-        own_sum = sum(own for *_, own in seen)
-        mean = remaining(tables.positive_sums[neuron], own_sum, rest) / max(rest, 1)
+        seen_sum = sum(value for *_, value in seen)
+        mean = remaining(tables.positive_sums[neuron], seen_sum, rest) / max(rest, 1)
         for token, pair, place, t, _ in seen:
             estimate = mean
             if token >= 0:
-                own = [other[4] for other in seen if other[0] == token]
-                left = tables.token_counts[token] - len(own)
-                total = remaining(float(tables.token_sums[token, neuron]), sum(own), left)
+                values = [other[4] for other in seen if other[0] == token]
+                left = tables.token_counts[token] - len(values)
+                total = remaining(float(tables.token_sums[token, neuron]), sum(values), left)
                 estimate = token_estimate(total, left, mean)
             if pair >= 0:
-                own = [other[4] for other in seen if other[1] == pair]
-                left = tables.pair_counts[pair] - len(own)
-                total = remaining(float(tables.pair_sums[pair, neuron]), sum(own), left)
+                values = [other[4] for other in seen if other[1] == pair]
+                left = tables.pair_counts[pair] - len(values)
+                total = remaining(float(tables.pair_sums[pair, neuron]), sum(values), left)
                 estimate = pair_estimate(total, left, estimate)
             result[neuron, place, t] = estimate
     return result

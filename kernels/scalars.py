@@ -66,7 +66,7 @@ def histogram_bin(bits):
 
 
 def precedes(key_a, id_a, key_b, id_b):
-    """The order of exemplars: larger key first, then lower excerpt id."""
+    """Whether exemplar a comes before b: larger float32 key first, then lower int32 id."""
     return key_a > key_b or (key_a == key_b and id_a < id_b)
 
 
@@ -82,26 +82,27 @@ def excerpt_hash(excerpt, seed):
 
 
 def discretize_one(x, scale):
-    """`discretize` of one float64 activation."""
+    """`discretize` of one float64 activation: an integer from 0 to 10."""
     if scale <= 0.0 or x <= 0.0:
         return 0
     return int(min(10.0, (10.0 * x) / scale))
 
 
-def remaining(total, own, left):
-    """What is left of a table's sum once the neuron's own excerpts are taken out.
+def remaining(total, held_out, left):
+    """What is left of a table's sum once that of the excerpts held out is taken from it.
 
+    `total` and `held_out` are float64, `left` counts the tokens that remain.
     Nothing is left where no token is (`left` 0). What is within rounding of nothing is nothing too:
     correlation ignores scale, so that a residue would otherwise be read as an answer.
     """
-    rest = total - own
+    rest = total - held_out
     if left <= 0 or rest <= total * _RESIDUE:
         return 0.0
     return rest
 
 
 def token_estimate(token_sum, token_count, mean):
-    """The estimate for a token: its mean activation, drawn to the neuron's by half a token."""
+    """The estimate for a token, float64: its mean activation, drawn to the neuron's by half one."""
     return (token_sum + 0.5 * mean) / (token_count + 0.5)
 
 
@@ -134,7 +135,7 @@ def pooled_moments(a, b):
 
 
 def pearson(moments):
-    """Pearson's correlation from moments."""
+    """Pearson's correlation from the moments of `pooled_moments`; both sides must vary."""
     return moments[4] / math.sqrt(moments[3]) / math.sqrt(moments[5])
 
 
@@ -147,7 +148,7 @@ def line(moments, varies):
 def nonlinearity(
     name: str, jit: Callable[[Any], Any], power: Any, divide: Any, base: float = math.e
 ) -> Any:
-    """The function of that name, float32 to float32, made of a target's own parts.
+    """The function of that name, float32 to float32, made of a target's parts.
 
     tanh and the logistic function share a form: gelu_tanh(x) = x / (1 + exp(-2u)) with
     u = sqrt(2/pi) (x + 0.044715 x**3), which loses no digits where tanh(u) is near -1.

@@ -34,7 +34,7 @@ class Summary:
         top_acts: `[F, K, T]`, all activations of the exemplar, in the subject's dtype.
         bottom_keys, bottom_ids, bottom_acts: the same by *negated* smallest activation; K is 0
             where the sweep doesn't keep them.
-        random_ids: int32 `[R]`, those of the summary's own excerpts with the smallest hash, in that
+        random_ids: int32 `[R]`, those of the summary's excerpts with the smallest hash, in that
             order; `NO_ID` where there are fewer.
         random_acts: `[R, T, F]`.
         sums: float64 `[5, F]`, over counted tokens: x, x**2, x**3, x**4, max(x, 0).
@@ -169,13 +169,13 @@ class Batch:
         known = np.flatnonzero(rows >= 0)
         order = known[np.argsort(rows[known], kind="stable")]
         positions = np.zeros(2 * token_rows.size, np.int32)
-        own_rows, sizes = np.unique(rows[known], return_counts=True)
+        filled_rows, sizes = np.unique(rows[known], return_counts=True)
         longest = np.argsort(-sizes, kind="stable")
         starts = np.cumsum(sizes) - sizes
 
         segments = min(sum(table_rows), len(positions))
         segment_rows = np.full(segments, -1, np.int32)
-        segment_rows[: len(longest)] = own_rows[longest]
+        segment_rows[: len(longest)] = filled_rows[longest]
         segment_starts = np.full(segments + 1, len(order), np.int32)
         segment_starts[0] = 0
         segment_starts[1 : len(longest) + 1] = np.cumsum(sizes[longest])
@@ -204,7 +204,7 @@ class Preactivations:
         nonlinearity: f; one of `scalars.NONLINEARITIES`.
         gate: `[B, L, W]`, contiguous, in the dtype of the activations; W >= F. Neuron j's is in
             column `gate_start + j`.
-        up: `[B, L, W]`, the same for the factor, or None; may be the gate's own array where both
+        up: `[B, L, W]`, the same for the factor, or None; may be the gate's array where both
             come out of one projection.
         gate_start, up_start: the first column of each.
     """
@@ -292,7 +292,7 @@ def moved(record: _Record, move: Callable[[Any], Any]) -> _Record:
 
 
 def smallest_hashes(ids: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The `count` ids with the smallest hash, in that order; int32 `[count]`, padded by `NO_ID`."""
+    """Of int32 `[n]` ids the `count` with the smallest hash, in that order; padded by `NO_ID`."""
     ids = ids[ids != NO_ID]
     with np.errstate(over="ignore"):
         hashes = excerpt_hash(ids.astype(np.uint64), np.uint64(seed))
@@ -303,7 +303,7 @@ def smallest_hashes(ids: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def widen(acts: np.ndarray) -> np.ndarray:
-    """Host activations of any supported dtype as float32; uint16 means bfloat16."""
+    """Host activations of any shape and supported dtype as float32; uint16 means bfloat16."""
     if acts.dtype == np.uint16:
         return (acts.astype(np.uint32) << 16).view(np.float32)
     return acts.astype(np.float32, copy=False)

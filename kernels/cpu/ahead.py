@@ -1,4 +1,4 @@
-"""Compile what a sweep will run on the CPU into Numba's cache; run as a process of its own.
+"""Compile what a sweep will run on the CPU into Numba's cache; run as a separate process.
 
 python -m fastexplain.kernels.cpu.ahead '{"dtype": "float32", "nonlinearities": ["silu"], ...}'
 """

@@ -48,7 +48,7 @@ def host_bits(acts: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def float_of(x, half):
-    """One activation as float32; 16 bits are float16 where `half`, else bfloat16."""
+    """One activation, a float or its 16 bits, as float32; the bits are float16 if `half`."""
     raise NotImplementedError("compiled code only")
 
 
@@ -144,7 +144,11 @@ def _named(function, name):
 
 
 def _activate_by(name):
-    """The loop that computes one row's activations, by the nonlinearity of that name."""
+    """The loop that computes one row's activations, by the nonlinearity of that name.
+
+    It takes (gate, up, gated, half, values, acts). `gate`, `up` and `acts`, which is written, are
+    `[w]` as `fold` takes activations; `values`, float32 `[w]`, get them as they were rounded.
+    """
     function = scalars.nonlinearity(name, njit(fastmath={"contract"}), exp_of, _divide)
 
     def activate(gate, up, gated, half, values, acts):
@@ -250,7 +254,11 @@ def _calls(
 
 @njit
 def _insert(keys, ids, rows, neuron, key, excerpt, acts, position, lead):
-    """Replace the worst exemplar, in slot 0, and bring the new worst there."""
+    """Replace the worst exemplar, in slot 0, and bring the new worst there.
+
+    `keys` and `ids` are float32 and int32 `[F, K]`, `rows` `[F, K, T]`, `acts` `[B, L, F]`. `key`
+    is a float32, `excerpt` an int32; `neuron`, `position` and `lead` (L - T) are indices.
+    """
     slots, tokens = rows.shape[1], rows.shape[2]
     worst = 0
     worst_key, worst_id = key, excerpt
@@ -268,7 +276,11 @@ def _insert(keys, ids, rows, neuron, key, excerpt, acts, position, lead):
 
 @njit
 def _fold_one(row, half, largest, smallest, powers, counts):
-    """Fold one token of a block of neurons into the block's sums."""
+    """Fold one token of w neurons into their sums.
+
+    `row` is `[w]` as `fold` takes activations; `largest` and `smallest` are float32 `[w]`, `powers`
+    float64 `[5, w]` and `counts` int32 `[w]`.
+    """
     for j in range(len(row)):
         x = float_of(row[j], half)
         largest[j] = max(largest[j], x)
@@ -341,6 +353,30 @@ def _fold_by(nonlinearity: str | None) -> Any:
         faults,
         fault,
     ):
+        """Fold a batch into the exemplars, sums and histogram, which are changed in place.
+
+        Letters are those of `fastexplain.kernels`, arrays those of `Summary` and `Batch`.
+
+        Args:
+            block_width: int, neurons that a thread folds at a time.
+            acts: `[B, L, F]`, float32, or uint16 for the bits of 16-bit numbers; written where
+                there is a nonlinearity, else read.
+            half: bool, whether 16 bits are float16; else they are bfloat16.
+            gate, gate_start: `[B, L, W]` as `acts`, and the first of F columns; not read where
+                there is no nonlinearity.
+            gated: bool, whether there is a factor.
+            up, up_start: as `gate`; not read where there is no factor.
+            excerpts: int32 `[B]`, ids.
+            skip: int, counted tokens begin here, after the L - T positions before them.
+            seed: uint64, of the hash.
+            top_keys, top_ids, top_acts: float32 `[F, K]`, int32 `[F, K]`, `[F, K, T]` as `acts`.
+            bottom_keys, bottom_ids, bottom_acts: the same, with a K that may be 0.
+            sums, positive: float64 `[5, F]`, int64 `[F]`.
+            minimum, maximum: float32 `[F]`.
+            histogram, histogram_ids: int32 `[F, H]`.
+            faults: int32 `[blocks]`, `NO_ID`; gets the excerpt that stopped a block.
+            fault: int32 `[1]`, the least of these.
+        """
         length, neurons = acts.shape[1], acts.shape[2]
         lead = length - top_acts.shape[2]
         for block in prange(len(faults)):
@@ -456,6 +492,16 @@ def _add_to_tables(
     token_sums,
     pair_sums,
 ):
+    """Add max(activation, 0) up by table row, segment by segment.
+
+    Args:
+        block_width: int, neurons that a thread adds up at a time.
+        acts, half: `[B, L, F]`, as `fold` takes them.
+        tokens: int, T.
+        positions: int32 `[2 B T]`, indices of counted tokens among B * T.
+        segment_starts, segment_rows: int32 `[S + 1]` and `[S]`, see `Batch`.
+        token_sums, pair_sums: float32 `[V, F]` and `[P, F]`, changed in place.
+    """
     length, neurons = acts.shape[1], acts.shape[2]
     lead = length - tokens
     blocks = (neurons + block_width - 1) // block_width
@@ -474,10 +520,10 @@ def _add_to_tables(
                 row = acts[position // tokens, lead + position % tokens, start:stop]
                 for j in range(len(row)):
                     total[j] += max(float_of(row[j], half), np.float32(0))
-            own = segment_rows[segment]
-            if own < len(token_sums):
-                sums = token_sums[own, start:stop]
+            row_of_table = segment_rows[segment]
+            if row_of_table < len(token_sums):
+                sums = token_sums[row_of_table, start:stop]
             else:
-                sums = pair_sums[own - len(token_sums), start:stop]
+                sums = pair_sums[row_of_table - len(token_sums), start:stop]
             for j in range(len(total)):
                 sums[j] += total[j]

@@ -76,7 +76,10 @@ def merge(a: Summary, b: Summary) -> Summary:
 
 
 def _best(keys_a, ids_a, acts_a, keys_b, ids_b, acts_b):
-    """The first K of two sets of K exemplars a neuron, in order."""
+    """The first K of two sets of K exemplars a neuron, in order.
+
+    Keys are float32 `[F, K]`, ids int32 `[F, K]`, activations `[F, K, T]` of any supported dtype.
+    """
     keys, ids, acts = np.empty_like(keys_a), np.empty_like(ids_a), np.empty_like(acts_a)
     # Compiled code moves activations as bits, whatever they stand for.
     bits = np.dtype(f"u{acts.dtype.itemsize}")
@@ -94,20 +97,32 @@ def _best(keys_a, ids_a, acts_a, keys_b, ids_b, acts_b):
 
 @njit(parallel=True, cache=True, nogil=True)
 def _merge_exemplars(all_keys, all_ids, acts_a, acts_b, keys, ids, acts):
+    """Write the first K of 2 K exemplars into `keys`, `ids` and `acts`.
+
+    Args:
+        all_keys, all_ids: float32 and int32 `[F, 2 K]`, those of a, then those of b.
+        acts_a, acts_b: the activations' bits, unsigned integers `[F, K, T]`.
+        keys, ids, acts: float32 `[F, K]`, int32 `[F, K]` and bits `[F, K, T]`.
+    """
     neurons, slots = keys.shape
     for neuron in prange(neurons):
-        own_keys, own_ids = all_keys[neuron], all_ids[neuron]
+        candidate_keys, candidate_ids = all_keys[neuron], all_ids[neuron]
         taken = np.zeros(2 * slots, np.bool_)
         for slot in range(slots):
             best = -1
             for place in range(2 * slots):
                 if not taken[place] and (
                     best < 0
-                    or _precedes(own_keys[place], own_ids[place], own_keys[best], own_ids[best])
+                    or _precedes(
+                        candidate_keys[place],
+                        candidate_ids[place],
+                        candidate_keys[best],
+                        candidate_ids[best],
+                    )
                 ):
                     best = place
             taken[best] = True
-            keys[neuron, slot], ids[neuron, slot] = own_keys[best], own_ids[best]
+            keys[neuron, slot], ids[neuron, slot] = candidate_keys[best], candidate_ids[best]
             if best < slots:
                 acts[neuron, slot] = acts_a[neuron, best]
             else:
@@ -116,7 +131,10 @@ def _merge_exemplars(all_keys, all_ids, acts_a, acts_b, keys, ids, acts):
 
 @njit(parallel=True, cache=True, nogil=True)
 def _smaller_hash(ids_a, ids_b, seed):
-    """Of two ids in each place the one with the smaller hash; any id before an empty place."""
+    """Of two ids in each place the one with the smaller hash; any id before an empty place.
+
+    Both are int32 `[F, H]`, as is what is returned; `seed` is a uint64.
+    """
     result = ids_a.copy()
     for neuron in prange(len(result)):
         for place in range(result.shape[1]):
@@ -138,6 +156,7 @@ def discretize(activations: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 @njit(parallel=True, cache=True, nogil=True)
 def _discretize(activations, half, scale, result):
+    """Discretise `[N, n]`, float or 16 bits, by float64 `[N]` into uint8 `[N, n]`."""
     for neuron in prange(len(activations)):
         for place in range(activations.shape[1]):
             x = np.float64(float_of(activations[neuron, place], half))
@@ -176,7 +195,11 @@ def correlate(true: np.ndarray, simulated: np.ndarray) -> Agreement:
 @_sums
 def _first_pass(xs, half_x, ys, half_y, first_x, first_y):
     """Of the tokens at which both are known: how many, the sums of x and y, whether either differs
-    from what it is first, and the sums of (x - y)**2 and |x - y|."""
+    from what it is first, and the sums of (x - y)**2 and |x - y|.
+
+    `xs` and `ys` are `[T]`, float or 16 bits, which are float16 if `half_x` or `half_y`; the first
+    values are float64.
+    """
     count, sum_x, sum_y, squares, distances = 0.0, 0.0, 0.0, 0.0, 0.0
     differ_x, differ_y = 0, 0
     for place in range(len(xs)):
@@ -235,6 +258,15 @@ def _correlate(
     intercept,
     slope,
 ):
+    """Correlate, and write an `Agreement`'s arrays.
+
+    Args:
+        true, simulated: `[N, E, T]`, float or 16 bits.
+        half_x, half_y: bool, whether their 16 bits are float16; else they are bfloat16.
+        tokens: int64 `[N]`.
+        by_excerpt: float64 `[N, E]`.
+        correlation, r_squared, deviation_explained, intercept, slope: float64 `[N]`.
+    """
     neurons, excerpts, length = true.shape
     for neuron in prange(neurons):
         total = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -250,23 +282,23 @@ def _correlate(
                 y = np.float64(float_of(ys[place], half_y))
                 if x == x and y == y:
                     break
-            count, sum_x, sum_y, differ_x, differ_y, own_squares, own_distances = _first_pass(
-                xs, half_x, ys, half_y, x, y
+            count, sum_x, sum_y, differ_x, differ_y, excerpt_squares, excerpt_distances = (
+                _first_pass(xs, half_x, ys, half_y, x, y)
             )
             if count == 0:
                 continue
             mean_x, mean_y = sum_x / count, sum_y / count
-            own = (count, mean_x, mean_y, *_second_pass(xs, half_x, ys, half_y, mean_x, mean_y))
+            moments = (count, mean_x, mean_y, *_second_pass(xs, half_x, ys, half_y, mean_x, mean_y))
             # Not by the variance: that of a constant can come out above 0 by rounding.
             if differ_x and differ_y:
-                by_excerpt[neuron, excerpt] = _pearson(own)
+                by_excerpt[neuron, excerpt] = _pearson(moments)
             if total[0] == 0:
                 first_x, first_y = x, y
             varies_x |= differ_x or x != first_x
             varies_y |= differ_y or y != first_y
-            total = _pooled_moments(total, own)
-            squares += own_squares
-            distances += own_distances
+            total = _pooled_moments(total, moments)
+            squares += excerpt_squares
+            distances += excerpt_distances
         for excerpt in range(excerpts):
             deviation += _deviation(
                 true[neuron, excerpt, :], half_x, simulated[neuron, excerpt, :], half_y, total[1]
@@ -300,8 +332,15 @@ def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
 
 
 @njit
-def _own_part(rows, ids, activations, skip, sums, counts):
-    """Add a neuron's own activations up by table row."""
+def _add_by_row(rows, ids, activations, skip, sums, counts):
+    """Add a neuron's activations up by table row.
+
+    Args:
+        rows: int32 `[excerpts, T]`, the table row of each token, -1 where it has none.
+        ids, activations: int32 `[E]` and float32 `[E, T]`, the neuron's.
+        skip: int, first counted token.
+        sums, counts: float64, one for each table row, changed in place.
+    """
     for place in range(len(ids)):
         if ids[place] < 0:
             continue
@@ -328,51 +367,66 @@ def _lookup(
     skip,
     result,
 ):
+    """Predict every neuron's excerpts from tables that forget them.
+
+    Args:
+        block_width: int, neurons that a thread does.
+        token_sums, pair_sums, token_counts, pair_counts, positive_sums, total_count: as in
+            `LookupTables`.
+        ids, activations, token_rows, pair_rows, skip: as in `HeldOut`.
+        result: float32 `[F, E, T]` of NaN, written where tokens are counted.
+    """
     neurons, places, tokens = activations.shape
     blocks = (neurons + block_width - 1) // block_width
     for block in prange(blocks):
-        # Indexed by table row, so that a neuron's own part is one addition a token; only the
+        # Indexed by table row, so that a neuron's part is one addition a token; only the
         # entries that it touched are cleared for the next neuron.
-        own_tokens, own_token_counts = np.zeros(len(token_counts)), np.zeros(len(token_counts))
-        own_pairs, own_pair_counts = np.zeros(len(pair_counts)), np.zeros(len(pair_counts))
+        part_tokens, part_token_counts = (
+            np.zeros(len(token_counts)),
+            np.zeros(len(token_counts)),
+        )
+        part_pairs, part_pair_counts = (
+            np.zeros(len(pair_counts)),
+            np.zeros(len(pair_counts)),
+        )
         for neuron in range(block * block_width, min((block + 1) * block_width, neurons)):
-            own_ids, own_acts = ids[neuron], activations[neuron]
-            _own_part(token_rows, own_ids, own_acts, skip, own_tokens, own_token_counts)
-            _own_part(pair_rows, own_ids, own_acts, skip, own_pairs, own_pair_counts)
-            own_sum, own_count = 0.0, 0
+            neuron_ids, neuron_acts = ids[neuron], activations[neuron]
+            _add_by_row(token_rows, neuron_ids, neuron_acts, skip, part_tokens, part_token_counts)
+            _add_by_row(pair_rows, neuron_ids, neuron_acts, skip, part_pairs, part_pair_counts)
+            part_sum, part_count = 0.0, 0
             for place in range(places):
-                if own_ids[place] >= 0:
-                    own_count += tokens - skip
+                if neuron_ids[place] >= 0:
+                    part_count += tokens - skip
                     for t in range(skip, tokens):
-                        own_sum += max(np.float64(own_acts[place, t]), 0.0)
-            rest = total_count - own_count
-            mean = _remaining(positive_sums[neuron], own_sum, rest) / max(rest, 1)
+                        part_sum += max(np.float64(neuron_acts[place, t]), 0.0)
+            rest = total_count - part_count
+            mean = _remaining(positive_sums[neuron], part_sum, rest) / max(rest, 1)
             for place in range(places):
-                excerpt = own_ids[place]
+                excerpt = neuron_ids[place]
                 if excerpt < 0:
                     continue
                 for t in range(skip, tokens):
                     token, pair = token_rows[excerpt, t], pair_rows[excerpt, t]
                     estimate = mean
                     if token >= 0:
-                        left = token_counts[token] - own_token_counts[token]
+                        left = token_counts[token] - part_token_counts[token]
                         total = np.float64(token_sums[token, neuron])
                         estimate = _token_estimate(
-                            _remaining(total, own_tokens[token], left), left, mean
+                            _remaining(total, part_tokens[token], left), left, mean
                         )
                     if pair >= 0:
-                        left = pair_counts[pair] - own_pair_counts[pair]
+                        left = pair_counts[pair] - part_pair_counts[pair]
                         total = np.float64(pair_sums[pair, neuron])
                         estimate = _pair_estimate(
-                            _remaining(total, own_pairs[pair], left), left, estimate
+                            _remaining(total, part_pairs[pair], left), left, estimate
                         )
                     result[neuron, place, t] = estimate
             for place in range(places):
-                if own_ids[place] >= 0:
+                if neuron_ids[place] >= 0:
                     for t in range(skip, tokens):
-                        token = token_rows[own_ids[place], t]
-                        pair = pair_rows[own_ids[place], t]
+                        token = token_rows[neuron_ids[place], t]
+                        pair = pair_rows[neuron_ids[place], t]
                         if token >= 0:
-                            own_tokens[token], own_token_counts[token] = 0.0, 0.0
+                            part_tokens[token], part_token_counts[token] = 0.0, 0.0
                         if pair >= 0:
-                            own_pairs[pair], own_pair_counts[pair] = 0.0, 0.0
+                            part_pairs[pair], part_pair_counts[pair] = 0.0, 0.0

@@ -38,6 +38,7 @@ def strongest(
     Args:
         second: int32 `[P]`, the token row of each pair's second token, -1 where it has none.
         count: how many rows to find.
+        gain: a factor, 1 or more.
 
     Returns:
         Rows, int32 `[F, count]`, strongest first, equal ones by lower row, pairs counted on from
@@ -63,17 +64,21 @@ def strongest(
 
 @njit
 def _keep(estimate, limit, row, start, rows, estimates):
-    """Put a row in its place among the strongest of those neurons whose limit it exceeds."""
+    """Put a row in its place among the strongest of those neurons whose limit it exceeds.
+
+    `estimate` and `limit` are float64 `[w]`, of the neurons from `start` on; `rows` and `estimates`
+    int32 and float64 `[F, count]`. All but `estimate` is changed in place.
+    """
     last = rows.shape[1] - 1
     for j in range(len(estimate)):
-        own = estimate[j]
-        if own > limit[j]:
+        value = estimate[j]
+        if value > limit[j]:
             neuron, place = start + j, last
-            while place > 0 and estimates[neuron, place - 1] < own:
+            while place > 0 and estimates[neuron, place - 1] < value:
                 rows[neuron, place] = rows[neuron, place - 1]
                 estimates[neuron, place] = estimates[neuron, place - 1]
                 place -= 1
-            rows[neuron, place], estimates[neuron, place] = row, own
+            rows[neuron, place], estimates[neuron, place] = row, value
             limit[j] = estimates[neuron, last]
 
 
@@ -81,6 +86,15 @@ def _keep(estimate, limit, row, start, rows, estimates):
 def _strongest(
     token_sums, pair_sums, token_counts, pair_counts, means, second, gain, rows, estimates
 ):
+    """Fill `rows` and `estimates`, int32 and float64 `[F, count]`, strongest first.
+
+    Args:
+        token_sums, pair_sums, token_counts, pair_counts: as in `LookupTables`.
+        means: float64 `[F]`, each neuron's mean of max(activation, 0).
+        second: int32 `[P]`, the token row of each pair's second token, -1 where it has none.
+        gain: float, what a pair must exceed its second token's estimate by.
+        estimates: at first what must be exceeded.
+    """
     neurons = len(means)
     for block in prange((neurons + _BLOCK - 1) // _BLOCK):
         start, stop = block * _BLOCK, min((block + 1) * _BLOCK, neurons)
@@ -90,8 +104,8 @@ def _strongest(
             sums = token_sums[row, start:stop]
             passed = 0
             for j in range(len(sums)):
-                own = _token_estimate(np.float64(sums[j]), token_counts[row], mean[j])
-                estimate[j] = own if own > mean[j] else 0.0
+                value = _token_estimate(np.float64(sums[j]), token_counts[row], mean[j])
+                estimate[j] = value if value > mean[j] else 0.0
                 passed += estimate[j] > limit[j]
             if passed:
                 _keep(estimate, limit, row, start, rows, estimates)
@@ -104,8 +118,8 @@ def _strongest(
                 if token >= 0:
                     total = np.float64(token_sums[token, start + j])
                     around = _token_estimate(total, token_count, around)
-                own = _pair_estimate(np.float64(sums[j]), pair_counts[pair], around)
-                estimate[j] = own if own > gain * around else 0.0
+                value = _pair_estimate(np.float64(sums[j]), pair_counts[pair], around)
+                estimate[j] = value if value > gain * around else 0.0
                 passed += estimate[j] > limit[j]
             if passed:
                 _keep(estimate, limit, len(token_counts) + pair, start, rows, estimates)

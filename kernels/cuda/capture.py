@@ -80,7 +80,7 @@ excerpt, not in the loop over its tokens (seen in the machine code for compute c
 _WANTED_THREADS = 61_000
 """Threads that fill a large GPU once and leave little of it empty: on an H200, 132 multiprocessors
 of 512 at `fold`'s 128 registers are 528 blocks, of which GPT-2 XL's layer takes 520 and Llama-8B's
-504. Excerpts are cut into chunks by this number, not by the device's own, so that every device
+504. Excerpts are cut into chunks by this number, not by the device's, so that every device
 adds in the same order."""
 _CHUNK = (4, 32)
 """Fewest and most excerpts of a chunk. A chunk's sums are 52 bytes a neuron, a tenth of what 4
@@ -271,7 +271,7 @@ def _launches(
             summary.sums, summary.positive, summary.minimum, summary.maximum,
         ),
     )  # fmt: skip
-    for marks, own_keys, keys, ids, rows in (
+    for marks, passed_keys, keys, ids, rows in (
         (scratch.top_marks, scratch.top_keys,
          summary.top_keys, summary.top_ids, summary.top_acts),
         (scratch.bottom_marks, scratch.bottom_keys,
@@ -281,7 +281,7 @@ def _launches(
             yield (
                 insert_kernel(keys.shape[1], _INSERT_THREADS), neurons, _INSERT_THREADS,
                 (
-                    acts.view(bits), batch.ids, lead, chunk, marks, own_keys,
+                    acts.view(bits), batch.ids, lead, chunk, marks, passed_keys,
                     keys, ids, rows.view(bits),
                 ),
             )  # fmt: skip

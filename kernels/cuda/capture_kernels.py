@@ -34,9 +34,12 @@ _hash = cuda.jit(device=True)(scalars.excerpt_hash)
 
 
 @cuda.jit(device=True)
-def _represent(histogram_ids, neuron, place, other, excerpt, own_hash, seed):
-    """Let an excerpt stand for its bin, where `other` was found, if its hash is the least."""
-    while other == NO_ID or own_hash < _hash(np.uint64(other), seed):
+def _represent(histogram_ids, neuron, place, other, excerpt, excerpt_hash, seed):
+    """Let an excerpt stand for its bin, where `other` was found, if its hash is the least.
+
+    `histogram_ids` is int32 `[F, H]`, ids are int32, the hash and the seed uint64.
+    """
+    while other == NO_ID or excerpt_hash < _hash(np.uint64(other), seed):
         found = cuda.atomic.cas(histogram_ids, (neuron, place), other, excerpt)
         if found == other:
             break
@@ -144,9 +147,32 @@ def fold_kernel(
         part_maximum,
         top_marks,
         bottom_marks,
-        own_top_keys,
-        own_bottom_keys,
+        passed_top_keys,
+        passed_bottom_keys,
     ):
+        """Fold the block's chunk of excerpts; a thread has the `lanes` neurons of one word.
+
+        Letters are those of `fastexplain.kernels`, C is the number of chunks, and words are
+        unsigned integers of `lanes` activations.
+
+        Args:
+            gate, gate_width, gate_start: words `[B * L * gate_width]`, and the first of a row that
+                is read. They are the activations themselves where there is no nonlinearity.
+            up, up_width, up_start: the same for the factor; not read where there is none.
+            words, width, length: words `[B * L * width]`, the activations, which are written where
+                there is a nonlinearity; width is F / lanes, length L.
+            ids, first: int32 `[B]`, and the first position that is counted.
+            chunk: int, excerpts of a chunk, 32 at most.
+            seed: uint64, of the hash.
+            top_keys, top_ids, bottom_keys, bottom_ids: float32 and int32 `[F, K]`, read only: slot
+                0 is what an excerpt must precede to be marked.
+            histogram, histogram_ids: int32 `[F, H]`, changed by atomics.
+            fault: int32 `[1]`, changed by atomics.
+            part_powers, part_positive: float64 `[C, 5, F]` and int32 `[C, F]`, written.
+            part_minimum, part_maximum: float32 `[C, F]`, written.
+            top_marks, bottom_marks: uint32 `[C, F]`, written: a bit for each marked excerpt.
+            passed_top_keys, passed_bottom_keys: float32 `[B, F]`, written where there is a mark.
+        """
         thread = cuda.threadIdx.x
         place = cuda.blockIdx.x * cuda.blockDim.x + thread
         if place >= width:
@@ -172,7 +198,7 @@ def fold_kernel(
         smallest = cuda.local.array(slots, extreme_type)
         positive = cuda.local.array(slots, count_type)
         bins, found = cuda.local.array(lanes, int32), cuda.local.array(lanes, int32)
-        # On lines of their own, by which the simulator tells shared arrays apart.
+        # On separate lines, by which the simulator tells shared arrays apart.
         powers = cuda.shared.array((lanes, MOMENTS, threads), float64)
         positives = cuda.shared.array((lanes, threads), int32)
         low = cuda.shared.array((lanes, threads), float32)
@@ -256,14 +282,14 @@ def fold_kernel(
                 break
 
             mark = np.uint32(1) << np.uint32(position - start)
-            own_hash = _hash(np.uint64(excerpt), seed)
+            excerpt_hash = _hash(np.uint64(excerpt), seed)
             for lane in range(lanes):  # all loads of a word's bins before the first is needed
-                own = neuron + lane
+                column = neuron + lane
                 bins[lane] = _bin(extreme_of(largest, lane).view(np.int32))
-                cuda.atomic.add(histogram, (own, bins[lane]), np.int32(1))
-                found[lane] = histogram_ids[own, bins[lane]]
+                cuda.atomic.add(histogram, (column, bins[lane]), np.int32(1))
+                found[lane] = histogram_ids[column, bins[lane]]
             for lane in range(lanes):
-                own = neuron + lane
+                column = neuron + lane
                 key, negated = extreme_of(largest, lane), -extreme_of(smallest, lane)
                 low[lane, thread] = min(low[lane, thread], -negated)
                 high[lane, thread] = max(high[lane, thread], key)
@@ -271,7 +297,7 @@ def fold_kernel(
                     key, excerpt, gate_keys[0, lane, thread], gate_ids[0, lane, thread]
                 ):
                     top_mark[lane] |= mark
-                    own_top_keys[position, own] = key
+                    passed_top_keys[position, column] = key
                 if bottom and _precedes(
                     negated,
                     excerpt,
@@ -279,20 +305,22 @@ def fold_kernel(
                     gate_ids[lowest_end, lane, thread],
                 ):
                     bottom_mark[lane] |= mark
-                    own_bottom_keys[position, own] = negated
-                _represent(histogram_ids, own, bins[lane], found[lane], excerpt, own_hash, seed)
+                    passed_bottom_keys[position, column] = negated
+                _represent(
+                    histogram_ids, column, bins[lane], found[lane], excerpt, excerpt_hash, seed
+                )
 
         for lane in range(lanes):
-            own = neuron + lane
+            column = neuron + lane
             for power in range(MOMENTS):
-                part_powers[part, power, own] = powers[lane, power, thread]
-            part_positive[part, own] = positives[lane, thread]
-            part_minimum[part, own] = low[lane, thread]
-            part_maximum[part, own] = high[lane, thread]
+                part_powers[part, power, column] = powers[lane, power, thread]
+            part_positive[part, column] = positives[lane, thread]
+            part_minimum[part, column] = low[lane, thread]
+            part_maximum[part, column] = high[lane, thread]
             if top:
-                top_marks[part, own] = top_mark[lane]
+                top_marks[part, column] = top_mark[lane]
             if bottom:
-                bottom_marks[part, own] = bottom_mark[lane]
+                bottom_marks[part, column] = bottom_mark[lane]
 
     return fold
 
@@ -301,7 +329,13 @@ def fold_kernel(
 def add_up(
     part_powers, part_positive, part_minimum, part_maximum, sums, positive, minimum, maximum
 ):
-    """Add what the chunks have, in their order: a row of blocks per power, one for the rest."""
+    """Add what the chunks have, in their order: a row of blocks per power, one for the rest.
+
+    Args:
+        part_powers, part_positive, part_minimum, part_maximum: as `fold` leaves them.
+        sums, positive, minimum, maximum: float64 `[5, F]`, int64, float32 and float32 `[F]`,
+            changed in place.
+    """
     neuron = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if neuron >= sums.shape[1]:
         return
@@ -336,7 +370,11 @@ def insert_kernel(slots: int, threads: int) -> Any:
 
     @cuda.jit(device=True)
     def take(key, excerpt, position, slot_keys, slot_ids, sources):
-        """Put one excerpt in the worst one's place, if it precedes it, and find the next worst."""
+        """Put one excerpt in the worst one's place, if it precedes it, and find the next worst.
+
+        `key` is a float32, `excerpt` and `position` int32, and the arrays, float32, int32 and int32
+        `[K]`, lie in shared memory.
+        """
         if not _precedes(key, excerpt, slot_keys[0], slot_ids[0]):
             return
         worst, worst_key, worst_id = 0, key, excerpt
@@ -351,8 +389,17 @@ def insert_kernel(slots: int, threads: int) -> Any:
         slot_keys[worst], slot_ids[worst], sources[worst] = key, excerpt, position
 
     @cuda.jit(cache=True)
-    def insert(acts, ids, lead, chunk, marks, own_keys, keys, kept_ids, rows):
-        # On lines of their own, by which the simulator tells shared arrays apart.
+    def insert(acts, ids, lead, chunk, marks, passed_keys, keys, kept_ids, rows):
+        """Insert a neuron's marked excerpts.
+
+        Args:
+            acts, lead: the activations' bits `[B, L, F]`, and L - T.
+            ids, chunk: int32 `[B]`, and the excerpts of a chunk.
+            marks, passed_keys: uint32 `[C, F]` and float32 `[B, F]`, as `fold` leaves them.
+            keys, kept_ids, rows: float32 `[F, K]`, int32 `[F, K]` and bits `[F, K, T]`, changed in
+                place.
+        """
+        # On separate lines, by which the simulator tells shared arrays apart.
         slot_keys = cuda.shared.array(slots, float32)
         slot_ids = cuda.shared.array(slots, int32)
         sources = cuda.shared.array(slots, int32)
@@ -377,7 +424,7 @@ def insert_kernel(slots: int, threads: int) -> Any:
             while mark != 0:
                 bit = cuda.ffs(int32(mark)) - 1
                 position = part * chunk + bit
-                new_keys[thread * word_bits + bit] = own_keys[position, neuron]
+                new_keys[thread * word_bits + bit] = passed_keys[position, neuron]
                 new_ids[thread * word_bits + bit] = ids[position]
                 mark &= np.uint32(mark - np.uint32(1))
             cuda.syncthreads()
@@ -415,7 +462,11 @@ def insert_kernel(slots: int, threads: int) -> Any:
 
 @cuda.jit(cache=True)
 def copy(words, lead, random_slots, random_words):
-    """Copy the excerpts that have a slot among the random ones."""
+    """Copy the excerpts that have a slot among the random ones.
+
+    `words` is `[B, L, width]`, `lead` L - T, `random_slots` int32 `[B]`, `random_words`
+    `[R, T, width]`.
+    """
     position = cuda.blockIdx.x
     slot = random_slots[position]
     if slot < 0:
@@ -450,6 +501,12 @@ def tables_kernel(name: str, lanes: int, tokens: int, threads: tuple[int, int]) 
 
     @cuda.jit(cache=True)
     def add_to_tables(words, lead, positions, segment_starts, segment_rows, token_sums, pair_sums):
+        """Add one segment up.
+
+        `words` is `[B, L, width]` and `lead` L - T; `positions`, `segment_starts` and
+        `segment_rows` are those of `Batch`; `token_sums` and `pair_sums`, float32 `[V, F]` and
+        `[P, F]`, are changed in place.
+        """
         segment = cuda.blockIdx.x
         row = segment_rows[segment]
         if row < 0:
@@ -477,12 +534,12 @@ def tables_kernel(name: str, lanes: int, tokens: int, threads: tuple[int, int]) 
         cuda.syncthreads()
 
         pair = row - token_sums.shape[0]
-        for own in range(y * across + x, across * lanes, across * along):
-            neuron = first * lanes + own
+        for offset in range(y * across + x, across * lanes, across * along):
+            neuron = first * lanes + offset
             if neuron < words.shape[2] * lanes:
                 added = zero
                 for part in range(along):
-                    added += totals[part, own % lanes, own // lanes]
+                    added += totals[part, offset % lanes, offset // lanes]
                 if pair < 0:
                     token_sums[row, neuron] += added
                 else:

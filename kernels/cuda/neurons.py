@@ -8,12 +8,12 @@ Counted for 300,000 neurons with 10 excerpts of 64 tokens, on a chip that reads 
   would read from 32 rows at a time: a block copies tiles of 32 neurons by 32 tokens to shared
   memory first, a row of a tile being 128 bytes in one piece. Both arrays, 1.5 GB, are read three
   times, for the means, the products and the absolute deviations: 1.1 ms, and about as long to add.
-- `lookup`: a block a neuron, a thread a token. What a neuron's own excerpts put into a token's rows
+- `lookup`: a block a neuron, a thread a token. What a neuron's excerpts put into a token's rows
   is found by comparing it with all tokens of the neuron in shared memory, which takes no array as
   long as the tables: 640 * 640 comparisons of two rows, seven instructions for a warp's 32, 30 ms.
   The tables have neurons side by side, and a block reads an entry of two rows for each token, 32
   bytes for the 4 it wants: 12 GB at most, 3 ms. Threads along the neurons would read no less, for
-  each neuron has top excerpts of its own; the random ones, which neurons share, come from the
+  top excerpts differ from neuron to neuron; the random ones, which neurons share, come from the
   second-level cache, since neighbours run at the same time.
 - `merge`: bound by memory. A block a neuron ranks the exemplars, each thread one by counting those
   that precede it, and copies their activations side by side.
@@ -83,28 +83,28 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
     """See `fastexplain.kernels.merge`."""
     queue = _Queue(stream)
     a, b = moved(a, view), moved(b, view)
+    seed = np.uint64(a.seed)
 
-    def each(kernel: Any, name: str, *more: Any) -> Any:
+    def each(kernel: Any, name: str) -> Any:
         x, y = getattr(a, name), getattr(b, name)
         result = queue.empty(x.shape, x.dtype)
         flat = (array.reshape(x.size) for array in (x, y, result))
-        queue.run(kernel, -(-x.size // _THREADS), _THREADS, *flat, *more)
+        queue.run(kernel, -(-x.size // _THREADS), _THREADS, *flat, seed)
         return result
 
     def best(end: str) -> tuple[Any, Any, Any]:
         names = [f"{end}_{what}" for what in ("keys", "ids", "acts")]
-        own, other = ([getattr(summary, name) for name in names] for summary in (a, b))
-        result = [queue.empty(x.shape, x.dtype) for x in own]
+        ours, theirs = ([getattr(summary, name) for name in names] for summary in (a, b))
+        result = [queue.empty(x.shape, x.dtype) for x in ours]
         neurons, slots = result[0].shape
         bits = np.dtype(f"u{result[2].dtype.itemsize}")
-        rows = (x[2].view(bits) for x in (own, other, result))
+        rows = (x[2].view(bits) for x in (ours, theirs, result))
         queue.run(
             _best(slots), neurons if slots else 0, _THREADS,
-            own[0], own[1], other[0], other[1], result[0], result[1], *rows,
+            ours[0], ours[1], theirs[0], theirs[1], result[0], result[1], *rows,
         )  # fmt: skip
         return tuple(result)
 
-    seed = np.uint64(a.seed)
     bits = np.dtype(f"u{a.random_acts.dtype.itemsize}")
     random_ids = queue.empty(a.random_ids.shape, a.random_ids.dtype)
     random_acts = queue.empty(a.random_acts.shape, a.random_acts.dtype)
@@ -123,7 +123,7 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
         minimum=each(_lesser, "minimum"),
         maximum=each(_greater, "maximum"),
         histogram=each(_sum, "histogram"),
-        histogram_ids=each(_smaller_hash, "histogram_ids", seed),
+        histogram_ids=each(_smaller_hash, "histogram_ids"),
         token_sums=each(_sum, "token_sums"),
         pair_sums=each(_sum, "pair_sums"),
         fault=each(_lesser, "fault"),
@@ -131,35 +131,29 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
     )
 
 
-@cuda.jit
-def _sum(a, b, result):
-    place = cuda.grid(1)
-    if place < result.shape[0]:
-        result[place] = a[place] + b[place]
+def _elementwise(combine: Callable[..., Any]) -> Any:
+    """The kernel that makes one flat array of two, of the same size and dtype."""
+    combined = cuda.jit(device=True)(combine)
+
+    @cuda.jit
+    def elementwise(a, b, result, seed):
+        place = cuda.grid(1)
+        if place < result.shape[0]:
+            result[place] = combined(a[place], b[place], seed)
+
+    return elementwise
 
 
-@cuda.jit
-def _lesser(a, b, result):
-    place = cuda.grid(1)
-    if place < result.shape[0]:
-        result[place] = min(a[place], b[place])
+def _of_smaller_hash(x, y, seed):
+    """Of two int32 ids the one with the smaller hash; any id before an empty place."""
+    other = x == NO_ID or (y != NO_ID and _hash(np.uint64(y), seed) < _hash(np.uint64(x), seed))
+    return y if other else x
 
 
-@cuda.jit
-def _greater(a, b, result):
-    place = cuda.grid(1)
-    if place < result.shape[0]:
-        result[place] = max(a[place], b[place])
-
-
-@cuda.jit
-def _smaller_hash(a, b, result, seed):
-    """Of two ids in each place the one with the smaller hash; any id before an empty place."""
-    place = cuda.grid(1)
-    if place < result.shape[0]:
-        x, y = a[place], b[place]
-        other = x == NO_ID or (y != NO_ID and _hash(np.uint64(y), seed) < _hash(np.uint64(x), seed))
-        result[place] = y if other else x
+_sum = _elementwise(lambda x, y, seed: x + y)
+_lesser = _elementwise(lambda x, y, seed: min(x, y))
+_greater = _elementwise(lambda x, y, seed: max(x, y))
+_smaller_hash = _elementwise(_of_smaller_hash)
 
 
 @functools.cache
@@ -171,6 +165,8 @@ def _best(slots: int) -> Any:
 
     @cuda.jit
     def best(keys_a, ids_a, keys_b, ids_b, keys, ids, acts_a, acts_b, acts):
+        """Keys are float32 `[F, K]`, ids int32 `[F, K]`, activations their bits `[F, K, T]`; those
+        without a letter are written."""
         sources = cuda.shared.array(slots, int32)
         neuron, tokens = cuda.blockIdx.x, acts.shape[2]
         for place in range(cuda.threadIdx.x, 2 * slots, cuda.blockDim.x):
@@ -207,7 +203,11 @@ def _best(slots: int) -> Any:
 
 @cuda.jit
 def _random(ids_a, ids_b, seed, ids, acts_a, acts_b, acts):
-    """Fill one slot with the random excerpt whose hash has that rank, a block for each token."""
+    """Fill one slot with the random excerpt whose hash has that rank, a block for each token.
+
+    Ids are int32 `[R]`, activations their bits `[R, T, F]`, the seed is a uint64; `ids` and `acts`
+    are written.
+    """
     source = cuda.shared.array(1, int32)
     slot, t, slots = cuda.blockIdx.x, cuda.blockIdx.y, ids.shape[0]
     if cuda.threadIdx.x == 0:
@@ -216,13 +216,13 @@ def _random(ids_a, ids_b, seed, ids, acts_a, acts_b, acts):
     for place in range(cuda.threadIdx.x, 2 * slots, cuda.blockDim.x):
         excerpt = ids_a[place] if place < slots else ids_b[place - slots]
         if excerpt != NO_ID:
-            own = _hash(np.uint64(excerpt), seed)
+            hash_here = _hash(np.uint64(excerpt), seed)
             rank = 0
             for other_place in range(2 * slots):
                 other = ids_a[other_place] if other_place < slots else ids_b[other_place - slots]
                 if other != NO_ID:
                     hashed = _hash(np.uint64(other), seed)
-                    rank += int(hashed < own or (hashed == own and other < excerpt))
+                    rank += int(hashed < hash_here or (hashed == hash_here and other < excerpt))
             if rank == slot:
                 source[0] = place
     cuda.syncthreads()
@@ -278,6 +278,7 @@ def _discretize(name: str) -> Any:
 
     @cuda.jit
     def discretize(activations, scale, result):
+        """Discretise `[N, n]` by floating `[N]` into uint8 `[N, n]`."""
         neuron = cuda.blockIdx.x
         limit = np.float64(scale[neuron])
         for place in range(cuda.threadIdx.x, activations.shape[1], cuda.blockDim.x):
@@ -323,7 +324,10 @@ def _correlate(name: str, simulated_name: str, side: int) -> Any:
 
     @cuda.jit(device=True)
     def load(true, simulated, excerpt, start, xs, ys):
-        """Copy the tile from token `start` on, of the block's neurons; all threads call it."""
+        """Copy the tile from token `start` on, of the block's neurons; all threads call it.
+
+        `true` and `simulated` are `[N, E, T]`, the tiles `[side, side + 1]` in shared memory.
+        """
         thread, first = cuda.threadIdx.x, cuda.blockIdx.x * side
         cuda.syncthreads()
         t = start + thread
@@ -345,7 +349,15 @@ def _correlate(name: str, simulated_name: str, side: int) -> Any:
         intercept,
         slope,
     ):
-        # On lines of their own, by which the simulator tells shared arrays apart.
+        """Correlate `side` neurons, a thread each, and write an `Agreement`'s arrays.
+
+        Args:
+            true, simulated: `[N, E, T]`; 16-bit integers are bfloat16.
+            tokens: int64 `[N]`.
+            by_excerpt: float64 `[N, E]`.
+            correlation, r_squared, deviation_explained, intercept, slope: float64 `[N]`.
+        """
+        # On separate lines, by which the simulator tells shared arrays apart.
         xs = cuda.shared.array(shape, tile_type)
         ys = cuda.shared.array(shape, simulated_tile_type)
         thread, length = cuda.threadIdx.x, true.shape[2]
@@ -357,7 +369,12 @@ def _correlate(name: str, simulated_name: str, side: int) -> Any:
         low_x, high_x, low_y, high_y = infinity, -infinity, infinity, -infinity
         for excerpt in range(true.shape[1]):
             count, sum_x, sum_y = 0.0, 0.0, 0.0
-            own_low_x, own_high_x, own_low_y, own_high_y = infinity, -infinity, infinity, -infinity
+            excerpt_low_x, excerpt_high_x, excerpt_low_y, excerpt_high_y = (
+                infinity,
+                -infinity,
+                infinity,
+                -infinity,
+            )
             for start in range(0, length, side):
                 load(true, simulated, excerpt, start, xs, ys)
                 for place in range(min(side, length - start)):
@@ -368,8 +385,14 @@ def _correlate(name: str, simulated_name: str, side: int) -> Any:
                         sum_y += y
                         squares += (x - y) * (x - y)
                         distances += abs(x - y)
-                        own_low_x, own_high_x = min(own_low_x, x), max(own_high_x, x)
-                        own_low_y, own_high_y = min(own_low_y, y), max(own_high_y, y)
+                        excerpt_low_x, excerpt_high_x = (
+                            min(excerpt_low_x, x),
+                            max(excerpt_high_x, x),
+                        )
+                        excerpt_low_y, excerpt_high_y = (
+                            min(excerpt_low_y, y),
+                            max(excerpt_high_y, y),
+                        )
             mean_x, mean_y = sum_x / max(count, 1.0), sum_y / max(count, 1.0)
             xx, xy, yy = 0.0, 0.0, 0.0
             for start in range(0, length, side):
@@ -380,15 +403,15 @@ def _correlate(name: str, simulated_name: str, side: int) -> Any:
                         xx += x * x
                         xy += x * y
                         yy += y * y
-            own = (count, mean_x, mean_y, xx, xy, yy)
+            moments = (count, mean_x, mean_y, xx, xy, yy)
             if there:
                 # Not by the variance: that of a constant can come out above 0 by rounding.
-                varies = own_low_x < own_high_x and own_low_y < own_high_y
-                by_excerpt[neuron, excerpt] = _pearson(own) if varies else nan
+                varies = excerpt_low_x < excerpt_high_x and excerpt_low_y < excerpt_high_y
+                by_excerpt[neuron, excerpt] = _pearson(moments) if varies else nan
             if count > 0:
-                total = _pooled_moments(total, own)
-            low_x, high_x = min(low_x, own_low_x), max(high_x, own_high_x)
-            low_y, high_y = min(low_y, own_low_y), max(high_y, own_high_y)
+                total = _pooled_moments(total, moments)
+            low_x, high_x = min(low_x, excerpt_low_x), max(high_x, excerpt_high_x)
+            low_y, high_y = min(low_y, excerpt_low_y), max(high_y, excerpt_high_y)
         for excerpt in range(true.shape[1]):
             for start in range(0, length, side):
                 load(true, simulated, excerpt, start, xs, ys)
@@ -431,8 +454,8 @@ def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
 
 
 @functools.cache
-def _lookup(own: int) -> Any:
-    """The kernel for neurons with `own` tokens each: as many as their excerpts have in all."""
+def _lookup(size: int) -> Any:
+    """The kernel for neurons with `size` tokens each, as many as their excerpts have in all."""
     nan = np.float32(np.nan)
 
     @cuda.jit
@@ -450,44 +473,52 @@ def _lookup(own: int) -> Any:
         skip,
         result,
     ):
-        own_tokens = cuda.shared.array(own, int32)
-        own_pairs = cuda.shared.array(own, int32)
-        own_acts = cuda.shared.array(own, float32)
+        """Predict one neuron's excerpts from tables that forget them.
+
+        Args:
+            token_sums, pair_sums, token_counts, pair_counts, positive_sums, total_count: as in
+                `LookupTables`.
+            ids, activations, token_rows, pair_rows, skip: as in `HeldOut`.
+            result: float32 `[F, E, T]`, written.
+        """
+        token_of = cuda.shared.array(size, int32)
+        pair_of = cuda.shared.array(size, int32)
+        acts_of = cuda.shared.array(size, float32)
         neuron, tokens = cuda.blockIdx.x, activations.shape[2]
-        for place in range(cuda.threadIdx.x, own, cuda.blockDim.x):
+        for place in range(cuda.threadIdx.x, size, cuda.blockDim.x):
             number, t = place // tokens, place % tokens
             excerpt = ids[neuron, number]
             if excerpt < 0 or t < skip:
-                own_tokens[place], own_pairs[place] = _NOT_COUNTED, _NOT_COUNTED
-                own_acts[place] = 0.0
+                token_of[place], pair_of[place] = _NOT_COUNTED, _NOT_COUNTED
+                acts_of[place] = 0.0
                 result[neuron, number, t] = nan
             else:
-                own_tokens[place] = token_rows[excerpt, t]
-                own_pairs[place] = pair_rows[excerpt, t]
-                own_acts[place] = max(activations[neuron, number, t], np.float32(0))
+                token_of[place] = token_rows[excerpt, t]
+                pair_of[place] = pair_rows[excerpt, t]
+                acts_of[place] = max(activations[neuron, number, t], np.float32(0))
         cuda.syncthreads()
 
         # An unsigned index can't count from the end: seven instructions a comparison, not forty.
-        own_sum, own_count, other = 0.0, 0, np.uint64(0)
-        while other < np.uint64(own):
-            own_sum += own_acts[other]
-            own_count += int(own_tokens[other] != _NOT_COUNTED)
+        held_out_sum, held_out_count, other = 0.0, 0, np.uint64(0)
+        while other < np.uint64(size):
+            held_out_sum += acts_of[other]
+            held_out_count += int(token_of[other] != _NOT_COUNTED)
             other += np.uint64(1)
-        rest = total_count - own_count
-        mean = _remaining(positive_sums[neuron], own_sum, rest) / max(rest, 1)
+        rest = total_count - held_out_count
+        mean = _remaining(positive_sums[neuron], held_out_sum, rest) / max(rest, 1)
 
-        for place in range(cuda.threadIdx.x, own, cuda.blockDim.x):
-            token, pair = own_tokens[place], own_pairs[place]
+        for place in range(cuda.threadIdx.x, size, cuda.blockDim.x):
+            token, pair = token_of[place], pair_of[place]
             if token == _NOT_COUNTED:
                 continue
             token_sum, pair_sum, token_count, pair_count = 0.0, 0.0, 0, 0
             other = np.uint64(0)
-            while other < np.uint64(own):
-                if own_tokens[other] == token:
-                    token_sum += own_acts[other]
+            while other < np.uint64(size):
+                if token_of[other] == token:
+                    token_sum += acts_of[other]
                     token_count += 1
-                if own_pairs[other] == pair:
-                    pair_sum += own_acts[other]
+                if pair_of[other] == pair:
+                    pair_sum += acts_of[other]
                     pair_count += 1
                 other += np.uint64(1)
             estimate = mean

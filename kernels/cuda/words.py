@@ -56,7 +56,7 @@ def _lane_writer(name: str) -> Any:
         bits = x.view(np.uint32)
         odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
         rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-        # The device's own NaN, all ones, would round to zero.
+        # The device's NaN, all ones, would round to zero.
         return rounded if x == x else np.uint32(0x7FC0)
 
     def of_float16(x):
@@ -83,7 +83,7 @@ def _lane_writer(name: str) -> Any:
 def nonlinearity_of(nonlinearity: str, name: str) -> Any:
     """The device function of that name.
 
-    In float32 exp is CUDA's own, to 2 ulp. In 16 bits the hardware's power of two takes its place,
+    In float32 exp is CUDA's, to 2 ulp. In 16 bits the hardware's power of two takes its place,
     and its reciprocal that of a division: off by a few ulp of float32, far below half an ulp of
     what is written.
     """
