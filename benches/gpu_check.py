@@ -202,7 +202,7 @@ def measure_parts(record: Record, parts: list[str], whole_trunk: bool) -> None:
             torch.cuda.empty_cache()
             subject = random_subject(geometry, device="cuda", dtype="bfloat16")
 
-            def tell(what: str) -> None:
+            def show(what: str) -> None:
                 print(f"{record.elapsed:6.1f} s          {geometry}: {what}", flush=True)
 
             def save(so_far: dict[str, Any], geometry: str = geometry) -> None:
@@ -210,7 +210,9 @@ def measure_parts(record: Record, parts: list[str], whole_trunk: bool) -> None:
                 record.write()
 
             how: Compile = "trunk" if whole_trunk else "layers"
-            return measure(subject, batches=24, seconds=seconds, compile=how, tell=tell, save=save)
+            return measure(
+                subject, batches=24, seconds=seconds, compile=how, report=show, save=save
+            )
 
         found = record.run(
             f"sweep {geometry}", sweep, functools.partial(record.data.__setitem__, geometry)

@@ -104,7 +104,7 @@ def _instructions() -> str:
 
 
 def _driver() -> str | None:
-    """The NVIDIA driver's version, as its kernel module tells it."""
+    """The NVIDIA driver's version, as its kernel module reports it."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
@@ -129,15 +129,13 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def median_seconds(
-    step: Callable[[], object], device: torch.device, *, budget: float = 0.5
-) -> float:
-    """The median time of a step, after two of warm-up; as for `_times`."""
-    return statistics.median(_times(step, device, budget))
+def median_seconds(step: Callable[[], object], device: torch.device) -> float:
+    """The median time of a step, after two of warm-up."""
+    return statistics.median(_times(step, device, 0.5))
 
 
 def _least_seconds(step: Callable[[], object], device: torch.device) -> float:
-    """The time of a step that a rate is told by: what else a CPU does must not lower it."""
+    """Fastest run on a CPU, where other work must not lower a rate; else the median."""
     times = _times(step, device, 1.5)
     return min(times) if device.type == "cpu" else statistics.median(times)
 
@@ -145,7 +143,7 @@ def _least_seconds(step: Callable[[], object], device: torch.device) -> float:
 def _times(step: Callable[[], object], device: torch.device, budget: float) -> list[float]:
     """Seconds of repeated steps, after two of warm-up.
 
-    On CUDA, steps are timed by events, so that the host's own time between them does not count.
+    On CUDA, steps are timed by events, so that the host's time between them does not count.
 
     Args:
         budget: seconds to spend; there are at least 5 repeats, and at most 200.
@@ -316,8 +314,8 @@ def replayed(step: Callable[[], object], device: torch.device) -> Callable[[], o
     return graph.replay
 
 
-def zipf_tokens(excerpts: int, vocabulary: int, *, seed: int, length: int = TOKENS) -> np.ndarray:
-    """Token ids int32 `[excerpts, length]`, as frequent and as repetitive as a text's.
+def zipf_tokens(excerpts: int, vocabulary: int, *, seed: int) -> np.ndarray:
+    """Token ids int32 `[excerpts, 64]`, as frequent and as repetitive as a text's.
 
     Frequencies follow Zipf and Mandelbrot, 1 / (rank + 2.7). Every third token is the fixed
     successor of the one before it, so that there are frequent pairs too.
@@ -329,9 +327,9 @@ def zipf_tokens(excerpts: int, vocabulary: int, *, seed: int, length: int = TOKE
     def draw(*shape: int) -> np.ndarray:
         return np.searchsorted(cumulated, rng.random(shape)).astype(np.int32)
 
-    tokens, successors = draw(excerpts, length), draw(vocabulary)
-    follows = rng.random((excerpts, length)) < 1 / 3
-    for t in range(1, length):
+    tokens, successors = draw(excerpts, TOKENS), draw(vocabulary)
+    follows = rng.random((excerpts, TOKENS)) < 1 / 3
+    for t in range(1, TOKENS):
         tokens[:, t] = np.where(follows[:, t], successors[tokens[:, t - 1]], tokens[:, t])
     return tokens
 

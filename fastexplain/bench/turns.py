@@ -77,7 +77,7 @@ def measure(
     seconds: float = 120.0,
     compile: Compile = "layers",
     seed: int = 0,
-    tell: Callable[[str], None] = lambda what: None,
+    report: Callable[[str], None] = lambda what: None,
     save: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Measure a subject's sweep beside the other ways, and what the machine allows.
@@ -88,7 +88,7 @@ def measure(
         seconds: for the turns; past that no other begins. There are three in any case.
         compile: how the bare trunk is compiled, see above; `off` leaves out all compiled ways.
         seed: of the tokens.
-        tell: called with what is being done.
+        report: called with a line on each step as it begins.
         save: called after warming up and after every turn with the result so far: whoever stops a
             measurement has it.
 
@@ -107,7 +107,7 @@ def measure(
     for name, value in (("batch_size", batch_size), ("batches", batches)):
         if value < 1:
             raise UsageError(f"{name} is {value}; it must be at least 1")
-    tell("Measuring the machine")
+    report("Measuring the machine")
     copied, multiplied = copy_bandwidth(device), matrix_rate(device, dtype)
     capture = _capture(subject, batch_size, copied)
 
@@ -124,7 +124,7 @@ def measure(
             device,
             a_turn,
         )
-        contest.warm_up(tell)
+        contest.warm_up(report)
         sweep = contest.ways["sweep"]
         assert isinstance(sweep, Sweeper)
         file = sweep.layer_file()
@@ -157,7 +157,7 @@ def measure(
         while contest.turns < turns:
             if contest.turns >= _LEAST_TURNS and time.perf_counter() - started > seconds:
                 break
-            tell(f"Turn {contest.turns + 1} of {turns}")
+            report(f"Turn {contest.turns + 1} of {turns}")
             contest.take_turn()
             result = setting | contest.result(a_turn * batch_size * TOKENS)
             save(result)
@@ -186,12 +186,12 @@ class _Contest:
         self._times: dict[str, list[float]] = {name: [] for name in ways}
         self._memory: dict[str, dict[str, int | None]] = {}
 
-    def warm_up(self, tell: Callable[[str], None]) -> None:
+    def warm_up(self, report: Callable[[str], None]) -> None:
         """Run the two untimed turns; see what memory each way takes in the second."""
         before = _outside(self._device)
 
         def compiles(name: str, way: Way) -> None:
-            tell(f"Warming up: {WAYS[name]}")
+            report(f"Warming up: {WAYS[name]}")
             self._steps(way, self._a_turn)
 
         self._each(compiles)
@@ -223,17 +223,18 @@ class _Contest:
         return {
             "turns": self.turns,
             "ways": {
-                name: {"tokens_per_second": tokens / statistics.median(own), **self._memory[name]}
-                for name, own in times.items()
+                name: {"tokens_per_second": tokens / statistics.median(times[name])}
+                | self._memory[name]
+                for name in times
             },
             "ratios": {
                 name: {
                     other: statistics.median(
-                        b / a for a, b in zip(own, times[other], strict=True)
+                        b / a for a, b in zip(seconds, times[other], strict=True)
                     )
                     for other in REFERENCES if other in times
                 }
-                for name, own in times.items()
+                for name, seconds in times.items()
             },
             "left_out": dict(self._left_out),
         }  # fmt: skip

@@ -92,7 +92,7 @@ def run_bench(
     """
     with messages.status(f"Making {escape(geometry)} of random numbers") as status:
         subject = random_subject(geometry, layers=layers, device=device, dtype=dtype)
-        result = bench.measure(subject, tell=status.update, **settings)
+        result = bench.measure(subject, report=status.update, **settings)
     if record is not None:
         try:
             record.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def bytes_per_position(subject: Subject, layers: Sequence[int], positions: int) 
 
 
 def _free_bytes(device: torch.device) -> int | None:
-    """Memory that could be had on a device; None where the system doesn't tell."""
+    """Free memory of a device in bytes; None where the system doesn't say."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

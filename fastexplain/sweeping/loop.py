@@ -211,12 +211,12 @@ def check_settings(
 
 def _identity(subject: Subject, corpus: Corpus, settings: Settings) -> dict[str, Any]:
     """All that a sweep's results depend on, to the last bit, but the batch size."""
-    own = asdict(settings)
-    del own["batch_size"]
+    kept = asdict(settings)
+    del kept["batch_size"]
     return {
         "subject": [subject.fingerprint(), subject.bos, str(subject.dtype), str(subject.device)],
         "corpus": [corpus.fingerprint, corpus.seed],
-        "settings": own,
+        "settings": kept,
         "versions": _versions(),
     }
 
@@ -368,7 +368,7 @@ def prepared(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 
 def _versions() -> dict[str, str]:
-    """Of Python and of what the results depend on; our own also where it was never installed."""
+    """Of Python and of what the results depend on; ours also where it was never installed."""
     names = ("torch", "transformers", "numba", "numpy")
     return {
         "python": platform.python_version(),

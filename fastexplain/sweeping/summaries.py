@@ -34,7 +34,7 @@ def kernel_device(device: torch.device) -> torch.device:
         return device
     warnings.warn(
         f"kernels run on the CPU, far slower than on the GPU: {reason}; see fastexplain doctor",
-        stacklevel=1,  # told once, whoever asks
+        stacklevel=1,  # once for all callers
     )
     return torch.device("cpu")
 

@@ -82,13 +82,16 @@ def test_the_command_measures_a_cut_geometry(cli, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small")
 def test_compiled_layers_are_measured_beside_the_others() -> None:
     """Two layers of the smallest shape: the highest one never runs compiled."""
-    told: list[str] = []
+    reported: list[str] = []
     result = bench.measure(
-        random_subject("smollm2", layers=2, device="cpu"), batch_size=1, batches=1, tell=told.append
+        random_subject("smollm2", layers=2, device="cpu"),
+        batch_size=1,
+        batches=1,
+        report=reported.append,
     )
     assert list(result["ways"]) == list(ways.WAYS) and not result["left_out"]
     assert set(result["ratios"]["sweep_compiled"]) == set(ways.REFERENCES)
-    assert told[0] == "Measuring the machine" and "Turn 1 of 3" in told
+    assert reported[0] == "Measuring the machine" and "Turn 1 of 3" in reported
     assert [column.header for column in bench_table(result).columns][1] == "tokens/s"
 
 

@@ -315,7 +315,7 @@ def test_the_table_shows_every_sweep_and_what_was_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "processor", "instructions"),
+    ("capability", "processor", "instructions"),
     [
         ("AVX512", "x86_64", "avx512"),
         ("DEFAULT", "arm64", "neon"),
@@ -323,9 +323,9 @@ def test_the_table_shows_every_sweep_and_what_was_cut() -> None:
     ],
 )
 def test_a_machine_names_its_vector_instructions(
-    told: str, processor: str, instructions: str, monkeypatch
+    capability: str, processor: str, instructions: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: told)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr("platform.machine", lambda: processor)
     assert measure.machine()["instructions"] == instructions
 

@@ -124,7 +124,7 @@ def test_a_file_has_a_name_a_line(run, tmp_path):
         (b"\xff", "names.txt is not UTF-8 text"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_with_its_place(run, tmp_path, content, message):
+def test_errors_in_a_file_name_its_line(run, tmp_path, content, message):
     file = tmp_path / "names.txt"
     file.write_bytes(content)
     with pytest.raises(UsageError) as caught:
@@ -132,7 +132,7 @@ def test_what_is_wrong_in_a_file_is_told_with_its_place(run, tmp_path, content, 
     assert message in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_told(run, tmp_path):
+def test_a_missing_file_is_an_error(run, tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         select_neurons(run, [f"@{tmp_path / 'none'}"])
 
