@@ -207,31 +207,22 @@ def _values(run: Run, database: Database, layer: int, names: set[str]) -> dict[s
     values = {"layer": np.full(width, float(layer)), "index": np.arange(width, dtype=np.float64)}
     if not names.isdisjoint(_STATISTICS):
         values |= run.statistics(layer)
-    if not names.isdisjoint(_LOOKUP):
-        values |= _lookup_scores(database, layer, width)
-    if not names.isdisjoint(_MODEL):
-        values |= _model_scores(database, layer, width)
+    for columns, lookup in ((_LOOKUP, True), (_MODEL, False)):
+        if not names.isdisjoint(columns):
+            # `explained` is the third: the lookup explains all or none.
+            scores = _scores(database, layer, width, lookup)
+            values |= dict(zip(columns, scores, strict=False))
     return {name: values[name] for name in {"index", *names}}
 
 
-def _lookup_scores(database: Database, layer: int, width: int) -> dict[str, np.ndarray]:
-    rows = database.layer_scores(layer, lookup=True)
-    return dict(zip(_LOOKUP, _by_neuron(rows, 2, width), strict=True))
-
-
-def _model_scores(database: Database, layer: int, width: int) -> dict[str, np.ndarray]:
-    # Of rows of the same neuron the last one counts: its newest explanation's newest scores.
-    rows = [(*row, 1) for row in database.layer_scores(layer, lookup=False)]
-    score, random_score, explained = _by_neuron(rows, 3, width)
-    return dict(zip(_MODEL, (score, random_score, np.nan_to_num(explained)), strict=True))
-
-
-def _by_neuron(rows: list[tuple], columns: int, width: int) -> np.ndarray:
-    """Rows of a neuron and its values as float64 `[columns, neurons]`; NaN where there is none."""
-    values = np.full((columns, width), np.nan)
-    if rows:
-        table = np.array(rows, dtype=np.float64)  # None becomes NaN
-        values[:, table[:, 0].astype(np.int64)] = table[:, 1:].T
+def _scores(database: Database, layer: int, width: int, lookup: bool) -> np.ndarray:
+    """Both correlations, NaN where undefined, and 1 where explained, else 0: `[3, neurons]`."""
+    values = np.full((3, width), np.nan)
+    values[2] = 0
+    if rows := database.layer_scores(layer, lookup=lookup):
+        units, *scores = np.array(rows, dtype=np.float64).T  # None becomes NaN
+        # Of a neuron's rows the last one counts: its newest explanation's newest scores.
+        values[:, units.astype(np.int64)] = [*scores, np.ones(len(rows))]
     return values
 
 
