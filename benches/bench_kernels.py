@@ -60,8 +60,8 @@ def test_lookup(benchmark, neurons: int) -> None:
     )
     ids = rng.integers(5, excerpts, (neurons, 10)).astype(np.int32)
     ids[:, 5:] = np.arange(5)
-    own = rng.random((neurons, 10, TOKENS), dtype=np.float32)
-    held_out = HeldOut(ids, own, token_rows, pair_rows, 1)
+    activations = rng.random((neurons, 10, TOKENS), dtype=np.float32)
+    held_out = HeldOut(ids, activations, token_rows, pair_rows, 1)
     benchmark.pedantic(
         lambda: kernels.lookup(tables, held_out), rounds=10, iterations=1, warmup_rounds=1
     )

@@ -196,10 +196,10 @@ def check_merge(case: CaptureCase) -> None:
     rng = np.random.default_rng(case.seed)
     ids = rng.permutation(3 * case.excerpts)[: case.excerpts].astype(np.int32)
     parts = []
-    for own in np.array_split(ids, 2):
-        summary = _empty(case, own)
-        acts, _ = _inputs(case, rng, len(own))
-        reference.capture(acts, _batch(case, rng, own, summary.random_ids), summary)
+    for part in np.array_split(ids, 2):
+        summary = _empty(case, part)
+        acts, _ = _inputs(case, rng, len(part))
+        reference.capture(acts, _batch(case, rng, part, summary.random_ids), summary)
         parts.append(summary)
     merged = implementation("merge")(*(moved(part, to_device) for part in parts))
     compare_summaries(moved(merged, to_host), reference.merge(*parts))
@@ -248,10 +248,10 @@ def check_lookup(shape: tuple[int, int, int], skip: int, seed: int) -> None:
         rng.integers(-1, count, (excerpts, tokens)).astype(np.int32) for count in rows
     )
     ids = np.stack([rng.permutation(excerpts)[:held] for _ in range(neurons)]).astype(np.int32)
-    own = acts[ids, :, np.arange(neurons)[:, None]]
+    true = acts[ids, :, np.arange(neurons)[:, None]]
     ids[rng.random(ids.shape) < 0.2] = -1
     tables = _tables(acts, token_rows, pair_rows, rows, skip)
-    held_out = HeldOut(ids, own, token_rows, pair_rows, skip)
+    held_out = HeldOut(ids, true, token_rows, pair_rows, skip)
     found = implementation("lookup")(moved(tables, to_device), moved(held_out, to_device))
     expected = reference.lookup(tables, held_out)
     np.testing.assert_allclose(to_host(found), expected, rtol=1e-5, atol=1e-6)

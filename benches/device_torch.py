@@ -62,8 +62,8 @@ def check_large(nonlinearity: str | None, gated: bool, seed: int) -> None:
     best = places[:_TOP].T
     _equal("top ids", np.take_along_axis(found.top_ids, order, 1), best.int())
     rows = acts[best.flatten(), :, torch.arange(neurons, device=CUDA).repeat_interleave(_TOP)]
-    own = np.take_along_axis(found.top_acts, order[..., None], 1)
-    _equal("top activations", own, rows.view(torch.uint16).view(neurons, _TOP, TOKENS))
+    rows_found = np.take_along_axis(found.top_acts, order[..., None], 1)
+    _equal("top activations", rows_found, rows.view(torch.uint16).view(neurons, _TOP, TOKENS))
     chosen = torch.from_numpy(random_ids.astype(np.int64)).to(CUDA)
     _equal("random activations", found.random_acts, acts[chosen].view(torch.uint16))
 

@@ -46,7 +46,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 # Seconds of the whole, and of its parts; compiling a kernel takes a second or two.
 _TOTAL = 460.0
 _CAPTURE_CHECKS = 75.0
-_SHOWN = 25  # failures that are told again at the end
+_SHOWN = 25  # failures that are printed again at the end
 _GEOMETRIES = {"gpt2-xl": 40.0, "llama-8b": 40.0}
 _DEFAULT = ("kernels", "torch", "rates", *_GEOMETRIES)
 _PARTS = (*_DEFAULT, "tune", "profile")

@@ -19,7 +19,7 @@ import device_timings
 import gpu_check
 
 _OWN = ("when", "seed", "seconds", "checks", "bars")
-"""What every file has of its own, or what follows from the rest."""
+"""What differs from file to file, or follows from the rest."""
 
 _BY_NAME = ("kernels", "tune", "profile")
 """What has results by name, of which a later file may have only some."""

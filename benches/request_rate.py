@@ -2,11 +2,11 @@
 
     python benches/request_rate.py [--concurrency 32 256] [--ways sent stored] [--profile]
 
-The server, in a process of its own, answers every request after 50 ms with bytes that it has
+The server, in a separate process, answers every request after 50 ms with bytes that it has
 prepared; so `concurrency / 50 ms` is the ideal rate. It takes the second core. All of it runs
 first once unmeasured. The ways, each with all that the one before it does:
 
-1. client: the `openai` package's own way, `chat.completions.create` of its default client.
+1. client: the `openai` package's way, `chat.completions.create` of its default client.
 2. sent: a `ServerConnection`, the request built beforehand.
 3. asked: a simulation as JSON of an excerpt of 64 tokens: prompt, request, and values read.
 4. stored: the same, every response stored in a run's database as it arrives.

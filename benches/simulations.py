@@ -141,15 +141,15 @@ class WholePrompts:
         rows = [each["input_ids"] + [0] * (longest - len(each["input_ids"])) for each in encoded]
         logits = self.model(torch.tensor(rows)).logits
         result = []
-        for request, each, own in zip(requests, encoded, logits, strict=True):
+        for request, each, values in zip(requests, encoded, logits, strict=True):
             ends = {end: row for row, (_, end) in enumerate(each["offset_mapping"])}
-            read = own[[ends[place] for place in request.places]]
+            read = values[[ends[place] for place in request.places]]
             result.append(read[:, self.digits].log_softmax(-1).numpy())
         return result
 
 
 def by_vllm(url: str, requests: Sequence[Reading]) -> list[np.ndarray]:
-    """Log-probabilities from the prompts' own; -inf where a digit is not among the likeliest."""
+    """Log-probabilities of the prompt; -inf where a digit is not among the likeliest."""
 
     def ask(request: Reading) -> np.ndarray:
         body = {"model": "smollm2", "prompt": request.text, "max_tokens": 1, "temperature": 0}
@@ -158,9 +158,9 @@ def by_vllm(url: str, requests: Sequence[Reading]) -> list[np.ndarray]:
             f"{url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(call) as response:
-            told = json.load(response)["choices"][0]["logprobs"]
-        at = {offset: i for i, offset in enumerate(told["text_offset"])}
-        listed = [told["top_logprobs"][at[place]] for place in request.places]
+            answer = json.load(response)["choices"][0]["logprobs"]
+        at = {offset: i for i, offset in enumerate(answer["text_offset"])}
+        listed = [answer["top_logprobs"][at[place]] for place in request.places]
         rows = [[each.get(str(digit), -np.inf) for digit in range(10)] for each in listed]
         return np.array(rows, dtype=np.float32)
 
@@ -208,12 +208,12 @@ def expected(log_probabilities: np.ndarray) -> np.ndarray:
 def check_equal(ways: dict[str, Way], requests: Sequence[Reading]) -> None:
     """Print how far the ways' expected values are apart; also runs everything a first time."""
     read = {name: np.concatenate(way(requests)) for name, way in ways.items()}
-    for name, own in read.items():
-        listed = np.isfinite(own).all(1)  # vLLM tells the 20 likeliest tokens only
-        apart = np.abs(expected(own[listed]) - expected(read["whole"][listed])).max(initial=0)
+    for name, values in read.items():
+        listed = np.isfinite(values).all(1)  # vLLM gives the 20 likeliest tokens only
+        apart = np.abs(expected(values[listed]) - expected(read["whole"][listed])).max(initial=0)
         print(
             f"expected values, {name} and whole: at most {apart:.1e} apart at {listed.sum()} of "
-            f"{len(own)} places"
+            f"{len(values)} places"
         )
 
 

@@ -131,17 +131,17 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
     )
 
 
-def _elementwise(combine: Callable[..., Any]) -> Any:
-    """The kernel that makes one flat array of two, of the same size and dtype."""
+def _elementwise(name: str, combine: Callable[..., Any]) -> Any:
+    """The kernel of that name, which makes one flat array of two, of the same size and dtype."""
     combined = cuda.jit(device=True)(combine)
 
-    @cuda.jit
     def elementwise(a, b, result, seed):
         place = cuda.grid(1)
         if place < result.shape[0]:
             result[place] = combined(a[place], b[place], seed)
 
-    return elementwise
+    elementwise.__name__ = elementwise.__qualname__ = name
+    return cuda.jit(elementwise)
 
 
 def _of_smaller_hash(x, y, seed):
@@ -150,10 +150,10 @@ def _of_smaller_hash(x, y, seed):
     return y if other else x
 
 
-_sum = _elementwise(lambda x, y, seed: x + y)
-_lesser = _elementwise(lambda x, y, seed: min(x, y))
-_greater = _elementwise(lambda x, y, seed: max(x, y))
-_smaller_hash = _elementwise(_of_smaller_hash)
+_sum = _elementwise("_sum", lambda x, y, seed: x + y)
+_lesser = _elementwise("_lesser", lambda x, y, seed: min(x, y))
+_greater = _elementwise("_greater", lambda x, y, seed: max(x, y))
+_smaller_hash = _elementwise("_smaller_hash", _of_smaller_hash)
 
 
 @functools.cache

@@ -212,7 +212,7 @@ def test_a_captures_kernels_compile(
     dtype: str, neurons: int, fused: tuple[str, bool] | None, target: tuple[int, int], monkeypatch
 ) -> None:
     launched = [(each[0], each[3]) for each in launches(dtype, neurons, target, fused)]
-    assert_compiled_for(target, dict(assembled(launched, target, monkeypatch)))
+    assert_compiled_for(target, list(assembled(launched, target, monkeypatch)))
 
 
 @pytest.mark.usefixtures("compiler")
@@ -224,10 +224,10 @@ def test_the_kernels_for_all_neurons_compile(
     dtype: str, target: tuple[int, int], monkeypatch
 ) -> None:
     found = assembled(neuron_launches(dtype, monkeypatch), target, monkeypatch)
-    assert_compiled_for(target, dict(found))
+    assert_compiled_for(target, list(found))
 
 
-def assert_compiled_for(target: tuple[int, int], assembly: dict[str, str]) -> None:
+def assert_compiled_for(target: tuple[int, int], assembly: list[tuple[str, str]]) -> None:
     assert assembly
-    for name, ptx in assembly.items():
+    for name, ptx in assembly:
         assert f".target sm_{target[0]}{target[1]}" in ptx and ".entry" in ptx, name
