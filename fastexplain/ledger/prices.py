@@ -1,4 +1,8 @@
-"""What models cost: a table that comes with the package, and the user's own, which wins."""
+"""What models cost: OpenAI's list of prices, and the user's own table, which wins.
+
+OpenAI's are those of the `genai-prices` package as it was installed; it looks nothing up over the
+network unless it is told to, which is not done here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import os
 import re
 import tomllib
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,9 +22,7 @@ from fastexplain.llm.requests import Usage
 BATCH_FACTOR = 0.5
 """What a token costs in a batch, beside its price outside."""
 
-_MILLION = 1_000_000
-
-# Whose prices the package's table has; another server may sell the same models at its own.
+# The one host that OpenAI's list holds for; other servers may sell the same models at their own.
 _OPENAI = "api.openai.com"
 
 # What a dated version has behind its family's name: gpt-4o-mini-2024-07-18.
@@ -47,19 +48,18 @@ FREE = Price(0.0, 0.0, 0.0)
 def cost(usage: Usage, price: Price) -> float:
     """What a response costs, in US dollars."""
     cached = min(usage.cached_tokens, usage.prompt_tokens)
-    dollars_by_million = (
+    return (
         (usage.prompt_tokens - cached) * price.input
         + cached * price.cached_input
         + usage.completion_tokens * price.output
-    )
-    return dollars_by_million / _MILLION
+    ) / 1_000_000
 
 
 def price_of(model: str, address: str) -> Price | None:
     """A model's price, None if it is not known.
 
-    What runs in this process costs nothing. Elsewhere the user's prices hold, at OpenAI the
-    package's too, and what else runs on this machine costs nothing either. A dated version has its
+    What runs in this process costs nothing. Elsewhere the user's prices hold, then, at OpenAI
+    only, its list, and what else runs on this machine costs nothing either. A dated version has its
     family's price unless its own is known.
 
     Args:
@@ -72,50 +72,20 @@ def price_of(model: str, address: str) -> Price | None:
     if address == "local":
         return FREE
     host = urlsplit(address).hostname or ""
-    known = load_prices() if host == _OPENAI else _users_prices()
-    price = known.get(model) or known.get(_DATE.sub("", model))
-    return FREE if price is None and _is_this_machine(host) else price
-
-
-def load_prices() -> dict[str, Price]:
-    """The package's prices by model, with the user's in their place.
-
-    Raises:
-        UsageError: the user's file of prices can't be read.
-    """
-    packaged = resources.files(__package__).joinpath("prices.toml").read_text(encoding="utf-8")
-    return read_prices(packaged, "prices.toml") | _users_prices()
+    prices = _users_prices()
+    if price := prices.get(model) or prices.get(_DATE.sub("", model)):
+        return price
+    if host == _OPENAI:
+        return _list_price(model)
+    return FREE if _is_this_machine(host) else None
 
 
 def users_file() -> Path:
     """Where the user may keep prices."""
-    # The standard has it that a relative path there is not to be used.
+    # The XDG standard has it that a relative path there is not to be used.
     configured = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     base = configured if configured.is_absolute() else Path.home() / ".config"
     return base / "fastexplain" / "prices.toml"
-
-
-def read_prices(text: str, file: str) -> dict[str, Price]:
-    """The prices in a TOML file, by model.
-
-    Args:
-        text: of the file.
-        file: its name, for errors.
-
-    Raises:
-        UsageError: it is no TOML, or not of this form.
-    """
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file} is not valid TOML: {error}") from error
-    models = table.pop("models", None)
-    table.pop("updated", None)
-    if table:
-        raise UsageError(f"{file}: '{next(iter(table))}' is not known; prices stand in [models]")
-    if not isinstance(models, dict):
-        raise UsageError(f"{file} has no table [models]")
-    return {name: _read_price(name, fields, file) for name, fields in models.items()}
 
 
 def parse_price(text: str) -> Price:
@@ -144,20 +114,50 @@ def dollars(amount: float) -> str:
     return f"${amount:,.{digits}f}"
 
 
+def _list_price(model: str) -> Price | None:
+    """What OpenAI asks for a model outside of batches, None if it isn't listed."""
+    import genai_prices  # 0.35 s
+
+    try:
+        listed = genai_prices.calc_price(
+            genai_prices.Usage(input_tokens=0), model, provider_id="openai"
+        ).model_price
+    except LookupError:
+        return None
+    # Newer models' prompts cost more where the server writes them to its cache, as it does by
+    # itself: the most that a token can cost counts. Prices of very long prompts don't occur here.
+    given = max(_base(listed.input_mtok), _base(listed.cache_write_mtok))
+    answered = _base(listed.output_mtok)
+    return Price(given, _base(listed.cache_read_mtok) or given, answered) if answered else None
+
+
+def _base(price: Any) -> float:
+    """The price before any tier of long prompts; 0.0 where there is none."""
+    return float(getattr(price, "base", price) or 0)
+
+
 def _users_prices() -> dict[str, Price]:
     file = users_file()
     try:
-        text = file.read_text(encoding="utf-8")
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UsageError(f"{file} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{file} is not UTF-8 text") from error
-    return read_prices(text, str(file))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file} is not valid TOML: {error}") from error
+    models = table.pop("models", None)
+    table.pop("updated", None)
+    if table:
+        raise UsageError(f"{file}: '{next(iter(table))}' is not known; prices stand in [models]")
+    if not isinstance(models, dict):
+        raise UsageError(f"{file} has no table [models]")
+    return {name: _read_price(name, fields, file) for name, fields in models.items()}
 
 
-def _read_price(name: str, fields: Any, file: str) -> Price:
+def _read_price(name: str, fields: Any, file: Path) -> Price:
     known = ("input", "cached_input", "output")
     if not isinstance(fields, dict) or not {"input", "output"} <= fields.keys():
         quoted = "" if not isinstance(fields, dict) else "; put a name with dots in quotes"
