@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -228,7 +229,7 @@ def ingest(
 
     found = take_answers(open_run(run), file, None if price is None else parse_price(price))
     if as_json:
-        print_json(found._asdict())
+        print_json(asdict(found))
     else:
         out.print(found.line(), markup=False, soft_wrap=True)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from fastexplain.errors import BudgetError, StoppedError, UsageError
 from fastexplain.ledger.prices import Price, dollars, users_file
@@ -95,8 +97,7 @@ class Budget:
             self._overrun = max(self._overrun, actual / reserved)
 
 
-@dataclass
-class Share:
+class Share(NamedTuple):
     """A part of an estimate.
 
     Attributes:
@@ -111,15 +112,6 @@ class Share:
     completion_tokens: int = 0
     cost: float = 0.0
     unpriced: int = 0
-
-    def plus(self, other: Share) -> Share:
-        return Share(
-            self.requests + other.requests,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.cost + other.cost,
-            self.unpriced + other.unpriced,
-        )
 
 
 @dataclass
@@ -142,19 +134,12 @@ class Estimate:
             usage: the most that it is expected to take.
             cost: in US dollars; None if the price is not known.
         """
-        share = self.purposes.setdefault(purpose, Share())
-        share.requests += 1
-        share.prompt_tokens += usage.prompt_tokens
-        share.completion_tokens += usage.completion_tokens
-        share.cost += cost or 0.0
-        share.unpriced += cost is None
+        one = (1, usage.prompt_tokens, usage.completion_tokens, cost or 0.0, int(cost is None))
+        self.purposes[purpose] = _sum([self.purposes.get(purpose, Share()), one])
 
     @property
     def total(self) -> Share:
-        result = Share()
-        for share in self.purposes.values():
-            result = result.plus(share)
-        return result
+        return _sum([Share(), *self.purposes.values()])
 
     def scaled(self, neurons: int, sample: int) -> Estimate:
         """As much for so many neurons as this is for a sample of them."""
@@ -163,14 +148,14 @@ class Estimate:
         factor = neurons / sample
         return Estimate(
             {
-                purpose: Share(
-                    round(share.requests * factor),
-                    round(share.prompt_tokens * factor),
-                    round(share.completion_tokens * factor),
-                    share.cost * factor,
-                    round(share.unpriced * factor),
+                purpose: Share(*(round(n * factor) for n in share))._replace(
+                    cost=share.cost * factor
                 )
                 for purpose, share in self.purposes.items()
             },
             sample,
         )
+
+
+def _sum(shares: Iterable[Iterable[Any]]) -> Share:
+    return Share(*map(sum, zip(*shares, strict=True)))

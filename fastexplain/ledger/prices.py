@@ -45,8 +45,12 @@ class Price:
 FREE = Price(0.0, 0.0, 0.0)
 
 
-def cost(usage: Usage, price: Price) -> float:
-    """What a response costs, in US dollars."""
+def cost(usage: Usage, price: Price | None) -> float | None:
+    """What a response costs, in US dollars; None if the price is unknown and it took anything."""
+    if usage == Usage():
+        return 0.0
+    if price is None:
+        return None
     cached = min(usage.cached_tokens, usage.prompt_tokens)
     return (
         (usage.prompt_tokens - cached) * price.input

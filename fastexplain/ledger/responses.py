@@ -28,9 +28,8 @@ from fastexplain.run.database import Database, now
 class LedgerRow(NamedTuple):
     """What one command asked one model for one purpose, "explanation" or "simulation".
 
-    `cost` is in US dollars, of all answers but the `unpriced` ones. What answers took that were of
-    no use is in it, and in the tokens, too. Tokens that a server read from
-    its cache are counted in `prompt_tokens` too.
+    `cost` is in US dollars, of all answers but the `unpriced` ones. Cost and tokens include those
+    of useless answers, and `prompt_tokens` those that a server read from its cache.
     """
 
     command: str
@@ -46,7 +45,7 @@ class LedgerRow(NamedTuple):
 
 
 class PendingRequest(NamedTuple):
-    """A request that a batch file asks."""
+    """A request that waits for a batch; `key` is its name in the store."""
 
     key: str
     model: str
@@ -55,10 +54,7 @@ class PendingRequest(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch that was submitted, or is being.
-
-    `name` is what we call its file, `file` and `batch` are the server's ids.
-    """
+    """A batch under way: `name` is its file's, `file` and `batch` are the server's ids."""
 
     id: int
     name: str
@@ -117,12 +113,7 @@ class Responses:
             self._book(sqlite, model, purpose, usage, cost, answered=1)
 
     def add_failure(self, model: str, purpose: str, usage: Usage, cost: float | None) -> None:
-        """Book a request that failed for good.
-
-        Args:
-            usage: what an answer took that was of no use.
-            cost: of that, in US dollars, None if unknown.
-        """
+        """Book a request that failed for good, with the usage and cost of a useless answer."""
         with self.database.transaction() as sqlite:
             self._book(sqlite, model, purpose, usage, cost, failed=1)
 
@@ -137,14 +128,17 @@ class Responses:
         answered: int = 0,
         failed: int = 0,
     ) -> None:
-        tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        row = LedgerRow(
+            *(self.command, model, purpose, answered, failed),
+            *(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens),
+            *(cost or 0.0, int(cost is None)),
+        )
+        counts = LedgerRow._fields[3:]
         sqlite.execute(
-            f"""INSERT INTO ledger (command, model, purpose, {_COUNTS})
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {_ADDED}""",
-            (
-                *(self.command, model, purpose, answered, failed),
-                *(*tokens, cost or 0.0, int(cost is None)),
-            ),
+            f"""INSERT INTO ledger ({", ".join(LedgerRow._fields)})
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+            SET {", ".join(f"{name} = {name} + excluded.{name}" for name in counts)}""",
+            row,
         )
 
     def ledger(self) -> list[LedgerRow]:
@@ -186,9 +180,9 @@ class Responses:
     def fail_pending(
         self, request: PendingRequest, reason: str, usage: Usage, cost: float | None
     ) -> None:
-        """Record that a batch did not answer a request, and book what that took.
+        """Record that a batch did not answer a request, and book what a useless answer took.
 
-        The failure itself is booked by the command that tells it.
+        The failure itself is counted when the request is asked once more.
         """
         with self.database.transaction() as sqlite:
             sqlite.execute(
@@ -243,26 +237,18 @@ class Responses:
 
     def requests_of(self, batch: Batch) -> list[PendingRequest]:
         """A batch's requests that are not answered yet, in order of keys."""
-        return self._pending("WHERE batch = ? ORDER BY request", (batch.id,))
+        return self._pending("WHERE batch = ? ORDER BY request", batch.id)
 
-    def pending(self, keys: Sequence[str]) -> list[PendingRequest]:
-        """Those of these requests that wait for a batch's answers, in order of keys."""
-        return [
-            request
-            for key in sorted(set(keys))
-            for request in self._pending("WHERE request = ?", (key,))
-        ]
+    def pending(self, key: str) -> PendingRequest | None:
+        """The request of this name, if it waits for a batch's answer."""
+        return next(iter(self._pending("WHERE request = ?", key)), None)
 
-    def waiting_models(self) -> list[str]:
+    def pending_models(self) -> list[str]:
         """The models that batches are to ask."""
         return [name for (name,) in self.database.query("SELECT DISTINCT model FROM pending")]
 
-    def _pending(self, rest: str, values: tuple[str | int, ...]) -> list[PendingRequest]:
+    def _pending(self, rest: str, value: str | int) -> list[PendingRequest]:
         rows = self.database.query(
-            f"SELECT request, model, purpose, content FROM pending {rest}", values
+            f"SELECT request, model, purpose, content FROM pending {rest}", (value,)
         )
         return [PendingRequest(k, model, purpose, from_json(c)) for k, model, purpose, c in rows]
-
-
-_COUNTS = "answered, failed, prompt_tokens, cached_tokens, completion_tokens, cost, unpriced"
-_ADDED = ", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTS.split(", "))

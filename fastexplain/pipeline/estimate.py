@@ -96,8 +96,7 @@ class Rehearsal(Connection):
         if name not in self._seen:
             self._seen.add(name)
             usage = Usage(estimate(request), most_tokens(request, await self.probe()))
-            spent = None if self._price is None else cost(usage, self._price)
-            self._total.add(self._purpose, usage, spent)
+            self._total.add(self._purpose, usage, cost(usage, self._price))
         if isinstance(request, Chat):
             # Its own for every neuron, so that simulations of shared excerpts differ.
             return Answer(f"{_STAND_IN} {name[:6]}", "stop")

@@ -178,7 +178,8 @@ def test_cost_is_by_the_million_and_cached_tokens_have_their_price():
     assert cost(Usage(1_000_000, 0, 0), price) == 2
     assert cost(Usage(1_000_000, 500_000, 250_000), price) == 1.5 + 0.125 + 4
     assert cost(Usage(10, 0, 1_000_000), price) == 5e-6  # a server that counts wrongly
-    assert cost(Usage(), price) == 0
+    assert cost(Usage(), price) == cost(Usage(), None) == 0
+    assert cost(Usage(1, 0, 0), None) is None
     assert price.times(0.5) == Price(1.0, 0.25, 4.0)
 
 

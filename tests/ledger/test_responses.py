@@ -142,11 +142,9 @@ def test_what_was_answered_waits_no_longer(responses):
     rows = [PendingRequest(key("m", r), "m", "simulation", r) for r in (CHAT, READING)]
     responses.add_pending(rows)
     responses.add_pending(rows)
-    names = [row.key for row in rows]
-    assert sorted(responses.pending(names)) == sorted(rows)
-    assert responses.pending([rows[1].key]) == [rows[1]]
+    assert [responses.pending(row.key) for row in rows] == rows
     responses.add(rows[1].key, "m", "simulation", DISTRIBUTION, None)
-    assert responses.pending(names) == [rows[0]]
+    assert [responses.pending(row.key) for row in rows] == [rows[0], None]
 
 
 def ask(connection, *requests):

@@ -25,9 +25,9 @@ from fastexplain.pipeline.batches.files import (
     Collector,
     Ingested,
     Line,
-    for_files,
     ingest,
     lines,
+    recorded_for_files,
     split,
     write_files,
 )
@@ -44,6 +44,12 @@ def chat(text):
 
 def waiting(texts):
     return [PendingRequest(key("m", chat(t)), "m", "explanation", chat(t)) for t in texts]
+
+
+def ingested(file, responses, prices=None):
+    found = Ingested()
+    ingest(file, responses, {}, prices or {}, found)
+    return found
 
 
 def answer(name, text="rivers", **response):
@@ -78,7 +84,7 @@ def test_a_request_is_noted_and_deferred(responses):
     collector = Collector("m", "here", OFFLINE, responses, "explanation")
     with pytest.raises(Deferred):
         asyncio.run(collector.ask(chat("a")))
-    assert responses.pending(list(collector.noted)) == waiting(["a"])
+    assert [responses.pending(name) for name in collector.noted] == waiting(["a"])
 
 
 def test_a_file_holds_what_was_noted(tmp_path, responses):
@@ -128,7 +134,7 @@ def test_answers_are_stored_and_a_file_may_come_twice(responses):
         + answer("0" * 32)
         + answer(c, status_code=429, body=error)
     )
-    found = ingest(io.BytesIO(file), responses, {}, {"m": Price(1, 1, 10)})
+    found = ingested(io.BytesIO(file), responses, {"m": Price(1, 1, 10)})
     reason = "the batch has no answer: too hard (status 429)"
     assert found == Ingested(answered=1, failed=1, unknown=1, unreadable=2, reason=reason)
     assert found.line() == (
@@ -140,7 +146,7 @@ def test_answers_are_stored_and_a_file_may_come_twice(responses):
     assert responses.pending_failure(a) is None
     [row] = responses.ledger()
     assert (row.answered, row.prompt_tokens, row.cost) == (1, 10, pytest.approx(30e-6))
-    ingest(io.BytesIO(answer(b)), responses, {}, {})
+    ingested(io.BytesIO(answer(b)), responses)
     assert responses.ledger() == [row]
 
     # What failed is told once asked, and asked again by the next command.
@@ -173,7 +179,7 @@ def test_a_line_without_an_answer_is_a_failure(responses, line, reason):
     [request] = waiting(["a"])
     responses.add_pending([request])
     text = json.dumps({"custom_id": request.key, **line}).encode()
-    assert ingest([text], responses, {}, {}).failed == 1
+    assert ingested([text], responses).failed == 1
     assert reason in responses.pending_failure(request.key)
 
 
@@ -185,26 +191,29 @@ def test_what_a_batch_did_not_get_to_still_waits(responses):
         json.dumps({"custom_id": r.key, "response": None, "error": {"code": code}}).encode()
         for r, code in zip(requests, codes, strict=True)
     ]
-    found = ingest(file, responses, {}, {})
+    found = ingested(file, responses)
     assert found == Ingested(left=2)
     assert found.line() == "answers stored: 0; requests not got to: 2"
     assert [responses.pending_failure(r.key) for r in requests] == [None, None]
 
 
 def test_a_line_nested_too_deep_is_no_answer(responses):
-    assert ingest([b"[" * 100_000], responses, {}, {}).unreadable == 1
+    assert ingested([b"[" * 100_000], responses).unreadable == 1
 
 
-def test_an_offline_engine_is_asked_in_chats_only():
+def test_an_offline_engine_is_asked_in_chats_only(responses):
+    can = recorded_for_files(responses, "m", "here")
+    with pytest.raises(UnusableError, match=r"echo.*offline engines hold chats only"):
+        choose_mode(can, "prompt-logprobs", "expected")
+    assert choose_mode(can, None, "expected") == "generated-logprobs"
+
     probed = Capabilities(
         limit="max_completion_tokens", prompt_logprobs=20, digits=(1, 2), fillers=("unknown",)
     )
-    can = for_files(probed)
+    responses.record_capabilities("m", "here", probed)
+    can = recorded_for_files(responses, "m", "here")
     assert can.limit == "max_completion_tokens" and not can.chat_logprobs
     assert not (can.prompt_logprobs or can.next_logprobs or can.digits or can.fillers)
-    with pytest.raises(UnusableError, match=r"echo.*offline engines hold chats only"):
-        choose_mode(for_files(None), "prompt-logprobs", "expected")
-    assert choose_mode(for_files(None), None, "expected") == "generated-logprobs"
 
 
 class Ended(Exception):

@@ -181,7 +181,7 @@ class ServerConnection(Connection):
         """The openai package's client, for the batch API; it does its own retries."""
         return self._client.with_options(max_retries=self._retries)
 
-    def told(self, error: openai.OpenAIError) -> LLMError:
+    def as_llm_error(self, error: openai.OpenAIError) -> LLMError:
         """An error of `client` in a line, without what could show the key."""
         return LLMError(f"{self.address}: {self._clean(str(error))}")
 

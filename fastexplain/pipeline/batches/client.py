@@ -58,7 +58,7 @@ class BatchClient:
         responses: the store, which also knows how far each batch has got.
         can: what the models can do at this server, by their names. Batches of others are left be.
         prices: in a batch, by the model's name; None: unknown.
-        tell: called with a line on what is going on.
+        report: called with a line on what is going on.
         sleep: waits for so many seconds.
     """
 
@@ -68,7 +68,7 @@ class BatchClient:
         responses: Responses,
         can: Mapping[str, Capabilities],
         prices: Mapping[str, Price | None],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._connection = connection
@@ -77,7 +77,7 @@ class BatchClient:
         self._responses = responses
         self._can = can
         self._prices = prices
-        self._tell = tell
+        self._report = report
         self._sleep = sleep
         self._backoff = Backoff()
         self._most_requests = MOST_REQUESTS
@@ -107,7 +107,7 @@ class BatchClient:
         useful = False
         while batches := self._batches():
             for place, batch in enumerate(batches):
-                alone = all(waits.batch is None for waits in batches[place:])
+                alone = all(other.batch is None for other in batches[place:])
                 useful |= await self._finish(batch, alone)
         return useful
 
@@ -124,56 +124,56 @@ class BatchClient:
         Args:
             fresh: the server can't know anything of the batch.
         """
-        try:
-            with self._errors():
-                if batch.file is None:
-                    batch = await self._upload(batch, held, fresh)
-                return await self._create(batch, held, fresh)
-        except LLMError as error:
-            cause = error.__context__
-            if isinstance(cause, openai.APIStatusError) and cause.status_code in _NEVER:
-                self._responses.end_batch(batch)
-            raise
-
-    async def _upload(self, batch: Batch, held: list[Line], fresh: bool) -> Batch:
-        content = b"".join(line.content for line in held)
-        look = not fresh
 
         async def upload() -> str:
-            nonlocal look
-            found = await self._uploaded(batch.name) if look else None
-            if found is not None:
-                return found
-            look = True  # a try that failed half-way may have got through
+            content = b"".join(line.content for line in held)
             client = self._client.with_options(timeout=_UPLOAD_TIMEOUT)
             return (await client.files.create(file=(batch.name, content), purpose="batch")).id
 
-        batch = batch._replace(file=await self._persist(upload), status="uploaded")
-        self._responses.record_batch(batch)
-        return batch
-
-    async def _create(self, batch: Batch, held: list[Line], fresh: bool) -> Batch:
-        assert batch.file is not None
-        file = batch.file
-        look = not fresh
-
         async def create() -> str:
-            nonlocal look
-            found = await self._created(file) if look else None
-            if found is not None:
-                return found
-            look = True
+            assert batch.file is not None
             made = await self._client.batches.create(
-                input_file_id=file,
+                input_file_id=batch.file,
                 endpoint=held[0].endpoint,  # type: ignore[arg-type]
                 completion_window="24h",
             )
-            self._tell(f"batch {made.id}: {len(held):,} requests submitted")
+            self._report(f"batch {made.id}: {len(held):,} requests submitted")
             return made.id
 
-        batch = batch._replace(batch=await self._persist(create), status="created")
+        with self._errors():
+            try:
+                if batch.file is None:
+                    file = await self._once(upload, lambda: self._uploaded(batch.name), fresh)
+                    batch = batch._replace(file=file, status="uploaded")
+                    self._responses.record_batch(batch)
+                made = await self._once(create, lambda: self._created(batch.file), fresh)
+            except openai.APIStatusError as error:
+                if error.status_code in _NEVER:
+                    self._responses.end_batch(batch)
+                raise
+        batch = batch._replace(batch=made, status="created")
         self._responses.record_batch(batch)
         return batch
+
+    async def _once(
+        self,
+        make: Callable[[], Awaitable[str]],
+        find: Callable[[], Awaitable[str | None]],
+        fresh: bool,
+    ) -> str:
+        """The id of what `find` finds at the server, else of what `make` makes there.
+
+        Args:
+            fresh: there is nothing to be found, unless a try to make it failed half-way.
+        """
+
+        async def work() -> str:
+            nonlocal fresh
+            found = None if fresh else await find()
+            fresh = False
+            return found or await make()
+
+        return await self._persist(work)
 
     async def _uploaded(self, name: str) -> str | None:
         """The id of a file that was uploaded under this name."""
@@ -182,7 +182,7 @@ class BatchClient:
                 return file.id
         return None
 
-    async def _created(self, file: str) -> str | None:
+    async def _created(self, file: str | None) -> str | None:
         """The id of a batch that was created of this file, other than ones that failed."""
         async for state in self._client.batches.list(limit=100):
             if state.input_file_id == file and state.status != "failed":
@@ -202,16 +202,16 @@ class BatchClient:
                 return False
             batch = await self._begin(batch, held)
         assert batch.batch is not None
+        found = Ingested()
         with self._errors():
             state = await self._wait(batch.batch)
             if state.status == "failed":
                 return self._refused(batch, state, alone)
-            found = Ingested()
             for file in (state.output_file_id, state.error_file_id):
                 if file is not None:
-                    found |= await self._ingest(file)
+                    await self._ingest(file, found)
         self._responses.end_batch(batch)
-        self._tell(f"batch {state.id} {state.status}: {found.line()}")
+        self._report(f"batch {state.id} {state.status}: {found.line()}")
         if state.status == "cancelled":
             raise LLMError(
                 f"the batch {state.id} was cancelled; the same command submits the rest of it"
@@ -228,7 +228,7 @@ class BatchClient:
         why = next((error.message for error in errors if error.message), "no reason given")
         requests = len(self._responses.requests_of(batch))
         if any(error.code == _QUEUE_FULL for error in errors) and (requests > 1 or not alone):
-            self._tell(f"batch {state.id} has to wait: {why}")
+            self._report(f"batch {state.id} has to wait: {why}")
             if not alone:
                 self._responses.record_batch(batch._replace(batch=None, status="uploaded"))
                 return False
@@ -238,7 +238,7 @@ class BatchClient:
         self._responses.end_batch(batch)
         raise LLMError(f"{self._connection.address} refused the batch {state.id}: {why}")
 
-    async def _ingest(self, file: str) -> Ingested:
+    async def _ingest(self, file: str, found: Ingested) -> None:
         """Fetch a file of answers, which may be larger than memory, and store them."""
         with tempfile.TemporaryFile() as whole:
 
@@ -252,15 +252,15 @@ class BatchClient:
             try:
                 await self._persist(fetch)
             except openai.NotFoundError:
-                self._tell(f"the server no longer has the answers in {file}")
-                return Ingested()
+                self._report(f"the server no longer has the answers in {file}")
+                return
             whole.seek(0)
-            return ingest(whole, self._responses, self._can, self._prices)
+            ingest(whole, self._responses, self._can, self._prices, found)
 
     async def _wait(self, name: str) -> State:
         """The state of a batch that has ended."""
         wait = _FIRST_WAIT
-        before: tuple[object, ...] = ()
+        reported = ""
         while True:
             try:
                 state = await self._persist(lambda: self._client.batches.retrieve(name))
@@ -271,16 +271,20 @@ class BatchClient:
                 ) from None
             counts = state.request_counts
             done = "" if counts is None else f", {counts.completed:,} of {counts.total:,} done"
-            if (state.status, done) != before:
-                self._tell(f"batch {name}: {state.status}{done}")
-                before = state.status, done
+            if (line := f"batch {name}: {state.status}{done}") != reported:
+                self._report(line)
+                reported = line
             if state.status in _ENDED:
                 return state
             await self._sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 
     async def _persist(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Have something done at the server, again if it fails in a way that may pass."""
+        """Have something done at the server, again if it fails in a way that may pass.
+
+        The openai package's own retries know nothing of answers that break off, nor of what a
+        try that failed may have made.
+        """
         failures = 0
         while True:
             try:
@@ -302,7 +306,7 @@ class BatchClient:
             yield
         except openai.OpenAIError as error:
             # Without its cause: a traceback would show the request, and with it the key.
-            raise self._connection.told(error) from None
+            raise self._connection.as_llm_error(error) from None
         except httpx2.HTTPError as error:
             raise LLMError(
                 f"{self._connection.address}: the answers broke off ({type(error).__name__}); "

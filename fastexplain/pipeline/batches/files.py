@@ -11,16 +11,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastexplain.errors import Deferred, LLMError, RunError, UsageError
+from fastexplain.errors import Deferred, LLMError, RunError
 from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost
 from fastexplain.ledger.responses import PendingRequest, Responses
 from fastexplain.llm.base import Connection
 from fastexplain.llm.openai import wire
-from fastexplain.llm.requests import Capabilities, Request, Response, Usage, UselessAnswerError, key
+from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
+
+if TYPE_CHECKING:
+    from fastexplain.llm.openai.server import ServerConnection
 
 # OpenAI's limits on a file.
 MOST_REQUESTS = 50_000
@@ -37,65 +40,59 @@ FILES = "batch files"
 _NOT_REACHED = ("batch_expired", "batch_cancelled")
 
 
-def for_files(found: Capabilities | None) -> Capabilities:
-    """What can be asked by files for an offline engine: chats only.
-
-    Args:
-        found: by a probe of a server with the same model, if there was one.
-    """
-    why = "files for offline engines hold chats only"
-    lacks = dict.fromkeys(("next_logprobs", "prompt_logprobs", "fillers"), why)
-    return replace(
-        found or OFFLINE,
-        next_logprobs=0,
-        digits=(),
-        prompt_logprobs=0,
-        fillers=(),
-        lacks={**((found or OFFLINE).lacks or {}), **lacks},
-    )
-
-
 def recorded_for_files(responses: Responses, model: str, address: str) -> Capabilities:
-    """What a model can be asked by files, as far as a run's records tell.
+    """What a model can be asked by files for an offline engine, as far as a run's records tell.
 
     Args:
         address: of a server with the same model.
     """
     found = responses.capabilities(model, FILES) or responses.capabilities(model, address)
-    return for_files(found)
+    found = found or OFFLINE
+    why = "files for offline engines hold chats only"
+    lacks = dict.fromkeys(("next_logprobs", "prompt_logprobs", "fillers"), why)
+    return replace(
+        found,
+        next_logprobs=0,
+        digits=(),
+        prompt_logprobs=0,
+        fillers=(),
+        lacks=(found.lacks or {}) | lacks,
+    )
 
 
 class Collector(Connection):
     """Stands for a connection in a batch: notes the requests in place of sending them.
 
     Args:
-        model, address, capabilities: of the connection that it stands for.
+        model, address, can: of the connection that it stands for; `can` are its capabilities.
         responses: where they are noted.
         purpose: "explanation" or "simulation".
+        server: takes the batches; None for files.
 
     Attributes:
         noted: names of the requests noted so far, in their order and each once.
     """
 
+    concurrency = 1
     price_factor = BATCH_FACTOR
 
     def __init__(
         self,
         model: str,
         address: str,
-        capabilities: Capabilities,
+        can: Capabilities,
         responses: Responses,
         purpose: str,
+        server: ServerConnection | None = None,
     ) -> None:
-        self.model, self.address, self.capabilities = model, address, capabilities
-        self.concurrency = 1
+        self.model, self.address, self.server = model, address, server
+        self.capabilities = self.can = can
         self.noted: dict[str, None] = {}
         self._responses = responses
         self._purpose = purpose
 
     async def probe(self) -> Capabilities:
-        assert self.capabilities is not None
-        return self.capabilities
+        return self.can
 
     async def ask(self, request: Request) -> Response:
         """Note a request.
@@ -113,8 +110,9 @@ class Collector(Connection):
         raise Deferred("noted for a batch")
 
 
-class Ingested(NamedTuple):
-    """What came of an output file: how many of its lines were what.
+@dataclass
+class Ingested:
+    """What came of output files: how many of their lines were what.
 
     `failed` requests are recorded with their reasons, the first of which is `reason`. `left` ones
     the batch did not get to; they still wait. `unknown` lines answer nothing that was asked, or
@@ -127,17 +125,6 @@ class Ingested(NamedTuple):
     unknown: int = 0
     unreadable: int = 0
     reason: str | None = None
-
-    def __or__(self, other: Ingested) -> Ingested:
-        """What came of two files."""
-        return Ingested(
-            self.answered + other.answered,
-            self.failed + other.failed,
-            self.left + other.left,
-            self.unknown + other.unknown,
-            self.unreadable + other.unreadable,
-            self.reason or other.reason,
-        )
 
     def line(self) -> str:
         """As a sentence."""
@@ -182,17 +169,16 @@ def split(
     """
     open_files: dict[tuple[str, str], tuple[list[Line], int]] = {}
     for line in found:
-        if len(line.content) > most_bytes:
-            raise RunError(
-                f"a request of {len(line.content):,} bytes is more than a batch file may hold"
-            )
+        size = len(line.content)
+        if size > most_bytes:
+            raise RunError(f"a request of {size:,} bytes is more than a batch file may hold")
         kind = line.model, line.endpoint
-        held, size = open_files.get(kind, ([], 0))
-        if len(held) == most_requests or size + len(line.content) > most_bytes:
+        held, held_bytes = open_files.get(kind, ([], 0))
+        if len(held) == most_requests or held_bytes + size > most_bytes:
             yield held
-            held, size = [], 0
+            held, held_bytes = [], 0
         held.append(line)
-        open_files[kind] = held, size + len(line.content)
+        open_files[kind] = held, held_bytes + size
     yield from (held for held, _ in open_files.values())
 
 
@@ -221,97 +207,78 @@ def write_files(path: Path, files: Iterable[list[Line]]) -> list[Path]:
     return written
 
 
-def ingest_file(
-    path: Path,
+def ingest(
+    file: Iterable[bytes],
     responses: Responses,
     can: Mapping[str, Capabilities],
     prices: Mapping[str, Price | None],
-) -> Ingested:
-    """Store the answers in an output file, or in one with errors.
+    found: Ingested,
+) -> None:
+    """Store the answers in an output file, or in one with errors, line by line.
+
+    A request that was answered waits no longer, so the same file again changes nothing.
 
     Args:
         can, prices: by the model's name; where a model is absent, `OFFLINE` and unknown. If such a
             model is seen to think, that is recorded for the next file.
-
-    Raises:
-        UsageError: the file can't be read.
+        found: the lines are counted here.
     """
-    try:
-        with path.open("rb") as file:
-            return ingest(file, responses, can, prices)
-    except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}") from error
-
-
-def ingest(
-    file: IO[bytes] | Iterable[bytes],
-    responses: Responses,
-    can: Mapping[str, Capabilities],
-    prices: Mapping[str, Price | None],
-) -> Ingested:
-    """Store the answers in an output file, line by line; see `ingest_file`.
-
-    A request that was answered waits no longer, so the same file again changes nothing.
-    """
-    answered = failed = left = unknown = unreadable = 0
-    reason: str | None = None
-    thinking: set[str] = set()
     for text in file:
         if not text.strip():
             continue
         line = _parse(text)
-        if line is None or "url" in line:  # which a request has
-            unreadable += 1
-            continue
-        waiting = responses.pending([line["custom_id"]])
-        if not waiting:
-            unknown += 1
-            continue
-        [request] = waiting
-        if _code(line) in _NOT_REACHED:
-            left += 1
-            continue
-        price = prices.get(request.model)
-        try:
-            body = _body(line)
-            able = can.get(request.model)
-            if able is None:
-                able = replace(OFFLINE, thinks=wire.thinks(body))
-                thinking |= {request.model} if able.thinks else set()
-            response = wire.read(request.request, body, able)
-        except LLMError as error:
-            usage = error.usage if isinstance(error, UselessAnswerError) else Usage()
-            spent = _cost(usage, price) if isinstance(error, UselessAnswerError) else 0.0
-            responses.fail_pending(request, str(error), usage, spent)
-            reason = reason or str(error)
-            failed += 1
-            continue
-        spent = _cost(response.usage, price)
-        responses.add(request.key, request.model, request.purpose, response, spent)
-        answered += 1
-    for model in thinking:
-        responses.record_capabilities(model, FILES, replace(OFFLINE, thinks=True))
-    return Ingested(answered, failed, left, unknown, unreadable, reason)
+        if line is None:
+            found.unreadable += 1
+        elif (request := responses.pending(line["custom_id"])) is None:
+            found.unknown += 1
+        elif _is_left(line):
+            found.left += 1
+        elif reason := _take(line, request, responses, can, prices.get(request.model)):
+            found.failed += 1
+            found.reason = found.reason or reason
+        else:
+            found.answered += 1
 
 
-def _cost(usage: Usage, price: Price | None) -> float | None:
-    return None if price is None else cost(usage, price)
+def _take(
+    line: dict[str, Any],
+    request: PendingRequest,
+    responses: Responses,
+    can: Mapping[str, Capabilities],
+    price: Price | None,
+) -> str | None:
+    """Store the answer to a request, or why it has none, which is returned."""
+    try:
+        body = _body(line)
+        able = can.get(request.model)
+        if able is None:
+            able = replace(OFFLINE, thinks=wire.thinks(body))
+            if able.thinks and responses.capabilities(request.model, FILES) != able:
+                responses.record_capabilities(request.model, FILES, able)
+        response = wire.read(request.request, body, able)
+    except LLMError as error:
+        usage = getattr(error, "usage", Usage())
+        responses.fail_pending(request, str(error), usage, cost(usage, price))
+        return str(error)
+    spent = cost(response.usage, price)
+    responses.add(request.key, request.model, request.purpose, response, spent)
+    return None
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
-    """A line of an output file; None if it is no JSON of that form."""
+    """A line of an output file; None if it is no JSON of that form, as a request is none."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
     named = isinstance(line, dict) and isinstance(line.get("custom_id"), str)
-    return line if named else None
+    return line if named and "url" not in line else None
 
 
-def _code(line: dict[str, Any]) -> Any:
-    """The code of the error in a line of an output file; None if it has none."""
+def _is_left(line: dict[str, Any]) -> bool:
+    """Whether the batch ended before it got to a line's request."""
     error = line.get("error")
-    return error.get("code") if isinstance(error, dict) else None
+    return isinstance(error, dict) and error.get("code") in _NOT_REACHED
 
 
 def _body(line: dict[str, Any]) -> dict[str, Any]:
@@ -330,5 +297,5 @@ def _body(line: dict[str, Any]) -> dict[str, Any]:
         why = why["error"]
     if isinstance(why, dict):
         why = why.get("message") or why.get("code")
-    told = " ".join(str(why or "no reason").split())[:300]
-    raise LLMError(f"the batch has no answer: {told} (status {status})")
+    reason = " ".join(str(why or "no reason").split())[:300]
+    raise LLMError(f"the batch has no answer: {reason} (status {status})")

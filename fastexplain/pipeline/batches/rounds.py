@@ -20,13 +20,11 @@ from fastexplain.ledger.responses import PendingRequest, Responses
 from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.llm import Connection, address_of
 from fastexplain.llm.openai.server import ServerConnection
-from fastexplain.llm.requests import Capabilities
 from fastexplain.pipeline.batches.client import BatchClient
 from fastexplain.pipeline.batches.files import (
-    OFFLINE,
     Collector,
     Ingested,
-    ingest_file,
+    ingest,
     lines,
     recorded_for_files,
     split,
@@ -77,24 +75,27 @@ async def explain_in_batches(
         responses = Responses(database)
         responses.forget_failures()
         async with contextlib.AsyncExitStack() as stack:
-            reached = [
+            explaining, simulating = [
                 await _reach(stack, model, settings, responses, purpose, offline=file is not None)
                 for model, purpose in (
                     (settings.explainer, "explanation"),
                     (settings.simulator, "simulation"),
                 )
             ]
-            (explaining, _), (simulating, _) = reached
-            collectors = [c for c, _ in reached if isinstance(c, Collector)]
+            collectors = [c for c in (explaining, simulating) if isinstance(c, Collector)]
             explainer, simulator, prices = await put_behind_store(
                 explaining, simulating, settings, responses, Meter()
             )
             clients = {
-                server.address: BatchClient(
-                    server, responses, _capabilities(collectors, server.address), prices, report
+                collector.address: BatchClient(
+                    collector.server,
+                    responses,
+                    {c.model: c.can for c in collectors if c.address == collector.address},
+                    prices,
+                    report,
                 )
-                for _, server in reached
-                if server is not None
+                for collector in collectors
+                if collector.server is not None
             }
             for client in clients.values():  # what an earlier command submitted
                 await client.finish()
@@ -123,8 +124,8 @@ async def explain_in_batches(
                         report(f"Nothing is left to ask: {file} is not written.")
                     break
                 if file is not None:
-                    found = lines(_requests(responses, noted), _capabilities(collectors))
-                    written = write_files(file, split(found))
+                    can = {collector.model: collector.can for collector in collectors}
+                    written = write_files(file, split(lines(_requests(responses, noted), can)))
                     report(
                         f"{len(noted):,} requests written to {', '.join(map(str, written))}; "
                         f"take the answers with: fastexplain ingest {run.path} FILE"
@@ -151,11 +152,16 @@ def take_answers(run: Run, file: Path, price: Price | None) -> Ingested:
     Raises:
         UsageError: the file can't be read, or answers nothing that this run asked.
     """
+    found = Ingested()
     with run.database() as database:
         responses = Responses(database)
-        models = responses.waiting_models()
-        found = ingest_file(file, responses, {}, dict.fromkeys(models, price))
-    if not any(found[:-2]):
+        prices = dict.fromkeys(responses.pending_models(), price)
+        try:
+            with file.open("rb") as answers:
+                ingest(answers, responses, {}, prices, found)
+        except OSError as error:
+            raise UsageError(f"{file} can't be read: {error.strerror}") from error
+    if not (found.answered or found.failed or found.left or found.unknown):
         raise UsageError(
             f"{file} is no output of a batch: none of its lines is an answer; it is made from a "
             "file of requests, by an engine such as vllm run-batch"
@@ -171,33 +177,28 @@ async def _reach(
     purpose: str,
     *,
     offline: bool,
-) -> tuple[Connection, ServerConnection | None]:
-    """What a model's requests are handed to, and the server that its batches go to."""
+) -> Connection:
+    """What a model's requests are handed to: the model itself if it is local, else a collector."""
     if model.local:
-        return await stack.enter_async_context(reach(model, settings)), None
-    address = address_of(model.base_url, local=False)
+        return await stack.enter_async_context(reach(model, settings))
     if offline:
+        address = address_of(model.base_url, local=False)
         can = recorded_for_files(responses, model.name, address)
-        return Collector(model.name, address, can, responses, purpose), None
+        return Collector(model.name, address, can, responses, purpose)
     server = await stack.enter_async_context(reach(model, settings))
     assert isinstance(server, ServerConnection)
     stored = StoredConnection(server, responses, purpose)
     if purpose == "simulation":
         await stored.probe_for(simulates(settings))
     else:
-        await stored.probe_for(explains(model.name, address))
+        await stored.probe_for(explains(model.name, server.address))
     assert stored.capabilities is not None
-    return Collector(model.name, server.address, stored.capabilities, responses, purpose), server
-
-
-def _capabilities(
-    collectors: list[Collector], address: str | None = None
-) -> dict[str, Capabilities]:
-    """What models can do, by their names; those at one address, or all."""
-    return {c.model: c.capabilities or OFFLINE for c in collectors if address in (None, c.address)}
+    return Collector(model.name, server.address, stored.capabilities, responses, purpose, server)
 
 
 def _requests(responses: Responses, names: Iterable[str]) -> Iterator[PendingRequest]:
     """Noted requests one by one, since all of a round may be more than memory holds."""
     for name in names:
-        yield from responses.pending([name])
+        request = responses.pending(name)
+        if request is not None:
+            yield request
