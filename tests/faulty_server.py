@@ -12,6 +12,7 @@ the order in which requests arrive does not matter.
 import argparse
 import asyncio
 import copy
+import http.client
 import json
 import re
 import sys
@@ -74,7 +75,7 @@ class Faulty:
         self._asked = {}  # digest: times
         self._replies = {} if cached else None
         self._loop = asyncio.new_event_loop()
-        self._connections = set()
+        self._connections, self._ended = set(), threading.Condition()
         started = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(started,), daemon=True)
         self._thread.start()
@@ -84,6 +85,16 @@ class Faulty:
     def close(self):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def drain(self):
+        """Return when all that was sent by clients that have ended is read and recorded."""
+        # Connections are made in the order of arrival: those of such clients before this one.
+        last = http.client.HTTPConnection("127.0.0.1", self.port)
+        last.request("GET", "/v1/models")
+        last.getresponse().read()
+        last.close()
+        with self._ended:
+            assert self._ended.wait_for(lambda: not self._connections, timeout=60)
 
     def _serve(self, started):
         start = self._loop.create_server(lambda: _Protocol(self), "127.0.0.1", 0, backlog=1024)
@@ -328,7 +339,9 @@ class _Protocol(asyncio.Protocol):
         self.faulty._connections.add(transport)
 
     def connection_lost(self, error):
-        self.faulty._connections.discard(self.transport)
+        with self.faulty._ended:
+            self.faulty._connections.discard(self.transport)
+            self.faulty._ended.notify_all()
         self.faulty.lost.add(self.digest)
         self.served()
 

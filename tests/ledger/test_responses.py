@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from faulty_server import Faulty
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import Price
 from fastexplain.ledger.responses import PendingRequest, Responses
 from fastexplain.ledger.stored import Meter, StoredConnection
-from fastexplain.llm import Connection
+from fastexplain.llm import Connection, connect
 from fastexplain.llm.requests import (
     Answer,
     Capabilities,
@@ -264,6 +265,35 @@ def test_a_budget_holds_nothing_back_for_what_failed(responses):
     assert ask(stored, CHAT)[0].text == "1"
     assert isinstance(ask(stored, READING)[0], BudgetError)
     assert len(inner.asked) == 2
+
+
+def test_an_answer_is_stored_before_its_place_is_given_away(tmp_path):
+    """So a command that is killed loses at most as many answers as requests may be in flight."""
+    server, in_flight, path = Faulty(delay=0.001), [], tmp_path / "run.sqlite"
+    server.spread = 0.005
+    plain = server.answer
+
+    def answer(path_, request):
+        with Database(path, read_only=True) as seen:
+            [[stored]] = seen.query("SELECT count(*) FROM responses")
+        in_flight.append(len(server.requests) - stored)
+        return plain(path_, request)
+
+    server.answer = answer
+
+    async def main(responses):
+        async with connect("m", base_url=server.url, concurrency=3) as inner:
+            inner.capabilities = FOUND
+            both = [StoredConnection(inner, responses, purpose) for purpose in ("a", "b")]
+            chats = [Chat(({"role": "user", "content": str(n)},), 5) for n in range(40)]
+            await asyncio.gather(*(both[n % 2].ask(chat) for n, chat in enumerate(chats)))
+
+    try:
+        with Database(path) as database:
+            asyncio.run(main(Responses(database)))
+    finally:
+        server.close()
+    assert len(in_flight) == 40 and max(in_flight) <= 3
 
 
 def needs_chats(can):
