@@ -85,7 +85,6 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.counts_tokens = tokens_per_minute is not None
         self._requests = Limit(requests_per_minute) if requests_per_minute is not None else None
         self._tokens = Limit(tokens_per_minute) if tokens_per_minute is not None else None
         self._clock = clock

@@ -11,8 +11,7 @@ import base64
 import json
 import os
 import time
-from typing import Any, NoReturn
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any
 
 import aiohttp
 import httpx2
@@ -29,8 +28,8 @@ from fastexplain.llm.tokens import count
 # Seconds in which a server accepts a connection, if there is one.
 _CONNECT_TIMEOUT = 10.0
 
-# Retries where no server has answered yet: it may be starting, but more likely isn't there.
-_RETRIES_OF_NOBODY = 2
+# Retries while no server has ever answered: it may be starting, but more likely isn't there.
+_RETRIES_IF_ABSENT = 2
 
 # After so many requests in a row that failed for good, all their retries included, a server is
 # taken to have gone.
@@ -41,35 +40,11 @@ _OPENAI = "https://api.openai.com/v1"
 # Characters of a server's own message that are passed on.
 _LONGEST_MESSAGE = 300
 
-# What the openai package says of this machine with each request. Without, a request takes 0.03 ms
-# less to prepare, and tells less.
-_TELLTALES = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+# Headers in which the openai package describes this machine. Without them a request takes 0.03 ms
+# less to prepare.
+_MACHINE = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 
-
-class _Again(Exception):
-    """A try that failed, where another may not.
-
-    Attributes:
-        pause: seconds for which the server wants to be left alone.
-        limited: the server has not looked at the request, being asked too much.
-        absent: no server was reached.
-        failing: the server has looked at the request, and failed at it.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        pause: float | None = None,
-        limited: bool = False,
-        absent: bool = False,
-        failing: bool = False,
-    ) -> None:
-        super().__init__(reason)
-        self.pause = pause
-        self.limited = limited
-        self.absent = absent
-        self.failing = failing
+_CONTINUES = "what was answered is stored, and the same command goes on from there"
 
 
 class ServerConnection(Connection):
@@ -124,20 +99,19 @@ class ServerConnection(Connection):
             )
         url, login = _split(base_url) if base_url else (None, "")
         basic = base64.b64encode(login.encode()).decode()
-        headers: dict[str, Any] = {f"X-Stainless-{name}": openai.Omit() for name in _TELLTALES}
+        headers: dict[str, Any] = {f"X-Stainless-{name}": openai.Omit() for name in _MACHINE}
         if login:
             headers["Authorization"] = f"Basic {basic}"
         self.model = model
         self.concurrency = concurrency
-        self.retried = 0
         # The longest first: one may be part of another.
         secrets = {key, basic, login, login.partition(":")[2]} - {""}
         self._secrets = sorted(secrets, key=len, reverse=True)
         if login:
-            self._unwelcome = "refused the name and password in its address; correct them"
+            self._key_refused = "refused the name and password in its address; correct them"
         else:
             wrong = f"refused the key in {key_variable}" if key else "wants a key"
-            self._unwelcome = f"{wrong}; set {key_variable} to one that may use '{model}'"
+            self._key_refused = f"{wrong}; set {key_variable} to one that may use '{model}'"
         self._client = openai.AsyncOpenAI(
             # A server without keys still gets the header, which the client insists on.
             api_key=key or "none",
@@ -160,9 +134,6 @@ class ServerConnection(Connection):
         self._reached = False  # whether a server ever answered, be it with an error
         self._answered = 0
         self._failed_in_a_row = 0
-
-    def __repr__(self) -> str:
-        return f"ServerConnection({self.model!r}, {self.address!r})"
 
     async def probe(self) -> Capabilities:
         self.capabilities = await probe.probe(self._send, self.model)
@@ -198,7 +169,7 @@ class ServerConnection(Connection):
             Broken: the server failed at it in all its tries.
         """
         async with self._slots:
-            tokens = _tokens(body) if self._limiter.counts_tokens else 0
+            tokens = _tokens(body)
             content = json.dumps(body).encode()
             tries = counted = 0
             while True:
@@ -207,28 +178,32 @@ class ServerConnection(Connection):
                 await self._limiter.admit(tokens)
                 try:
                     data = await self._try(path, content)
-                except _Again as again:
-                    failure = again
-                    self._limiter.pause(again.pause or 0.0)
+                except wire.Passing as error:
+                    failure = error
+                    self._limiter.pause(failure.pause)
                 else:
                     self._answered += 1
                     return data
                 # A server that answers others gets to this one too, if it is asked often enough.
                 counted += not (failure.limited and self._answered > answered)
-                retries = self._retries
-                if self._is_nobody(failure):
-                    retries = min(retries, _RETRIES_OF_NOBODY)
-                if counted > retries:
+                absent = failure.absent and not self._reached
+                if counted > (min(self._retries, _RETRIES_IF_ABSENT) if absent else self._retries):
                     break
                 self.retried += 1
-                await asyncio.sleep((failure.pause or 0.0) + self._backoff.wait(tries))
-        self._give_up(failure, tries)
+                await asyncio.sleep(failure.pause + self._backoff.wait(tries))
+        self._failed_in_a_row += 1
+        if absent:
+            raise UnusableError(str(failure))
+        reason = f"{failure} (tried {tries} times)" if tries > 1 else str(failure)
+        if self._failed_in_a_row >= _GONE_AFTER:
+            raise UnusableError(f"{self.address} has stopped answering: {reason}; {_CONTINUES}")
+        raise type(failure)(reason)
 
     async def _try(self, path: str, content: bytes) -> dict[str, Any]:
         """Send a request once.
 
         Raises:
-            _Again: where another try may help.
+            Passing: where another try may help.
             UnusableError, Refused: where it won't.
         """
         failure: Exception
@@ -257,28 +232,30 @@ class ServerConnection(Connection):
         # Without a cause or context: a traceback would show the request, and with it the key.
         raise failure
 
-    def _lost(self, error: BaseException) -> _Again | UnusableError:
+    def _lost(self, error: BaseException) -> LLMError:
         """Why there is no response at all."""
         causes = [error]
         while (cause := causes[-1].__cause__) is not None:
             causes.append(cause)
-        if any(isinstance(cause, aiohttp.ClientSSLError) for cause in causes):
+
+        def caused_by(*kinds: type[BaseException]) -> bool:
+            return any(isinstance(cause, kinds) for cause in causes)
+
+        if caused_by(aiohttp.ClientSSLError):
             reason = self._clean(str(causes[-1]))
             if not self._reached:
                 return UnusableError(f"no secure connection to {self.address}: {reason}")
-            return _Again(f"the connection to {self.address} was not secure: {reason}")
-        nobody = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-        if any(isinstance(cause, nobody) for cause in causes):
-            return _Again(
+            return wire.Unanswered(f"the connection to {self.address} was not secure: {reason}")
+        if caused_by(aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            return wire.Unanswered(
                 f"no server answers at {self.address}; is it running, and is the address right?",
                 absent=True,
             )
-        late = (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout)
-        if any(isinstance(cause, late) for cause in causes):
-            return _Again(f"{self.address} did not answer within {self._timeout:g} s")
-        return _Again(f"{self.address} dropped the connection")
+        if caused_by(TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout):
+            return wire.Unanswered(f"{self.address} did not answer within {self._timeout:g} s")
+        return wire.Unanswered(f"{self.address} dropped the connection")
 
-    def _unreadable(self, content: bytes) -> _Again | UnusableError:
+    def _unreadable(self, content: bytes) -> LLMError:
         """What came in place of a JSON object."""
         if not self._reached and not content.lstrip().startswith(b"{"):
             return UnusableError(
@@ -286,31 +263,27 @@ class ServerConnection(Connection):
                 "addresses end in /v1"
             )
         self._reached = True
-        return _Again(f"{self.address} sent an answer that is cut off or no JSON", failing=True)
+        return wire.Broken(f"{self.address} sent an answer that is cut off or no JSON")
 
-    async def _refusal(self, status: int, body: object, headers: httpx2.Headers) -> Exception:
+    async def _refusal(self, status: int, body: object, headers: httpx2.Headers) -> LLMError:
         """What an error status means, in words for the user."""
         self._reached = True
         where = self.address
         given: dict[str, Any] = body if isinstance(body, dict) else {}
         said = self._clean(str(given.get("message") or given.get("detail") or body or "no reason"))
+        message = f"{where}: {said} (status {status})"
         if status == 402 or "insufficient_quota" in (given.get("code"), given.get("type")):
             return UnusableError(
-                f"{where} answers no more: the quota of this key is used up; what was answered is "
-                "stored, and the same command goes on from there"
+                f"{where} answers no more: the quota of this key is used up; {_CONTINUES}"
             )
         if is_passing(status):
-            pause = retry_after(headers, time.time())
-            return _Again(
-                f"{where}: {said} (status {status})",
-                pause=pause,
-                limited=status == 429,
-                failing=status == 500,
-            )
+            kind = wire.Broken if status == 500 else wire.Unanswered
+            pause = retry_after(headers, time.time()) or 0.0
+            return kind(message, pause=pause, limited=status == 429)
         self._failed_in_a_row = 0
         # Once others were answered, the key is good, and it is this request that is forbidden.
         if status == 401 or (status == 403 and not self._answered):
-            return UnusableError(f"{where} {self._unwelcome}")
+            return UnusableError(f"{where} {self._key_refused}")
         if status == 404:
             models = await self._models()
             if models is None:
@@ -322,7 +295,7 @@ class ServerConnection(Connection):
                 return UnusableError(
                     f"{where} has no model '{self.model}'; it has: {has or 'none'}"
                 )
-        return wire.Refused(f"{where}: {said} (status {status})", status)
+        return wire.Refused(message, status)
 
     async def _models(self) -> list[str] | None:
         """The names that the server lists; None if it has no such list."""
@@ -332,22 +305,6 @@ class ServerConnection(Connection):
             return [str(model["id"]) for model in _parse(response.content)["data"]]
         except (openai.OpenAIError, aiohttp.ClientError, OSError, KeyError, TypeError):
             return None
-
-    def _is_nobody(self, failure: _Again) -> bool:
-        return failure.absent and not self._reached
-
-    def _give_up(self, failure: _Again, tries: int) -> NoReturn:
-        self._failed_in_a_row += 1
-        times = f" (tried {tries} times)" if tries > 1 else ""
-        if self._is_nobody(failure):
-            raise UnusableError(str(failure))
-        if self._failed_in_a_row >= _GONE_AFTER:
-            raise UnusableError(
-                f"{self.address} has stopped answering: {failure}{times}; what was answered is "
-                "stored, and the same command goes on from there"
-            )
-        kind = wire.Broken if failure.failing else wire.Unanswered
-        raise kind(f"{failure}{times}")
 
     def _clean(self, text: str) -> str:
         """A server's message on one line, not too long, and without what must not show."""
@@ -364,7 +321,7 @@ def address_of(base_url: str | None) -> str:
         UnusableError: it is not an address.
     """
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
-    return str(httpx2.URL(_split(base_url)[0])).rstrip("/")
+    return str(_split(base_url)[0]).rstrip("/")
 
 
 def _key(variable: str) -> str:
@@ -376,22 +333,17 @@ def _key(variable: str) -> str:
     return key
 
 
-def _split(base_url: str) -> tuple[str, str]:
+def _split(base_url: str) -> tuple[httpx2.URL, str]:
     """An address without the user's name and password in it, and these: "name:password" or ""."""
     try:
-        parts = urlsplit(base_url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
-        place = parts.netloc.rpartition("@")[2]
-        _ = parts.port  # raises ValueError if it is no number
-    except ValueError:
-        known = False
-    if not known:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL:
+        url = httpx2.URL("")
+    if url.scheme not in ("http", "https") or not url.host or url.query:
         shown = base_url.partition("?")[0].rpartition("@")[2]
         raise UnusableError(f"'{shown}' is no server's address; write http://host:port/v1")
-    login = ""
-    if parts.username:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return urlunsplit(parts._replace(netloc=place)), login
+    login = f"{url.username}:{url.password}" if url.username else ""
+    return url.copy_with(username="", password=""), login
 
 
 def _parse(content: bytes) -> Any:
@@ -407,10 +359,9 @@ def _parse(content: bytes) -> Any:
 
 def _tokens(body: dict[str, Any]) -> int:
     """The tokens of a request, of its prompt roughly and of its answer at most."""
-    prompt = body.get("prompt", "")
-    asked = count(prompt) if isinstance(prompt, str) else len(prompt)
-    asked += sum(count(str(message["content"])) for message in body.get("messages", ()))
-    return asked + int(body.get("max_tokens") or body.get("max_completion_tokens") or 0)
+    texts = [body.get("prompt", ""), *(m["content"] for m in body.get("messages", ()))]
+    most = body.get("max_tokens") or body.get("max_completion_tokens") or 0
+    return sum(map(count, texts)) + int(most)
 
 
 def _check_above_0(**numbers: float | None) -> None:

@@ -62,12 +62,28 @@ class Refused(LLMError):
         self.status = status
 
 
-class Broken(LLMError):
-    """A server failed at a request in all its tries."""
+class Passing(LLMError):
+    """A request failed in a way that may pass; it is raised again when all tries have failed.
+
+    Attributes:
+        pause: seconds for which the server wants to be left alone.
+        limited: the server has not looked at the request, being asked too much.
+        absent: no server was reached.
+    """
+
+    def __init__(
+        self, message: str, *, pause: float = 0.0, limited: bool = False, absent: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.pause, self.limited, self.absent = pause, limited, absent
 
 
-class Unanswered(LLMError):
-    """A server was out of reach, late, or asked too much to look at a request, however often."""
+class Broken(Passing):
+    """A server failed at a request."""
+
+
+class Unanswered(Passing):
+    """A server was out of reach, late, or asked too much to look at a request."""
 
 
 class Listing(NamedTuple):
