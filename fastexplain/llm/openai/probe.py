@@ -16,9 +16,9 @@ don't know, and some answer 500 to it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -29,13 +29,12 @@ from fastexplain.llm.requests import (
     Answer,
     Capabilities,
     Chat,
-    Distribution,
     Message,
     Reading,
     Request,
-    Response,
 )
 
+_Form = TypeVar("_Form")
 _T = TypeVar("_T")
 
 Send = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -49,7 +48,6 @@ _ALTERNATIVES = (20, 10, 5)
 _LIMITS: tuple[Literal["max_tokens", "max_completion_tokens"], ...]
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _SAMPLING = (("temperature", "seed"), ("temperature",), ("seed",), ())
-_FORMS: tuple[Literal["json_schema", "json_object_schema", "json_object"], ...]
 _FORMS = ("json_schema", "json_object_schema", "json_object")
 
 # Of HTTP: the server has no such address, or does nothing there.
@@ -80,10 +78,10 @@ _TIMES = 3
 _BLOCK = "".join(f"{line}{word}\n" for line, word in zip(_LINES, _WORDS, strict=True))
 _TEXT = _BLOCK * _TIMES
 # What comes next is 10.
-_BEFORE_TEN = (_BLOCK * _TIMES).removesuffix("10\n")
+_BEFORE_TEN = _TEXT.removesuffix("10\n")
 
 # Tokens by which a list of alternatives may come before its token.
-_SHIFTS = (0, 1)
+_SHIFTS = range(2)
 # How often the alternatives' likeliest has to be the token that is certain, at the right shift,
 # and may be at a wrong one.
 _CERTAIN, _CHANCE = 0.4, 0.2
@@ -140,7 +138,7 @@ class _Prober:
             self._failures.append(error)
             return {}
 
-    async def _ask(self, request: Request, able: Capabilities) -> tuple[Fields, Response]:
+    async def _ask(self, request: Request, able: Capabilities) -> tuple[Fields, Any]:
         """The JSON object that answers a request, and what we read in it."""
         data = await self._send(*wire.body(request, self._model, able))
         return data, wire.read(request, data, able)
@@ -158,27 +156,13 @@ class _Prober:
 
     async def _chat(self) -> Fields:
         """In the first form in which a chat is answered."""
-        refusal: LLMError | None = None
-        for system, sampling, limit in product((True, False), _SAMPLING, _LIMITS):
+        forms: Iterator[Fields] = (
             # Only models that think refuse the other limit.
-            thinks = limit == "max_completion_tokens"
-            form = Capabilities(system=system, thinks=thinks, limit=limit, sampling=sampling)
-            try:
-                thinks = await self._thinks(form)
-            except wire.Refused as error:
-                refusal = refusal or error
-                if error.status in _NOT_THERE:
-                    break
-            else:
-                return {
-                    "chat": True,
-                    "system": system,
-                    "thinks": thinks,
-                    "limit": limit,
-                    "sampling": sampling,
-                }
-        assert refusal is not None
-        raise refusal
+            {"system": system, "thinks": limit != _LIMITS[0], "limit": limit, "sampling": sampling}
+            for system, sampling, limit in product((True, False), _SAMPLING, _LIMITS)
+        )
+        form, thinks = await _first(forms, lambda form: self._thinks(Capabilities(**form)))
+        return form | {"chat": True, "thinks": thinks}
 
     async def _thinks(self, form: Capabilities) -> bool:
         """Whether a model thinks before it answers in chats of this form."""
@@ -200,27 +184,20 @@ class _Prober:
             data, _ = await self._ask(chat, replace(able, chat_logprobs=count))
             return _of_several(wire.listing(wire.choice(data)))
 
-        count, listing = await _most(ask)
+        count, listing = await _first(_ALTERNATIVES, ask)
         single = any(token.strip() == "10" for token in listing.tokens)
         return {"chat_logprobs": count} | ({"largest": 10} if single else {})
 
     async def _schema(self, able: Capabilities) -> Fields:
         """In the first form in which an answer follows a schema."""
         chat = Chat(_said(_ANIMAL), max_tokens=64, schema=_SCHEMA)
-        failure: LLMError | None = None
-        for schema in _FORMS:
-            try:
-                _, answer = await self._ask(chat, replace(able, schema=schema))
-                assert isinstance(answer, Answer)
-                _check_schema(answer.text, schema)
-            except (UnusableError, wire.Unanswered):
-                raise
-            except LLMError as error:
-                failure = failure or error
-            else:
-                return {"schema": schema}
-        assert failure is not None
-        raise failure
+
+        async def ask(form: Any) -> None:
+            _, answer = await self._ask(chat, replace(able, schema=form))
+            _check_schema(answer.text, form)
+
+        form, _ = await _first(_FORMS, ask, but=LLMError)
+        return {"schema": form}
 
     async def _completions(self) -> Fields:
         behind, echo, digits = await _together(
@@ -238,7 +215,7 @@ class _Prober:
             data = await self._complete(_BEFORE_TEN, logprobs=count)
             return wire.next_token(data)
 
-        count, listed = await _most(ask)
+        count, listed = await _first(_ALTERNATIVES, ask)
         _of_several(wire.Listing([""], [listed]))
         if not any(str(value) in listed for value in range(11)):
             raise LLMError("the server lists no integer behind a tab where only one can follow")
@@ -252,7 +229,7 @@ class _Prober:
                 raise LLMError("the server does not echo the prompt's tokens")
             return _of_several(listing)
 
-        count, listing = await _most(ask)
+        count, listing = await _first(_ALTERNATIVES, ask)
         tokens = listing.tokens
         behind = _behind_tabs(tokens, _TEXT)
         return {
@@ -274,7 +251,6 @@ class _Prober:
         reading = Reading("", _BEFORE_TEN, ("",), "", largest=len(digits) - 1)
         able = Capabilities(digits=digits, largest=reading.largest)
         _, exact = await self._ask(reading, able)
-        assert isinstance(exact, Distribution)
         if not np.isfinite(exact.log_probabilities).all():
             raise LLMError("the server does not list the tokens that are asked for by their ids")
         return {"digits": digits}
@@ -287,15 +263,26 @@ def _said(content: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": content},)
 
 
-async def _most(ask: Callable[[int], Awaitable[_T]]) -> tuple[int, _T]:
-    """With as many alternatives as the server gives. Raises its first refusal if it gives none."""
+async def _first(
+    forms: Iterable[_Form],
+    ask: Callable[[_Form], Awaitable[_T]],
+    but: type[LLMError] = wire.Refused,
+) -> tuple[_Form, _T]:
+    """The first form of a request that the server takes, and what comes of it.
+
+    Args:
+        forms: the best first.
+        but: errors behind which the next form is tried; if all fail, the first of them is raised.
+    """
     refusal: LLMError | None = None
-    for count in _ALTERNATIVES:
+    for form in forms:
         try:
-            return count, await ask(count)
-        except wire.Refused as error:
+            return form, await ask(form)
+        except (UnusableError, wire.Unanswered):
+            raise
+        except but as error:
             refusal = refusal or error
-            if error.status in _NOT_THERE:
+            if but is wire.Refused and getattr(error, "status", 0) in _NOT_THERE:
                 break
     assert refusal is not None
     raise refusal
@@ -329,10 +316,8 @@ def _check_schema(text: str, schema: str) -> None:
 
 def _behind_tabs(tokens: list[str], text: str) -> dict[str, int | None]:
     """Which token begins each word of the last lines; None where it is one with the tab."""
-    places, at = [], len(text) - len(_BLOCK)
-    for line, word in zip(_LINES, _WORDS, strict=True):
-        places.append(at + len(line))
-        at += len(line) + len(word) + 1
+    ends = accumulate(map(len, _BLOCK.splitlines(keepends=True)), initial=len(text) - len(_BLOCK))
+    places = [start + len(line) for start, line in zip(ends, _LINES, strict=False)]
     return dict(zip(_WORDS, wire.indices(tokens, text, places), strict=True))
 
 
@@ -352,18 +337,18 @@ def _integers(tokens: list[str], behind: dict[str, int | None]) -> list[int]:
 def _shift(listing: wire.Listing) -> int:
     """By how many tokens the alternatives come before their token."""
     tokens, listed = listing
-    shares = []
-    for shift in _SHIFTS:
-        certain = range(len(tokens) // _TIMES, len(tokens))
-        hits = [_likeliest(listed[index - shift]) == tokens[index] for index in certain]
-        shares.append(sum(hits) / len(hits))
+    certain = range(len(tokens) // _TIMES, len(tokens))
+    shares = [
+        sum(_likeliest(listed[index - shift]) == tokens[index] for index in certain) / len(certain)
+        for shift in _SHIFTS
+    ]
     best = max(shares)
     if best < _CERTAIN or sorted(shares)[-2] > _CHANCE:
         raise LLMError(
             "it can't be told which tokens the alternatives belong to that the server lists: "
             "where a text repeats itself, the likeliest are not its tokens"
         )
-    return _SHIFTS[shares.index(best)]
+    return shares.index(best)
 
 
 def _likeliest(row: dict[str, float] | None) -> str | None:
