@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Self
+from abc import abstractmethod
+from contextlib import AbstractAsyncContextManager
 
 from fastexplain.llm.requests import Capabilities, Request, Response
 
 
-class Connection(ABC):
+class Connection(AbstractAsyncContextManager["Connection"]):
     """A language model that answers requests. A connection serves one event loop.
 
     Attributes:
@@ -53,13 +52,5 @@ class Connection(ABC):
         """Let go of the model; the connection is of no use afterwards."""
         return
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -185,11 +185,9 @@ def key(model: str, request: Request) -> str:
     """
     fields: list[Any]
     if isinstance(request, Chat):
-        fields = [
-            "chat",
-            *([[m["role"], m["content"]] for m in request.messages], request.max_tokens),
-            *(request.temperature, request.seed, request.integers, request.schema),
-        ]
+        messages = [[message["role"], message["content"]] for message in request.messages]
+        fields = ["chat", messages, request.max_tokens, request.temperature]
+        fields += [request.seed, request.integers, request.schema]
     else:
         fields = ["reading", request.text, request.places, request.largest]
     content = json.dumps([model, *fields], sort_keys=True).encode()
@@ -198,20 +196,14 @@ def key(model: str, request: Request) -> str:
 
 def to_json(request: Request) -> str:
     """A request as text, for a batch that waits for its answers."""
-    kind = "chat" if isinstance(request, Chat) else "reading"
-    return json.dumps([kind, _fields(request)])
+    return json.dumps(["chat" if isinstance(request, Chat) else "reading", asdict(request)])
 
 
 def from_json(text: str) -> Request:
     """The request that `to_json` wrote."""
     kind, fields = json.loads(text)
-    if kind == "chat":
-        return Chat(**{**fields, "messages": tuple(fields["messages"])})
-    return Reading(**{**fields, "lines": tuple(fields["lines"])})
-
-
-def _fields(request: Request) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in request.__dataclass_fields__}
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return (Chat if kind == "chat" else Reading)(**(fields | lists))
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def server():
 
 
 def test_a_request_is_noted_and_deferred(responses):
-    collector = Collector("m", "here", OFFLINE, responses, "explanation")
+    collector = Collector("m", "here", responses, "explanation", can=OFFLINE)
     with pytest.raises(Deferred):
         asyncio.run(collector.ask(chat("a")))
     assert [responses.pending(name) for name in collector.noted] == waiting(["a"])
@@ -150,7 +150,7 @@ def test_answers_are_stored_and_a_file_may_come_twice(responses):
     assert responses.ledger() == [row]
 
     # What failed is told once asked, and asked again by the next command.
-    collector = Collector("m", "here", OFFLINE, responses, "explanation")
+    collector = Collector("m", "here", responses, "explanation", can=OFFLINE)
     with pytest.raises(LLMError, match="too hard"):
         asyncio.run(collector.ask(chat("c")))
     responses.forget_failures()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -60,17 +60,16 @@ class LocalConnection(Connection):
 
     Args:
         name: the word `smollm2`, a local directory or a Hugging Face id.
-        concurrency: requests worth having in flight at once.
 
     Raises:
         UnusableError: the model can't be loaded.
     """
 
     address = "local"
+    concurrency = 256
 
-    def __init__(self, name: str, *, concurrency: int = 256) -> None:
+    def __init__(self, name: str) -> None:
         self.model = name
-        self.concurrency = concurrency
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._waiting: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
@@ -204,12 +203,12 @@ class LocalConnection(Connection):
         return taken
 
     async def _answer(self, taken: list[_Waiting]) -> None:
-        def run() -> list[Response | LLMError]:
-            return self._run([each.work for each in taken])
-
+        works = [each.work for each in taken]
         try:
             self._engine.check()
-            answers = await asyncio.get_running_loop().run_in_executor(self._thread, run)
+            answers = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._run, works
+            )
         except BaseException as error:
             for each in taken:
                 if not each.answer.done():
@@ -227,7 +226,6 @@ class LocalConnection(Connection):
 
     def _run(self, works: Sequence[Any]) -> list[Response | LLMError]:
         """Answer requests together, or half of them at a time where there is not enough memory."""
-        answer: Callable[[Sequence[Any]], list[Response]]
         answer = self._write if isinstance(works[0], Writing) else self._read
         try:
             return [*answer(works)]
@@ -246,9 +244,9 @@ class LocalConnection(Connection):
 
     def _write(self, writings: Sequence[Writing]) -> list[Response]:
         written = self._engine.write(writings)
-        return [self._told(*pair) for pair in zip(writings, written, strict=True)]
+        return [self._as_answer(*pair) for pair in zip(writings, written, strict=True)]
 
-    def _told(self, writing: Writing, written: Written) -> Answer:
+    def _as_answer(self, writing: Writing, written: Written) -> Answer:
         tokens: tuple[Token, ...] = ()
         if written.integers is not None:
             texts = self._token_texts(written.ids)
@@ -317,9 +315,9 @@ def _among(response: Response, largest: int) -> Response:
 
 def _ends(network: Any, tokenizer: Any) -> list[int]:
     """The tokens with which the model ends what it says."""
-    told = network.generation_config.eos_token_id if network.generation_config else None
-    told = told if isinstance(told, list) else [told]
-    return sorted({token for token in (*told, tokenizer.eos_token_id) if token is not None})
+    ends = network.generation_config.eos_token_id if network.generation_config else None
+    ends = ends if isinstance(ends, list) else [ends]
+    return sorted({token for token in (*ends, tokenizer.eos_token_id) if token is not None})
 
 
 def _integer_tokens(tokenizer: Any) -> dict[int, str]:

@@ -85,8 +85,8 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._requests = Limit(requests_per_minute) if requests_per_minute is not None else None
-        self._tokens = Limit(tokens_per_minute) if tokens_per_minute is not None else None
+        limits = (requests_per_minute, tokens_per_minute)
+        self._limits = [None if most is None else Limit(most) for most in limits]
         self._clock = clock
         self._sleep = sleep
         self._paused_until = -math.inf
@@ -94,27 +94,25 @@ class Limiter:
 
     async def admit(self, tokens: int = 0) -> None:
         """Return when a request that takes so many tokens may be sent."""
+        limits = [
+            (limit, amount)
+            for limit, amount in zip(self._limits, (1, tokens), strict=True)
+            if limit is not None
+        ]
         async with self._turn:
-            while (seconds := self._wait(tokens)) > 0:
+            while True:
+                now = self._clock()
+                waits = [limit.wait(now, amount) for limit, amount in limits]
+                seconds = max(self._paused_until - now, *waits, 0.0)
+                if seconds <= 0:
+                    break
                 await self._sleep(max(seconds, _NAP))
-            now = self._clock()
-            if self._requests is not None:
-                self._requests.take(now, 1)
-            if self._tokens is not None:
-                self._tokens.take(now, tokens)
+            for limit, amount in limits:
+                limit.take(now, amount)
 
     def pause(self, seconds: float) -> None:
         """Let nothing through for so long, not even what waits already."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
-
-    def _wait(self, tokens: int) -> float:
-        now = self._clock()
-        seconds = self._paused_until - now
-        if self._requests is not None:
-            seconds = max(seconds, self._requests.wait(now, 1))
-        if self._tokens is not None:
-            seconds = max(seconds, self._tokens.wait(now, tokens))
-        return seconds
 
 
 @dataclass(frozen=True)

@@ -139,8 +139,9 @@ def thinks(data: dict[str, Any]) -> bool:
     given = choice(data)
     message = _object(given.get("message")) or {}
     text = message.get("content") or ""
-    unsaid = not text and given.get("finish_reason") == "length"
-    return unsaid or _THOUGHTS_END in text or _begins(text) or _is_told_thoughts(message)
+    cut_off = not text and given.get("finish_reason") == "length"
+    tagged = _THOUGHTS_END in text or _begins_with_thoughts(text)
+    return cut_off or tagged or _has_thoughts_apart(message)
 
 
 def _chat_body(request: Chat, model: str, capabilities: Capabilities) -> dict[str, Any]:
@@ -150,8 +151,7 @@ def _chat_body(request: Chat, model: str, capabilities: Capabilities) -> dict[st
         "messages": messages if capabilities.system else without_system(messages),
         capabilities.limit: most_tokens(request, capabilities),
     }
-    for name in capabilities.sampling:
-        result[name] = getattr(request, name)
+    result |= {name: getattr(request, name) for name in capabilities.sampling}
     if request.integers:
         if not capabilities.chat_logprobs:
             raise LLMError(f"no log-probabilities come with the chats of '{model}'")
@@ -195,15 +195,17 @@ def _answer(request: Chat, data: dict[str, Any], thinks: bool, spent: Usage) -> 
     if not isinstance(message, dict):
         raise LLMError("the answer has no message")
     if refusal := message.get("refusal"):
-        said = " ".join(str(refusal).split())[:_LONGEST_REFUSAL]
-        raise LLMError(f"the model refuses to answer: {said}")
+        reason = " ".join(str(refusal).split())[:_LONGEST_REFUSAL]
+        raise LLMError(f"the model refuses to answer: {reason}")
     if given.get("finish_reason") == "content_filter":
         raise LLMError("the answer was withheld by a content filter")
     cut_off = given.get("finish_reason") == "length"
-    content = message.get("content")
-    text = content
-    if isinstance(content, str) and not _is_told_thoughts(message):
-        text = _behind_thoughts(content, thinks, cut_off)
+    text = content = message.get("content")
+    apart = _has_thoughts_apart(message)
+    # Where a model is not known to think, an excerpt that it repeats may speak of `</think>`.
+    if isinstance(content, str) and not apart and (thinks or _begins_with_thoughts(content)):
+        _, end, answer = content.partition(_THOUGHTS_END)
+        text = answer.lstrip() if end or cut_off else content
     if not text and cut_off:
         raise LLMError("the answer was cut off before it began, most likely among its thoughts")
     if not isinstance(text, str):
@@ -211,36 +213,24 @@ def _answer(request: Chat, data: dict[str, Any], thinks: bool, spent: Usage) -> 
     if not text.strip():
         raise LLMError("the answer is empty")
     tokens = _tokens(given) if request.integers else ()
-    if tokens and (text != content or _is_told_thoughts(message)):
+    if tokens and (text != content or apart):
         tokens = _last(tokens, text)
     return Answer(text, "length" if cut_off else "stop", tokens, spent)
 
 
-def _is_told_thoughts(message: dict[str, Any]) -> bool:
-    """Whether the server tells a model's thoughts apart from its answer."""
+def _has_thoughts_apart(message: dict[str, Any]) -> bool:
+    """Whether the server gives a model's thoughts apart from its answer."""
     return bool(message.get("reasoning") or message.get("reasoning_content"))
 
 
-def _begins(text: str) -> bool:
+def _begins_with_thoughts(text: str) -> bool:
     return text.lstrip().startswith(_THOUGHTS_BEGIN)
-
-
-def _behind_thoughts(text: str, thinks: bool, cut_off: bool) -> str:
-    """What follows the thoughts in an answer; "" where they don't end.
-
-    Where a model is not known to think, an excerpt that it repeats may speak of `</think>`.
-    """
-    if not (thinks or _begins(text)):
-        return text
-    _, end, answer = text.partition(_THOUGHTS_END)
-    return answer.lstrip() if end or cut_off else text
 
 
 def _last(tokens: tuple[Token, ...], text: str) -> tuple[Token, ...]:
     """Those of the tokens that make up the answer's text, without the thoughts before it."""
-    pieces = [_kept(token.text) for token in tokens]
-    ends = np.cumsum([len(piece) for piece in pieces])
-    start = b"".join(pieces).rfind(_kept(text))
+    ends = np.cumsum([len(_kept(token.text)) for token in tokens])
+    start = _kept("".join(token.text for token in tokens)).rfind(_kept(text))
     if start < 0:
         raise LLMError("the log-probabilities are not of the answer's tokens")
     return tokens[int(np.searchsorted(ends, start, side="right")) :]
@@ -291,17 +281,14 @@ def _rows(
     if not request.filler:
         return [next_token(data)]
     tokens, listed = listing(choice(data))
-    result: list[dict[str, float]] = []
-    for index in indices(tokens, request.text, request.places):
-        if index is None:
-            result.append({})
-            continue
-        at = index - capabilities.shift
-        row = listed[at] if 0 <= at < len(listed) else None
-        if row is None:
-            raise LLMError("the server lists no alternatives at one of the prompt's places")
-        result.append(row)
-    return result
+    shift = capabilities.shift
+    rows = [
+        {} if index is None else listed[index - shift] if index >= shift else None
+        for index in indices(tokens, request.text, request.places)
+    ]
+    if None in rows:
+        raise LLMError("the server lists no alternatives at one of the prompt's places")
+    return [row for row in rows if row is not None]
 
 
 def _log_probabilities(rows: list[dict[str, float]], largest: int) -> np.ndarray:
@@ -371,7 +358,9 @@ def indices(tokens: Sequence[str], text: str, places: Sequence[int]) -> list[int
     Raises:
         LLMError: the tokens are not those of the text.
     """
-    joined = _kept(_END.join(_strings(tokens)))
+    if not all(isinstance(token, str) for token in tokens):
+        raise LLMError("the tokens that the server echoes are no text")
+    joined = _kept(_END.join(tokens))
     ends = np.flatnonzero(np.frombuffer(joined, np.uint8) == 0)
     starts = np.concatenate([[0], ends - np.arange(len(ends))])
     whole, wanted = joined.replace(_END.encode(), b""), _kept(text)
@@ -388,12 +377,6 @@ def indices(tokens: Sequence[str], text: str, places: Sequence[int]) -> list[int
         index if begin and tokens[index - 1].endswith("\t") else None
         for index, begin in zip(found.tolist(), begins.tolist(), strict=True)
     ]
-
-
-def _strings(tokens: Sequence[str]) -> Sequence[str]:
-    if not all(isinstance(token, str) for token in tokens):
-        raise LLMError("the tokens that the server echoes are no text")
-    return tokens
 
 
 def _kept(text: str) -> bytes:

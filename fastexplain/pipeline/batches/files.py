@@ -64,10 +64,11 @@ class Collector(Connection):
     """Stands for a connection in a batch: notes the requests in place of sending them.
 
     Args:
-        model, address, can: of the connection that it stands for; `can` are its capabilities.
+        model, address: of the connection that it stands for.
         responses: where they are noted.
         purpose: "explanation" or "simulation".
         server: takes the batches; None for files.
+        can: what the model can do, if the server isn't to be probed.
 
     Attributes:
         noted: names of the requests noted so far, in their order and each once.
@@ -80,19 +81,20 @@ class Collector(Connection):
         self,
         model: str,
         address: str,
-        can: Capabilities,
         responses: Responses,
         purpose: str,
+        *,
         server: ServerConnection | None = None,
+        can: Capabilities | None = None,
     ) -> None:
-        self.model, self.address, self.server = model, address, server
-        self.capabilities = self.can = can
+        self.model, self.address, self.server, self.capabilities = model, address, server, can
         self.noted: dict[str, None] = {}
         self._responses = responses
         self._purpose = purpose
 
     async def probe(self) -> Capabilities:
-        return self.can
+        assert self.server is not None
+        return await self.server.probe()
 
     async def ask(self, request: Request) -> Response:
         """Note a request.

@@ -17,9 +17,10 @@ from fastexplain.errors import BudgetError, LLMError, UsageError
 from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.prices import Price
 from fastexplain.ledger.responses import PendingRequest, Responses
-from fastexplain.ledger.stored import Meter, StoredConnection
+from fastexplain.ledger.stored import Meter
 from fastexplain.llm import Connection, address_of
 from fastexplain.llm.openai.server import ServerConnection
+from fastexplain.llm.requests import Capabilities
 from fastexplain.pipeline.batches.client import BatchClient
 from fastexplain.pipeline.batches.files import (
     Collector,
@@ -31,14 +32,7 @@ from fastexplain.pipeline.batches.files import (
     write_files,
 )
 from fastexplain.pipeline.explaining import OnFailure, Outcome
-from fastexplain.pipeline.models import (
-    Model,
-    Settings,
-    explains,
-    put_behind_store,
-    reach,
-    simulates,
-)
+from fastexplain.pipeline.models import Model, Settings, put_behind_store, reach
 from fastexplain.pipeline.neurons import explain_neurons
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
@@ -90,7 +84,7 @@ async def explain_in_batches(
                 collector.address: BatchClient(
                     collector.server,
                     responses,
-                    {c.model: c.can for c in collectors if c.address == collector.address},
+                    _capabilities([c for c in collectors if c.address == collector.address]),
                     prices,
                     report,
                 )
@@ -124,8 +118,8 @@ async def explain_in_batches(
                         report(f"Nothing is left to ask: {file} is not written.")
                     break
                 if file is not None:
-                    can = {collector.model: collector.can for collector in collectors}
-                    written = write_files(file, split(lines(_requests(responses, noted), can)))
+                    found = lines(_requests(responses, noted), _capabilities(collectors))
+                    written = write_files(file, split(found))
                     report(
                         f"{len(noted):,} requests written to {', '.join(map(str, written))}; "
                         f"take the answers with: fastexplain ingest {run.path} FILE"
@@ -184,16 +178,15 @@ async def _reach(
     if offline:
         address = address_of(model.base_url, local=False)
         can = recorded_for_files(responses, model.name, address)
-        return Collector(model.name, address, can, responses, purpose)
+        return Collector(model.name, address, responses, purpose, can=can)
     server = await stack.enter_async_context(reach(model, settings))
     assert isinstance(server, ServerConnection)
-    stored = StoredConnection(server, responses, purpose)
-    if purpose == "simulation":
-        await stored.probe_for(simulates(settings))
-    else:
-        await stored.probe_for(explains(model.name, server.address))
-    assert stored.capabilities is not None
-    return Collector(model.name, server.address, stored.capabilities, responses, purpose, server)
+    return Collector(model.name, server.address, responses, purpose, server=server)
+
+
+def _capabilities(collectors: list[Collector]) -> dict[str, Capabilities]:
+    """What the models can do, by their names, when they have been put behind the store."""
+    return {c.model: c.capabilities for c in collectors if c.capabilities is not None}
 
 
 def _requests(responses: Responses, names: Iterable[str]) -> Iterator[PendingRequest]:
