@@ -215,13 +215,15 @@ class Responses:
             )
         return Batch(number, name, model, address, None, None, "new")
 
-    def record_batch(self, batch: Batch) -> None:
-        """Record how far a batch has got."""
+    def record_batch(self, row: Batch, **changes: str | None) -> Batch:
+        """Record how far a batch has got: its `file`, `batch` or `status`, as it is now."""
+        row = row._replace(**changes)  # type: ignore[arg-type]
         with self.database.transaction() as sqlite:
             sqlite.execute(
                 "UPDATE batches SET file = ?, batch = ?, status = ? WHERE id = ?",
-                (batch.file, batch.batch, batch.status, batch.id),
+                (row.file, row.batch, row.status, row.id),
             )
+        return row
 
     def end_batch(self, batch: Batch) -> None:
         """Note that a batch is done with; what it left unanswered belongs to none again."""

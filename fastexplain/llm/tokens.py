@@ -36,7 +36,7 @@ def _kind(byte: int) -> int:
 
 
 _KIND = bytes(_kind(byte) for byte in range(256))
-# By the kinds of a byte and the one before, [before, own], flat.
+# By the kinds of a byte and of the one before, [before, this], flat.
 _WEIGHTS = np.where(np.eye(_KINDS, dtype=bool), _MORE, _FIRST).ravel()
 
 

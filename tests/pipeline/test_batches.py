@@ -264,12 +264,12 @@ def test_a_command_that_ends_anywhere_goes_on_from_there(server, responses, step
     steps = 0
 
     def ending(method):
-        def wrapped(*arguments):
+        def wrapped(*arguments, **options):
             nonlocal steps
             steps += 1
             if steps - 1 == step and not after:
                 raise Ended
-            result = method(*arguments)
+            result = method(*arguments, **options)
             if steps - 1 == step:
                 raise Ended
             return result

@@ -36,14 +36,14 @@ class Limit:
     """So many a minute: never more in any 60 seconds, and spread evenly over them.
 
     Args:
-        per_minute: requests or tokens, at least 1.
+        per_minute: requests or tokens, at least 1; None: no limit.
     """
 
-    def __init__(self, per_minute: int) -> None:
-        self._per_minute = per_minute
+    def __init__(self, per_minute: int | None) -> None:
+        self._per_minute = math.inf if per_minute is None else per_minute
         self._even = -math.inf  # when, at an even pace, the next is due
-        self._recent: deque[tuple[float, int]] = deque()  # the last minute's: time, amount
-        self._taken = 0  # the sum of their amounts
+        self._recent: deque[tuple[float, float]] = deque()  # the last minute's: time, amount
+        self._taken = 0.0  # the sum of their amounts
 
     def wait(self, now: float, amount: int) -> float:
         """Seconds until `amount` may be taken, if nothing else is taken before; 0.0 is now.
@@ -61,7 +61,7 @@ class Limit:
             excess -= taken
         return max(0.0, ready - now)
 
-    def take(self, now: float, amount: int) -> None:
+    def take(self, now: float, amount: float) -> None:
         amount = min(amount, self._per_minute)
         self._even = max(self._even, now - _SLACK) + amount * _MINUTE / self._per_minute
         self._recent.append((now, amount))
@@ -85,8 +85,8 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        limits = (requests_per_minute, tokens_per_minute)
-        self._limits = [None if most is None else Limit(most) for most in limits]
+        self._requests = Limit(requests_per_minute)
+        self._tokens = Limit(tokens_per_minute)
         self._clock = clock
         self._sleep = sleep
         self._paused_until = -math.inf
@@ -94,21 +94,15 @@ class Limiter:
 
     async def admit(self, tokens: int = 0) -> None:
         """Return when a request that takes so many tokens may be sent."""
-        limits = [
-            (limit, amount)
-            for limit, amount in zip(self._limits, (1, tokens), strict=True)
-            if limit is not None
-        ]
         async with self._turn:
             while True:
                 now = self._clock()
-                waits = [limit.wait(now, amount) for limit, amount in limits]
-                seconds = max(self._paused_until - now, *waits, 0.0)
-                if seconds <= 0:
+                waits = self._requests.wait(now, 1), self._tokens.wait(now, tokens)
+                if (seconds := max(*waits, self._paused_until - now)) <= 0:
                     break
                 await self._sleep(max(seconds, _NAP))
-            for limit, amount in limits:
-                limit.take(now, amount)
+            self._requests.take(now, 1)
+            self._tokens.take(now, tokens)
 
     def pause(self, seconds: float) -> None:
         """Let nothing through for so long, not even what waits already."""

@@ -55,11 +55,11 @@ _NOT_THERE = (404, 405, 501)
 
 _BRIEF = {"role": "system", "content": "You answer in one short sentence."}
 _HELLO = "Say hello."
-# Where a prompt ends with the beginning of the thoughts, only their end shows what they are. Who is
-# not done with this greeting in the first so many tokens gets time to come to that end.
+# Tokens for the greeting. Where a prompt ends with the tag that begins thoughts, only the tag that
+# ends them shows what they are: a model that needs more than the first gets time to come to it.
 _HELLO_TOKENS = (16, 512)
 _TEN = "Write the number 10 and nothing else."
-# Nobody would answer this with a code who is not held to it.
+# A model answers this with a code only if it is held to the schema.
 _ANIMAL = "Name an animal, as JSON."
 _CODES = [17, 28, 39]
 _SCHEMA: dict[str, Any] = {
@@ -167,7 +167,7 @@ class _Prober:
     async def _thinks(self, form: Capabilities) -> bool:
         """Whether a model thinks before it answers in chats of this form."""
         for most in _HELLO_TOKENS:
-            hello = Chat((_BRIEF, *_said(_HELLO)), max_tokens=most)
+            hello = Chat((_BRIEF, *_user(_HELLO)), max_tokens=most)
             data = await self._send(*wire.body(hello, self._model, form))
             if form.thinks or wire.thinks(data):
                 return True
@@ -178,7 +178,7 @@ class _Prober:
         return False
 
     async def _chat_logprobs(self, able: Capabilities) -> Fields:
-        chat = Chat(_said(_TEN), max_tokens=8, integers=True)
+        chat = Chat(_user(_TEN), max_tokens=8, integers=True)
 
         async def ask(count: int) -> wire.Listing:
             data, _ = await self._ask(chat, replace(able, chat_logprobs=count))
@@ -190,7 +190,7 @@ class _Prober:
 
     async def _schema(self, able: Capabilities) -> Fields:
         """In the first form in which an answer follows a schema."""
-        chat = Chat(_said(_ANIMAL), max_tokens=64, schema=_SCHEMA)
+        chat = Chat(_user(_ANIMAL), max_tokens=64, schema=_SCHEMA)
 
         async def ask(form: Any) -> None:
             _, answer = await self._ask(chat, replace(able, schema=form))
@@ -259,7 +259,7 @@ class _Prober:
         return await self._send("/completions", wire.completion(prompt, self._model, **more))
 
 
-def _said(content: str) -> tuple[Message, ...]:
+def _user(content: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": content},)
 
 
@@ -303,14 +303,14 @@ def _of_several(listing: wire.Listing) -> wire.Listing:
 def _check_schema(text: str, schema: str) -> None:
     """Raise LLMError unless the server held this answer to the schema, or to JSON at least."""
     # It may be cut off: small models put white space without end wherever it is allowed.
-    said = "".join(text.split())
+    answer = "".join(text.split())
     if schema == "json_object":
-        held = said.startswith("{")
+        follows = answer.startswith("{")
     else:
-        held = said.startswith('{"code"') and any(
-            f'{{"code":{code}}}'.startswith(said) for code in _CODES
+        follows = answer.startswith('{"code"') and any(
+            f'{{"code":{code}}}'.startswith(answer) for code in _CODES
         )
-    if not held:
+    if not follows:
         raise LLMError("the server's answers do not follow a schema that is asked for")
 
 

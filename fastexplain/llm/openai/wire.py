@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jiter
 import numpy as np
 
 from fastexplain.errors import LLMError
@@ -36,8 +37,8 @@ from fastexplain.llm.tokens import estimate
 # count its thoughts too.
 THOUGHTS = 4096
 
-# What ends the thoughts of models whose server leaves them in the answer, and what begins them
-# where that is not part of the prompt already.
+# Around the thoughts of models whose server leaves them in the answer; the first may be part of
+# the prompt instead.
 _THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
 
 # What a tokenizer may put before a prompt, in tokens.
@@ -115,7 +116,7 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
     Raises:
         UselessAnswerError: it is malformed, incomplete, withheld or empty.
     """
-    spent = usage(data)
+    spent = _usage(data)
     if not (spent.prompt_tokens or spent.completion_tokens):
         spent = Usage(estimate(request), most_tokens(request, capabilities))
     try:
@@ -125,6 +126,17 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
         return Distribution(_log_probabilities(rows, request.largest), spent)
     except LLMError as error:
         raise UselessAnswerError(str(error), spent) from error
+
+
+def parse(content: bytes) -> Any:
+    """What JSON says; None where it can't be read.
+
+    An echoed prompt with its alternatives is 1.5 MB: 25 ms for the standard library, 7 for jiter.
+    """
+    try:
+        return jiter.from_json(content)
+    except ValueError:
+        return None
 
 
 def most_tokens(request: Request, capabilities: Capabilities) -> int:
@@ -393,7 +405,7 @@ def choice(data: dict[str, Any]) -> dict[str, Any]:
     return first
 
 
-def usage(data: dict[str, Any]) -> Usage:
+def _usage(data: dict[str, Any]) -> Usage:
     """What a response says that it took; 0 where it says nothing."""
     given = _object(data.get("usage")) or {}
     details = _object(given.get("prompt_tokens_details")) or {}

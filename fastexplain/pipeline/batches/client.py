@@ -6,7 +6,7 @@ asked what it has.
 
 1. A batch is made of noted requests: status `new`.
 2. Their file is uploaded under a name of its own: `uploaded`.
-3. The server is told to work on it: `created`.
+3. The server begins to work on it: `created`.
 4. Its state is asked for until it has ended, in whatever way. One for which the server's queue has
    no room is `uploaded` again, and created again when those before it have ended.
 5. Output and errors are fetched and ingested; what was not answered may be asked again.
@@ -88,11 +88,11 @@ class BatchClient:
         Raises:
             LLMError: the server takes no batches, or not these.
         """
-        for held in split(lines(requests, self._can), most_requests=self._most_requests):
+        for part in split(lines(requests, self._can), most_requests=self._most_requests):
             batch = self._responses.add_batch(
-                held[0].model, self._connection.address, [line.key for line in held]
+                part[0].model, self._connection.address, [line.key for line in part]
             )
-            await self._begin(batch, held, fresh=True)
+            await self._begin(batch, part, fresh=True)
 
     async def finish(self) -> bool:
         """Wait for all batches at this server, and store their answers.
@@ -118,7 +118,7 @@ class BatchClient:
             if batch.address == self._connection.address and batch.model in self._can
         ]
 
-    async def _begin(self, batch: Batch, held: list[Line], *, fresh: bool = False) -> Batch:
+    async def _begin(self, batch: Batch, part: list[Line], *, fresh: bool = False) -> Batch:
         """Upload a batch's file and create it, as far as that is not done yet.
 
         Args:
@@ -126,7 +126,7 @@ class BatchClient:
         """
 
         async def upload() -> str:
-            content = b"".join(line.content for line in held)
+            content = b"".join(line.content for line in part)
             client = self._client.with_options(timeout=_UPLOAD_TIMEOUT)
             return (await client.files.create(file=(batch.name, content), purpose="batch")).id
 
@@ -134,26 +134,23 @@ class BatchClient:
             assert batch.file is not None
             made = await self._client.batches.create(
                 input_file_id=batch.file,
-                endpoint=held[0].endpoint,  # type: ignore[arg-type]
+                endpoint=part[0].endpoint,  # type: ignore[arg-type]
                 completion_window="24h",
             )
-            self._report(f"batch {made.id}: {len(held):,} requests submitted")
+            self._report(f"batch {made.id}: {len(part):,} requests submitted")
             return made.id
 
         with self._errors():
             try:
                 if batch.file is None:
                     file = await self._once(upload, lambda: self._uploaded(batch.name), fresh)
-                    batch = batch._replace(file=file, status="uploaded")
-                    self._responses.record_batch(batch)
+                    batch = self._responses.record_batch(batch, file=file, status="uploaded")
                 made = await self._once(create, lambda: self._created(batch.file), fresh)
             except openai.APIStatusError as error:
                 if error.status_code in _NEVER:
                     self._responses.end_batch(batch)
                 raise
-        batch = batch._replace(batch=made, status="created")
-        self._responses.record_batch(batch)
-        return batch
+        return self._responses.record_batch(batch, batch=made, status="created")
 
     async def _once(
         self,
@@ -196,11 +193,11 @@ class BatchClient:
             alone: no batch of ours waits at the server, so that this one is created by itself.
         """
         if batch.batch is None:
-            held = list(lines(self._responses.requests_of(batch), self._can))
-            if not held:
+            part = list(lines(self._responses.requests_of(batch), self._can))
+            if not part:
                 self._responses.end_batch(batch)
                 return False
-            batch = await self._begin(batch, held)
+            batch = await self._begin(batch, part)
         assert batch.batch is not None
         found = Ingested()
         with self._errors():
@@ -230,7 +227,7 @@ class BatchClient:
         if any(error.code == _QUEUE_FULL for error in errors) and (requests > 1 or not alone):
             self._report(f"batch {state.id} has to wait: {why}")
             if not alone:
-                self._responses.record_batch(batch._replace(batch=None, status="uploaded"))
+                self._responses.record_batch(batch, batch=None, status="uploaded")
                 return False
             self._most_requests = requests // 2
             self._responses.end_batch(batch)

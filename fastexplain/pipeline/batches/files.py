@@ -175,13 +175,13 @@ def split(
         if size > most_bytes:
             raise RunError(f"a request of {size:,} bytes is more than a batch file may hold")
         kind = line.model, line.endpoint
-        held, held_bytes = open_files.get(kind, ([], 0))
-        if len(held) == most_requests or held_bytes + size > most_bytes:
-            yield held
-            held, held_bytes = [], 0
-        held.append(line)
-        open_files[kind] = held, held_bytes + size
-    yield from (held for held, _ in open_files.values())
+        part, part_bytes = open_files.get(kind, ([], 0))
+        if len(part) == most_requests or part_bytes + size > most_bytes:
+            yield part
+            part, part_bytes = [], 0
+        part.append(line)
+        open_files[kind] = part, part_bytes + size
+    yield from (part for part, _ in open_files.values())
 
 
 def write_files(path: Path, files: Iterable[list[Line]]) -> list[Path]:
@@ -193,12 +193,12 @@ def write_files(path: Path, files: Iterable[list[Line]]) -> list[Path]:
         RunError: one can't be written.
     """
     written: list[Path] = []
-    for number, held in enumerate(files, start=1):
+    for number, part in enumerate(files, start=1):
         target = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
         partial = target.with_name(f"{target.name}.partial")
         try:
             with partial.open("wb") as file:
-                file.writelines(line.content for line in held)
+                file.writelines(line.content for line in part)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)
@@ -269,10 +269,7 @@ def _take(
 
 def _parse(text: bytes) -> dict[str, Any] | None:
     """A line of an output file; None if it is no JSON of that form, as a request is none."""
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    line = wire.parse(text)
     named = isinstance(line, dict) and isinstance(line.get("custom_id"), str)
     return line if named and "url" not in line else None
 
