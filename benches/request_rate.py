@@ -86,7 +86,7 @@ async def asking(way: str, url: str, concurrency: int) -> AsyncIterator[Ask]:
     async with ServerConnection("m", url, concurrency=concurrency) as connection:
         connection.capabilities = CAN
         if way == "sent":
-            yield lambda number: connection._send("/chat/completions", _body(number))
+            yield lambda number: connection.post("/chat/completions", _body(number))
         elif way == "asked":
             yield _simulating(connection)
         else:

@@ -20,7 +20,7 @@ from faulty_server import LASTING, PASSING, Faulty
 
 from fastexplain.errors import LLMError, UnusableError, UsageError
 from fastexplain.llm.openai.limits import Backoff, Limiter
-from fastexplain.llm.openai.server import ServerConnection, _tokens
+from fastexplain.llm.openai.server import ServerConnection
 from fastexplain.llm.openai.wire import Broken, Refused, Unanswered
 from fastexplain.llm.requests import Chat, UselessAnswerError
 from fastexplain.prompts import simulator
@@ -68,7 +68,7 @@ def body(content="x", model="m"):
 async def outcome(connection, content="x"):
     """What a request comes to: the answer's text, or the error."""
     try:
-        answer = await connection._send(PATH, body(content, connection.model))
+        answer = await connection.post(PATH, body(content, connection.model))
     except LLMError as error:
         assert "\n" not in str(error)
         assert KEY not in "".join(traceback.format_exception(error))
@@ -250,19 +250,24 @@ def test_limits_count_retries(faulty):
     assert clock.now == pytest.approx(2, abs=0.2)
 
 
-def test_tokens_are_those_of_the_prompt_and_the_most_that_may_be_answered(faulty):
-    assert _tokens(body("one two three")) == 3 + 5
-    assert _tokens({"prompt": "one two three", "max_tokens": 1}) == 3 + 1
+@pytest.mark.parametrize(
+    ("path", "request_"),
+    [
+        (PATH, body("one two three")),
+        ("/completions", {"model": "m", "prompt": "one two three", "max_tokens": 5}),
+    ],
+)
+def test_tokens_are_those_of_the_prompt_and_the_most_that_may_be_answered(faulty, path, request_):
     clock = Clock()
 
     async def main():
         async with connect(faulty.url, tokens_per_minute=60) as connection:
             connection._limiter = Limiter(None, 60, clock=clock, sleep=clock.sleep)
             for _ in range(3):
-                await outcome(connection, "one two three")
+                await connection.post(path, request_)
 
     asyncio.run(main())
-    assert clock.now == pytest.approx(2 * 8, abs=0.2)
+    assert clock.now == pytest.approx(2 * (3 + 5), abs=0.2)
 
 
 def test_requests_beyond_the_concurrency_wait(faulty):
@@ -287,13 +292,13 @@ def test_a_request_that_was_turned_away_for_others_keeps_its_tries():
                 if path == "/busy":
                     turned_away.append(path)
                     if len(turned_away) < 10:
-                        await connection._send("/other", {})
+                        await connection.post("/other", {})
                     raise Unanswered("too many", limited=True)
                 return {}
 
             connection._try = one_try
             with pytest.raises(LLMError, match=r"too many \(tried 11 times\)"):
-                await connection._send("/busy", {})
+                await connection.post("/busy", {})
 
     asyncio.run(main())
 
@@ -564,7 +569,7 @@ def test_2000_requests_at_30_percent_faults():
     async def one(connection, number):
         content = f"question {number}"
         try:
-            answer = await connection._send(PATH, body(content))
+            answer = await connection.post(PATH, body(content))
         except LLMError as error:
             answer = error
         assert number not in results

@@ -18,7 +18,6 @@ from fastexplain.llm import address_of
 from fastexplain.llm.openai.server import ServerConnection
 from fastexplain.llm.openai.wire import THOUGHTS
 from fastexplain.llm.requests import Capabilities, Chat, Reading, key
-from fastexplain.pipeline.batches import client
 from fastexplain.pipeline.batches.client import BatchClient
 from fastexplain.pipeline.batches.files import (
     OFFLINE,
@@ -220,7 +219,9 @@ class Ended(Exception):
     """Stands for the end of the process."""
 
 
-def submit_and_finish(url, responses, texts=(), told=None, waits=None, prices=None, model="m"):
+def submit_and_finish(
+    url, responses, texts=(), reported=None, waits=None, prices=None, model="m", **options
+):
     """What a command does: submit what is new, wait for all, store the answers."""
 
     async def sleep(seconds):
@@ -229,9 +230,11 @@ def submit_and_finish(url, responses, texts=(), told=None, waits=None, prices=No
 
     async def main():
         async with ServerConnection(model, url, retries=2) as connection:
-            tell = (lambda line: None) if told is None else told.append
+            report = (lambda line: None) if reported is None else reported.append
             can = {model: OFFLINE}
-            client = BatchClient(connection, responses, can, prices or {}, tell, sleep)
+            client = BatchClient(
+                connection, responses, can, prices or {}, report, sleep=sleep, **options
+            )
             requests = waiting(texts)
             responses.add_pending(requests)
             await client.submit(requests)
@@ -243,17 +246,19 @@ def submit_and_finish(url, responses, texts=(), told=None, waits=None, prices=No
 def test_a_batch_is_answered(server, responses):
     server.states = ["in_progress", "in_progress", "finalizing", "completed"]
     server.broken = {1}
-    told, waits = [], []
+    reported, waits = [], []
     prices = {"m": Price(1, 1, 1)}
-    assert submit_and_finish(server.url, responses, "abc", told, waits, prices)
+    assert submit_and_finish(server.url, responses, "abc", reported, waits, prices)
     found = [responses.find(r.key, r.request) for r in waiting("abc")]
     failures = [responses.pending_failure(r.key) for r in waiting("abc")]
     assert sum(f is not None for f in found) == 2
     assert [f for f in failures if f] == ["the batch has no answer: too hard (status 400)"]
     assert responses.batches() == []
     assert waits == [5.0, 10.0, 20.0]
-    assert told[0] == "batch batch-0: 3 requests submitted"
-    assert told[-1].startswith("batch batch-0 completed: answers stored: 2; requests failed: 1 (")
+    assert reported[0] == "batch batch-0: 3 requests submitted"
+    assert reported[-1].startswith(
+        "batch batch-0 completed: answers stored: 2; requests failed: 1 ("
+    )
     assert responses.ledger()[0].cost > 0
 
 
@@ -364,13 +369,12 @@ def test_a_cancelled_batch_is_not_submitted_again_by_itself(server, responses):
     assert responses.batches() == [] and server.creations == 1
 
 
-def test_batches_wait_for_room_in_the_queue(server, responses, monkeypatch):
-    monkeypatch.setattr(client, "MOST_REQUESTS", 2)
-    server.room, told = 4, []
-    assert submit_and_finish(server.url, responses, "abcdefgh", told)
+def test_batches_wait_for_room_in_the_queue(server, responses):
+    server.room, reported = 4, []
+    assert submit_and_finish(server.url, responses, "abcdefgh", reported, most_requests=2)
     assert unanswered("abcdefgh", responses) == []
     assert (server.uploads, server.creations) == (4, 6)
-    assert "batch batch-2 has to wait: the queue is full" in told
+    assert "batch batch-2 has to wait: the queue is full" in reported
 
 
 def test_a_batch_that_the_queue_never_has_room_for_is_cut_up(server, responses):
@@ -404,9 +408,9 @@ def test_a_batch_that_the_server_does_not_know_says_so(server, responses):
 
 
 def test_answers_that_the_server_keeps_no_longer_are_asked_again(server, responses):
-    server.fail_next, told = [0, 0, 0, 404], []
-    assert not submit_and_finish(server.url, responses, "a", told)
-    assert "the server no longer has the answers in file-1" in told
+    server.fail_next, reported = [0, 0, 0, 404], []
+    assert not submit_and_finish(server.url, responses, "a", reported)
+    assert "the server no longer has the answers in file-1" in reported
     assert responses.batches() == [] and unanswered("a", responses) == ["a"]
 
 

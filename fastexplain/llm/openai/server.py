@@ -135,13 +135,13 @@ class ServerConnection(Connection):
         self._failed_in_a_row = 0
 
     async def probe(self) -> Capabilities:
-        self.capabilities = await probe.probe(self._send, self.model)
+        self.capabilities = await probe.probe(self.post, self.model)
         return self.capabilities
 
     async def ask(self, request: Request) -> Response:
         capabilities = self.capabilities or await self.probe()
         path, body = wire.body(request, self.model, capabilities)
-        return wire.read(request, await self._send(path, body), capabilities)
+        return wire.read(request, await self.post(path, body), capabilities)
 
     async def close(self) -> None:
         await self._client.close()
@@ -155,7 +155,7 @@ class ServerConnection(Connection):
         """An error of `client` in a line, without what could show the key."""
         return LLMError(f"{self.address}: {self._clean(str(error))}")
 
-    async def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Send a request until it is answered, has failed too often, or never will be answered.
 
         Args:

@@ -59,6 +59,7 @@ class BatchClient:
         can: what the models can do at this server, by their names. Batches of others are left be.
         prices: in a batch, by the model's name; None: unknown.
         report: called with a line on what is going on.
+        most_requests: in a batch.
         sleep: waits for so many seconds.
     """
 
@@ -69,6 +70,8 @@ class BatchClient:
         can: Mapping[str, Capabilities],
         prices: Mapping[str, Price | None],
         report: Callable[[str], None],
+        *,
+        most_requests: int = MOST_REQUESTS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._connection = connection
@@ -80,7 +83,7 @@ class BatchClient:
         self._report = report
         self._sleep = sleep
         self._backoff = Backoff()
-        self._most_requests = MOST_REQUESTS
+        self._most_requests = most_requests
 
     async def submit(self, requests: Iterable[PendingRequest]) -> None:
         """Make batches of requests and have the server begin with them.
