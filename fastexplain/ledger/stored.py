@@ -88,7 +88,6 @@ class StoredConnection(Connection):
         self._asked: set[str] = set()
         self._deferred: dict[str, float] = {}  # requests that wait for a batch: what they reserve
         self._in_flight: dict[str, asyncio.Task[Response]] = {}
-        self._slots = asyncio.Semaphore(inner.concurrency)
 
     async def probe(self) -> Capabilities:
         """What the model can do: as the run's record has it, else by a probe, which is recorded.
@@ -134,7 +133,7 @@ class StoredConnection(Connection):
             del self._in_flight[name]
 
     async def _send(self, name: str, request: Request) -> Response:
-        async with self._slots:  # what waits may still be called off, and reserves nothing
+        async with self._inner.slots:  # what waits may still be called off, and reserves nothing
             reserved = self._reserve(name, request)
             spent: float | None = 0.0
             try:

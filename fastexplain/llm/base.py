@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from contextlib import AbstractAsyncContextManager
+from functools import cached_property
 
 from fastexplain.llm.requests import Capabilities, Request, Response
 
@@ -27,6 +29,11 @@ class Connection(AbstractAsyncContextManager["Connection"]):
     capabilities: Capabilities | None = None
     price_factor: float = 1.0
     retried: int = 0
+
+    @cached_property
+    def slots(self) -> asyncio.Semaphore:
+        """`concurrency` places, each held by a request until whoever asks has stored its answer."""
+        return asyncio.Semaphore(self.concurrency)
 
     @abstractmethod
     async def probe(self) -> Capabilities:
