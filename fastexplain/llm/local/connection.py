@@ -46,7 +46,7 @@ _FILLERS = ("unknown", "?", "0")
 
 @dataclass(eq=False)
 class _Waiting:
-    """A request and who waits for its answer."""
+    """A request, and where its answer is awaited."""
 
     work: Prompt | Writing
     answer: asyncio.Future[Response]
@@ -124,8 +124,10 @@ class LocalConnection(Connection):
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         response = await answer
-        if isinstance(request, Reading):
-            return _among(response, request.largest)
+        if isinstance(request, Reading) and isinstance(response, Distribution):
+            # The engine reads all integers that are one token.
+            asked = response.log_probabilities[:, : request.largest + 1]
+            return Distribution(asked, response.usage)
         if isinstance(response, Answer) and response.text.lstrip().startswith("<think>"):
             raise LLMError(
                 f"'{self.model}' can't be kept from thinking before it answers, for which the "
@@ -284,10 +286,9 @@ class LocalConnection(Connection):
 
 
 def _together(waiting: list[_Waiting], engine: Engine, most: int) -> list[_Waiting]:
-    """The first of those that wait, and who may go with it.
+    """The oldest request that waits, and those that can be answered with it.
 
-    Readings of one head are a group of their own where it pays to run that head once. Others are
-    mixed.
+    Readings of one head are a group where it pays to run that head once. Others are mixed.
     """
     first = waiting[0].work
     if isinstance(first, Writing):
@@ -305,12 +306,6 @@ def _together(waiting: list[_Waiting], engine: Engine, most: int) -> list[_Waiti
         return head if tokens[head] >= engine.group_tokens else None
 
     return [each for each in readings if group(each) == group(waiting[0])][:most]
-
-
-def _among(response: Response, largest: int) -> Response:
-    """The distribution over 0 to `largest` of one over all integers that are one token."""
-    assert isinstance(response, Distribution)
-    return Distribution(response.log_probabilities[:, : largest + 1], response.usage)
 
 
 def _ends(network: Any, tokenizer: Any) -> list[int]:
