@@ -33,7 +33,7 @@ def explain_by_model(run: Run, neurons: list[NeuronId], settings: Settings) -> O
     progress, failures = explaining.Progress(len(neurons)), Failures()
     with contextlib.ExitStack() as stack:
         # What a server has in flight may be paid for; what waits for a model here is not.
-        if not (settings.explainer.local and settings.simulator.local):
+        if not settings.local:
             progress.interrupted = stack.enter_context(interrupts())
         stack.enter_context(display(progress))
         try:

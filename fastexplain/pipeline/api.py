@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -22,10 +22,12 @@ from fastexplain.explainers.model import ModelExplainer
 from fastexplain.notebook import table_html
 from fastexplain.pipeline import explaining
 from fastexplain.pipeline.models import Model, Settings
+from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.progress import Report, reported
 from fastexplain.records import NeuronId, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import select_neurons
+from fastexplain.scorers.correlation import Correlation
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -93,8 +95,9 @@ async def explain_async(
     run: Run,
     neurons: str | NeuronId | Iterable[str | NeuronId],
     *,
-    explainer: Model | Literal["lookup"] = "lookup",
-    simulator: Model | None = None,
+    explainer: Model | Explainer | Literal["lookup"] = "lookup",
+    simulator: Model | Simulator | None = None,
+    scorers: Sequence[Scorer] = (Correlation(),),
     simulation: str | None = None,
     readout: str = "expected",
     max_cost: float | None = None,
@@ -114,9 +117,12 @@ async def explain_async(
     Args:
         run: from `sweep` or `open_run`.
         neurons: as on the command line, such as "5:131", "5:*" for a layer or "all", or NeuronIds.
-        explainer: a language model; or "lookup", which needs none, and explains all neurons of the
-            run in one pass, whichever are named.
-        simulator: the explainer if None.
+        explainer: a language model; an object that explains, see `pipeline.protocols`; or "lookup",
+            which needs neither, and explains all neurons of the run in one pass, whichever are
+            named.
+        simulator: a language model, or an object that simulates; the explainer, if that is a
+            language model and this is None.
+        scorers: score the explanations by the simulations.
         simulation: how to simulate, one of `simulators.model.MODES`; the best that the simulator
             can do if None.
         readout: "expected", or "contrast" with an empty explanation.
@@ -138,7 +144,7 @@ async def explain_async(
     chosen = select_neurons(run, [str(name) for name in names])
     if not chosen:
         raise UsageError("no neurons are named; name some, such as 5:131, 5:* or all")
-    if not isinstance(explainer, Model):
+    if isinstance(explainer, str):
         if explainer != METHOD:
             raise UsageError(
                 f"explainer is {explainer!r}; give 'lookup' or fastexplain.Model({explainer!r})"
@@ -154,13 +160,20 @@ async def explain_async(
 
     limits = {"concurrency": concurrency, "requests_per_minute": requests_per_minute,
               "tokens_per_minute": tokens_per_minute, "timeout": timeout}  # fmt: skip
+    if simulator is None:
+        if not isinstance(explainer, Model):
+            raise UsageError("the explainer is no language model; name a simulator too")
+        simulator = explainer
     settings = Settings(
-        explainer, simulator or explainer, simulation, readout, limits,
-        fresh=fresh, max_cost=max_cost, max_requests=max_requests,
+        explainer, simulator, simulation, readout, limits,
+        fresh=fresh, max_cost=max_cost, max_requests=max_requests, scorers=scorers,
     )  # fmt: skip
+    name = explainer.name if isinstance(explainer, Model) else explainer.model
+    method = ModelExplainer.method if isinstance(explainer, Model) else explainer.method
+    judge = simulator.name if isinstance(simulator, Model) else simulator.model
     state = explaining.Progress(len(chosen))
     failures: dict[NeuronId, list[str]] = {}
-    with reported(progress, f"Explaining by {explainer.name}", len(chosen), "neurons") as report:
+    with reported(progress, f"Explaining by {name}", len(chosen), "neurons") as report:
         outcome = await explaining.explain_by_model(
             run,
             chosen,
@@ -169,11 +182,10 @@ async def explain_async(
             report=report,
             on_failure=lambda neuron, failure: failures.setdefault(neuron, []).append(failure),
         )
-    scored_by = (settings.simulator.name, outcome.simulation)
     return Explained(
-        explainer.name,
+        name,
         chosen,
-        _stored(run, chosen, ModelExplainer.method, explainer.name, scored_by),
+        _stored(run, chosen, method, name, (judge, outcome.simulation)),
         failures,
         state.meter.cost,
         state.meter.answered,

@@ -147,14 +147,15 @@ async def rehearse(
                 model.name, address, can, responses, purpose, price, total, fresh=settings.fresh
             )
 
-        simulating = stand_in(settings.simulator, "simulation")
+        explainer, simulator = settings.models
+        simulating = stand_in(simulator, "simulation")
         assert simulating.capabilities is not None
         mode = choose_mode(simulating.capabilities, settings.mode, settings.readout)
 
         async for _ in explain_neurons(
             (run.neuron(neuron) for neuron in chosen),
             scratch,
-            explainer=ModelExplainer(stand_in(settings.explainer, "explanation")),
+            explainer=ModelExplainer(stand_in(explainer, "explanation")),
             simulator=Simulator(simulating, mode, settings.readout),
         ):
             pass

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastexplain.errors import BudgetError, StoppedError
-from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.budget import INTERRUPTED
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter
@@ -99,22 +98,23 @@ async def explain_by_model(
         responses = Responses(database)
         async with connections(settings) as (explaining, simulating):
             progress.stage = "Finding out what the models can do"
-            explainer, simulator, _ = await put_behind_store(
+            ready = await put_behind_store(
                 explaining, simulating, settings, responses, progress.meter, progress.interrupted
             )
-            progress.stage = f"Explaining by {settings.explainer.name}"
-            progress.requests_a_neuron = 1 + HELD_OUT * simulator.requests(run.excerpts.shape[1])
+            progress.stage = f"Explaining by {ready.explainer.model}"
+            progress.requests_a_neuron = 1 + HELD_OUT * ready.requests(run.excerpts.shape[1])
             wanted = itertools.takewhile(lambda _: not progress.interrupted.is_set(), neurons)
             records = map(run.neuron, wanted)
             results = explain_neurons(
                 records,
                 database,
-                explainer=ModelExplainer(explainer),
-                simulator=simulator,
-                concurrency=explainer.concurrency,
+                explainer=ready.explainer,
+                simulator=ready.simulator,
+                scorers=settings.scorers,
+                concurrency=ready.concurrency,
                 fresh=settings.fresh,
             )
-            inner = {id(c): c for c in (explaining, simulating)}.values()
+            inner = {id(c): c for c in (explaining, simulating) if c is not None}.values()
             try:
                 async for result in results:
                     progress.done += 1
@@ -128,4 +128,4 @@ async def explain_by_model(
                 stopped = error
     if progress.interrupted.is_set() and progress.done < progress.total:
         stopped = StoppedError(INTERRUPTED)
-    return Outcome(explained, stopped, simulation=simulator.version)
+    return Outcome(explained, stopped, simulation=ready.simulator.version)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from fastexplain.errors import UnusableError
+from fastexplain.errors import UnusableError, UsageError
+from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import Price, price_of
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.llm import Connection, address_of, connect
 from fastexplain.llm.requests import Capabilities
-from fastexplain.simulators.model import Simulator, choose_mode
+from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
+from fastexplain.scorers.correlation import Correlation
+from fastexplain.simulators.model import Simulator as ModelSimulator
+from fastexplain.simulators.model import choose_mode
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Settings:
     """How neurons are to be explained.
 
     Attributes:
-        explainer, simulator: the models.
+        explainer, simulator: language models, or what else explains and simulates.
+        scorers: score the explanations by the simulations.
         mode: a way to simulate, one of `simulate.MODES`; the best that there is if None.
         readout: one of `simulate.READOUTS`.
         limits: of the server connections: concurrency, requests_per_minute, tokens_per_minute
@@ -93,14 +98,42 @@ class Settings:
         max_requests: stop before more are sent.
     """
 
-    explainer: Model
-    simulator: Model
+    explainer: Model | Explainer
+    simulator: Model | Simulator
     mode: str | None = None
     readout: str = "expected"
     limits: dict[str, Any] = field(default_factory=dict)
     fresh: bool = False
     max_cost: float | None = None
     max_requests: int | None = None
+    scorers: Sequence[Scorer] = (Correlation(),)
+
+    @property
+    def models(self) -> tuple[Model, Model]:
+        """Explainer and simulator. Raises UsageError if one is no language model."""
+        if not (isinstance(self.explainer, Model) and isinstance(self.simulator, Model)):
+            raise UsageError("batches and estimates are for language models only")
+        return self.explainer, self.simulator
+
+    @property
+    def local(self) -> bool:
+        """Whether no server is asked."""
+        models = [m for m in (self.explainer, self.simulator) if isinstance(m, Model)]
+        return all(model.local for model in models)
+
+
+class Ready(NamedTuple):
+    """What explains and simulates, and the prices of language models by their names.
+
+    `concurrency` is how many neurons are worth working on at a time: each has at least one request
+    in flight. `requests` is how many a simulation of so many tokens takes at the most.
+    """
+
+    explainer: Explainer
+    simulator: Simulator
+    prices: dict[str, Price | None]
+    concurrency: int
+    requests: Callable[[int], int]
 
 
 def reach(model: Model, settings: Settings) -> Connection:
@@ -113,34 +146,40 @@ def reach(model: Model, settings: Settings) -> Connection:
 
 
 @contextlib.asynccontextmanager
-async def connections(settings: Settings) -> AsyncIterator[tuple[Connection, Connection]]:
-    """Explainer and simulator; one connection where they are the same model at the same place."""
-    explainer, simulator = settings.explainer, settings.simulator
+async def connections(
+    settings: Settings,
+) -> AsyncIterator[tuple[Connection | None, Connection | None]]:
+    """To explainer and simulator, None where that is no language model.
+
+    It is one connection where they are the same model at the same place.
+    """
+    opened: dict[tuple[str, str | None, bool], Connection] = {}
     async with contextlib.AsyncExitStack() as stack:
-        explaining = await stack.enter_async_context(reach(explainer, settings))
-        where = [(m.name, m.base_url, m.local) for m in (explainer, simulator)]
-        if where[0] == where[1]:
-            yield explaining, explaining
-        else:
-            yield explaining, await stack.enter_async_context(reach(simulator, settings))
+
+        async def connected(model: object) -> Connection | None:
+            if not isinstance(model, Model):
+                return None
+            where = (model.name, model.base_url, model.local)
+            if where not in opened:
+                opened[where] = await stack.enter_async_context(reach(model, settings))
+            return opened[where]
+
+        yield await connected(settings.explainer), await connected(settings.simulator)
 
 
 async def put_behind_store(
-    explaining: Connection,
-    simulating: Connection,
+    explaining: Connection | None,
+    simulating: Connection | None,
     settings: Settings,
     responses: Responses,
     meter: Meter,
     interrupted: threading.Event | None = None,
-) -> tuple[StoredConnection, Simulator, dict[str, Price | None]]:
-    """Put both models behind the store, and see that they can do what is asked.
+) -> Ready:
+    """Put language models behind the store, and see that they can do what is asked.
 
     Args:
-        explaining, simulating: reach the models.
+        explaining, simulating: from `connections`.
         interrupted: set when the user wants no more to be sent.
-
-    Returns:
-        The explainer, the simulator, and the prices by the models' names.
 
     Raises:
         UnusableError: one of them can't.
@@ -165,12 +204,26 @@ async def put_behind_store(
             meter=meter,
         )
 
-    explainer = behind(explaining, settings.explainer, "explanation")
+    explainer, simulator = settings.explainer, settings.simulator
+    concurrency = settings.limits.get("concurrency") or 1
+    requests: Callable[[int], int] = lambda tokens: 0  # noqa: E731
+    asked = None
+    if isinstance(explainer, Model):
+        assert explaining is not None
+        asked = behind(explaining, explainer, "explanation")
+        concurrency = explaining.concurrency
     # The simulator comes first, since explanations that can't be scored may cost money.
-    simulator = behind(simulating, settings.simulator, "simulation")
-    mode = await simulator.probe_for(simulates(settings))
-    await explainer.probe_for(explains(settings.explainer.name, explaining.address))
-    return explainer, Simulator(simulator, mode, settings.readout), prices
+    if isinstance(simulator, Model):
+        assert simulating is not None
+        stored = behind(simulating, simulator, "simulation")
+        mode = await stored.probe_for(simulates(settings))
+        simulator = ModelSimulator(stored, mode, settings.readout)
+        requests = simulator.requests
+    if isinstance(explainer, Model):
+        assert asked is not None
+        await asked.probe_for(explains(explainer.name, asked.address))
+        explainer = ModelExplainer(asked)
+    return Ready(explainer, simulator, prices, concurrency, requests)
 
 
 def simulates(settings: Settings) -> Callable[[Capabilities], str]:

@@ -13,6 +13,7 @@ import fastexplain
 from fastexplain import Explained, Model, NeuronId, Price
 from fastexplain.errors import LLMError, UsageError
 from fastexplain.pipeline.api import _run_in_thread
+from fastexplain.records import Explanation
 
 CAT, DIGIT, RARE = (f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.RARE))
 
@@ -137,6 +138,48 @@ def test_another_model_may_simulate(run, model, server):
         assert sum(body.get("max_tokens") == 60 for body in own) == 1
     finally:
         other.close()
+
+
+class LongestToken:
+    """A rule-based explainer of the user's own."""
+
+    method, model, version = "rule", "longest token", "1"
+
+    def explain(self, record):
+        if not record.top:
+            raise LLMError("it never fires")
+        best = record.top[0]
+        return Explanation(best.tokens[int(best.activations[record.skip :].argmax()) + record.skip])
+
+
+class Mentions:
+    """A simulator that asks nobody."""
+
+    model, version = "mentions", "1"
+
+    async def simulate(self, explanation, tokens):
+        return [float(token == explanation) for token in tokens]
+
+
+def test_explainer_and_simulator_may_be_the_users_own(run):
+    found = fastexplain.explain(run, ["0:0", "0:2"], explainer=LongestToken(), simulator=Mentions())
+    assert [row.text for row in found.explanations] == ["cat", "moon"]
+    assert found.explanations[0].scores.top_and_random == pytest.approx(1)
+    assert (found.explainer, found.requests, found.failures) == ("longest token", 0, {})
+    again = fastexplain.explain(run, "0:0", explainer=LongestToken(), simulator=Mentions())
+    assert again.explanations[0].id == found.explanations[0].id
+
+
+def test_a_language_model_and_a_class_of_the_users_own_may_work_together(run, model):
+    simulated = fastexplain.explain(run, "0:0", explainer=LongestToken(), simulator=model)
+    assert simulated.explanations[0].simulator == "m" and simulated.requests == 10
+    explained = fastexplain.explain(run, "0:0", explainer=model, simulator=Mentions())
+    assert explained.explanations[0].simulator == "mentions" and explained.requests == 1
+
+
+def test_an_explainer_of_the_users_own_needs_a_simulator(run):
+    with pytest.raises(UsageError, match="name a simulator too"):
+        fastexplain.explain(run, "0:0", explainer=LongestToken())
 
 
 def test_it_shows_what_was_found_as_text_and_as_html(run):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fastexplain.errors import BudgetError, LLMError, UsageError
-from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.prices import Price
 from fastexplain.ledger.responses import PendingRequest, Responses
 from fastexplain.ledger.stored import Meter
@@ -59,7 +58,7 @@ async def explain_in_batches(
         RunError: the file can't be written.
         UsageError: there is nothing to send in a batch, or what is stored shall be asked again.
     """
-    if settings.explainer.local and settings.simulator.local:
+    if all(model.local for model in settings.models):
         raise UsageError("local models answer immediately; drop --batch or --batch-file")
     if settings.fresh:
         raise UsageError("--fresh and batches exclude each other")
@@ -72,20 +71,18 @@ async def explain_in_batches(
             explaining, simulating = [
                 await _reach(stack, model, settings, responses, purpose, offline=file is not None)
                 for model, purpose in (
-                    (settings.explainer, "explanation"),
-                    (settings.simulator, "simulation"),
+                    (settings.models[0], "explanation"),
+                    (settings.models[1], "simulation"),
                 )
             ]
             collectors = [c for c in (explaining, simulating) if isinstance(c, Collector)]
-            explainer, simulator, prices = await put_behind_store(
-                explaining, simulating, settings, responses, Meter()
-            )
+            ready = await put_behind_store(explaining, simulating, settings, responses, Meter())
             clients = {
                 collector.address: BatchClient(
                     collector.server,
                     responses,
                     _capabilities([c for c in collectors if c.address == collector.address]),
-                    prices,
+                    ready.prices,
                     report,
                 )
                 for collector in collectors
@@ -100,9 +97,9 @@ async def explain_in_batches(
                     async for result in explain_neurons(
                         records,
                         database,
-                        explainer=ModelExplainer(explainer),
-                        simulator=simulator,
-                        concurrency=explainer.concurrency,
+                        explainer=ready.explainer,
+                        simulator=ready.simulator,
+                        concurrency=ready.concurrency,
                     ):
                         if result.waiting:
                             waiting.append(result.neuron)
