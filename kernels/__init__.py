@@ -14,8 +14,7 @@ type.
 On a device nothing waits for it: all is queued on `stream`, the handle of a CUDA stream (0 is the
 default one; the CPU ignores it).
 
-Apart from these, `cpu/trunk.py` holds what `subject/one_pass.py` puts into a model's trunk on the
-CPU, and `cpu/ahead.py` compiles what a sweep needs there before it is called.
+Apart from these, `cpu/ahead.py` compiles what a sweep needs on the CPU before it is called.
 """
 
 from __future__ import annotations

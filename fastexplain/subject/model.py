@@ -18,13 +18,12 @@ from fastexplain.models.loading import find_trunk, load_pretrained
 from fastexplain.models.onednn import OneDnnLinear
 from fastexplain.models.smollm2 import smollm2_directory, smollm2_version
 from fastexplain.records import NeuronId
-from fastexplain.subject import compilation, one_pass
+from fastexplain.subject import compilation
 from fastexplain.subject.activations import Activations, Text, activations_of
 from fastexplain.subject.compilation import CompiledLayer
 from fastexplain.subject.fusion import FusedMlp, fuse, replaced
 from fastexplain.subject.interception import intercepted
 from fastexplain.subject.mlps import Mlp, find_mlps
-from fastexplain.subject.one_pass import OnePass
 from fastexplain.text.vocabulary import token_bytes
 
 _SAMPLE = 1024  # values of a parameter that a model is told by
@@ -156,8 +155,6 @@ class Subject:
                 undo.enter_context(compilation.compiled(whole))
             if fold is not None and self.device.type == "cpu":
                 undo.enter_context(OneDnnLinear())
-                if not compiled:
-                    undo.enter_context(self._one_pass.entered())
             undo.enter_context(torch.inference_mode())
             with contextlib.suppress(_StopError):
                 find_trunk(self.model)(input_ids=ids, use_cache=False)
@@ -224,10 +221,6 @@ class Subject:
     def _forms(self) -> dict[int, tuple[list[nn.Module], FusedMlp | None]]:
         """Fused forms by layer, each with the modules that its MLP had then."""
         return {}
-
-    @functools.cached_property
-    def _one_pass(self) -> OnePass:
-        return one_pass.find(self.model)
 
     @functools.cached_property
     def _compiled(self) -> tuple[CompiledLayer, ...]:

@@ -14,8 +14,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from fastexplain.subject.model import Subject
 from fastexplain.sweeping.summaries import kernel_device, kernel_dtype
 
@@ -50,11 +48,9 @@ def compiled_beside(subject: Subject, *, tables: bool) -> Iterator[None]:
 def needs(subject: Subject, *, tables: bool) -> dict[str, Any]:
     """What a sweep of the subject runs on the CPU, for `kernels.cpu.ahead.compile_kernels`."""
     here = subject.device.type == "cpu"
-    norms = any(type(module).__name__.endswith("RMSNorm") for module in subject.model.modules())
     return {
         "dtype": kernel_dtype(subject.dtype).name,
         # Activations of another device come ready made.
         "nonlinearities": subject.nonlinearities() if here else [None],
         "tables": tables,
-        "trunk": here and norms and subject.dtype == torch.float32,
     }

@@ -12,20 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastexplain.kernels.cpu import capture as cpu
-from fastexplain.kernels.cpu import trunk as cpu_trunk
 from fastexplain.kernels.summary import Batch, Preactivations, Summary
 
 
-def compile_kernels(
-    *, dtype: str, nonlinearities: Sequence[str | None], tables: bool, trunk: bool
-) -> None:
+def compile_kernels(*, dtype: str, nonlinearities: Sequence[str | None], tables: bool) -> None:
     """Compile, or load what is in the cache; nothing is run.
 
     Args:
         dtype: NumPy's name for that of the activations.
         nonlinearities: that `capture` will compute; None where it reads activations.
         tables: whether there will be any.
-        trunk: whether norms and rotary embeddings are the kernels' too.
     """
     # Compiled code knows the types of its arrays, not their shapes.
     one, rows = np.zeros(1, np.int32), (1, 1) if tables else (0, 0)
@@ -37,8 +33,6 @@ def compile_kernels(
     for name in nonlinearities:
         pre = None if name is None else Preactivations(name, acts)
         cpu.compile_capture(acts, batch, summary, pre)
-    if trunk:
-        cpu_trunk.compile_all()
 
 
 if __name__ == "__main__":

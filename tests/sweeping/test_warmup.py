@@ -13,29 +13,22 @@ import fastexplain
 from fastexplain import Corpus, Subject
 from fastexplain.kernels.cpu import ahead
 from fastexplain.kernels.cpu import capture as cpu
-from fastexplain.kernels.cpu import trunk as cpu_trunk
 from fastexplain.sweeping import warmup
 
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels of a sweep as a new process has them."""
-    for module, name in (
-        (cpu, "_add_to_tables"), (cpu_trunk, "rms_norm"), (cpu_trunk, "rotate")
-    ):  # fmt: skip
-        again = njit(parallel=True, nogil=True)(getattr(module, name).py_func)
-        monkeypatch.setattr(module, name, again)
+    again = njit(parallel=True, nogil=True)(cpu._add_to_tables.py_func)
+    monkeypatch.setattr(cpu, "_add_to_tables", again)
     cpu._fold_by.cache_clear()
 
 
 def compiled() -> dict[str, list]:
     """The signatures that the kernels of a sweep are compiled for."""
-    functions = {
-        "tables": cpu._add_to_tables, "rms_norm": cpu_trunk.rms_norm, "rotate": cpu_trunk.rotate
-    }  # fmt: skip
-    every = {name: list(function.signatures) for name, function in functions.items()}
     assert cpu._fold_by.cache_info().currsize == 1
-    return every | {"silu": list(cpu._fold_by("silu").signatures)}
+    functions = {"tables": cpu._add_to_tables, "silu": cpu._fold_by("silu")}
+    return {name: list(function.signatures) for name, function in functions.items()}
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -50,7 +43,7 @@ def test_nothing_is_left_for_the_sweep_to_compile(tiny_subject: Subject, tmp_pat
 
 @pytest.mark.usefixtures("uncompiled")
 def test_only_what_is_needed_is_compiled() -> None:
-    ahead.compile_kernels(dtype="uint16", nonlinearities=["silu"], tables=False, trunk=False)
+    ahead.compile_kernels(dtype="uint16", nonlinearities=["silu"], tables=False)
     found = compiled()
     assert len(found.pop("silu")) == 1 and not any(found.values())
 
@@ -59,17 +52,17 @@ def test_needs_follow_the_subject(make_model, make_tokenizer) -> None:
     model = make_model(hidden_act="gelu").to(torch.bfloat16)
     subject = Subject.from_model(model, make_tokenizer(), name="tiny")
     assert warmup.needs(subject, tables=False) == {
-        "dtype": "uint16", "nonlinearities": ["gelu"], "tables": False, "trunk": False
-    }  # fmt: skip
+        "dtype": "uint16",
+        "nonlinearities": ["gelu"],
+        "tables": False,
+    }
 
 
 @pytest.mark.usefixtures("uncompiled")
 def test_variants_keep_their_places_in_numbas_cache() -> None:
     def compile_two() -> list[int]:
         cpu._fold_by.cache_clear()
-        ahead.compile_kernels(
-            dtype="float32", nonlinearities=["relu", None], tables=False, trunk=False
-        )
+        ahead.compile_kernels(dtype="float32", nonlinearities=["relu", None], tables=False)
         return [cpu._fold_by(name).stats.cache_hits.total() for name in ("relu", None)]
 
     compile_two()
