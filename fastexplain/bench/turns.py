@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+import torch.compiler.config
 
 from fastexplain.bench.geometries import GEOMETRIES
 from fastexplain.bench.machine import (
@@ -116,8 +117,9 @@ def measure(
     count = (_WARM_UP + turns) * a_turn * batch_size
     tokens = zipf_tokens(count, subject.vocabulary_size, seed=seed)
     # Dynamo keeps 8 compiled forms of a function, and every layer of every model is the same one.
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+    torch.compiler.reset()
+    strict = {"fail_on_recompile_limit_hit": True}
+    with torch.compiler.config.patch(strict):  # type: ignore[attr-defined]
         tables = table_bytes(subject)
         contest = _Contest(
             *make_ways(subject, tokens, batch_size=batch_size, table_bytes=tables, compile=compile),

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import errors as hub_errors
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub import utils as hub_utils
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -70,7 +72,7 @@ def load_pretrained(
         raise SubjectError(_explain(name, revision, error)) from error
     model, loading = loaded
     _check_complete(name, model, loading["missing_keys"])
-    return model.eval(), tokenizer, getattr(config, "_commit_hash", None) or revision
+    return model.eval(), tokenizer, _commit(path, where["revision"]) or revision
 
 
 def find_trunk(model: PreTrainedModel) -> nn.Module:
@@ -125,10 +127,18 @@ def _locate(name: str) -> tuple[str, str | None]:
     return name, None
 
 
+def _commit(path: str, revision: str) -> str | None:
+    """The hub's commit of a model in the local cache, whose directories are named by commits."""
+    if Path(path).exists():
+        return None
+    config = try_to_load_from_cache(path, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else None
+
+
 def _check_causal(name: str, config: PretrainedConfig) -> None:
     """Raise SubjectError unless the config is that of a causal language model."""
     own = getattr(config, "auto_map", None) or {}
-    known = type(config) in AutoModelForCausalLM._model_mapping
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if config.is_encoder_decoder or not (known or "AutoModelForCausalLM" in own):
         raise SubjectError(
             f"'{name}' ({config.model_type}) is not a causal language model; "

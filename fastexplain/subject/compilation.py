@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.compiler.config
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException  # PyTorch has no public name for it
 
 from fastexplain.errors import SubjectError
 
 
 class CompiledLayer:
-    """A decoder layer with the compiled form of its call, which is made when it is first run.
+    """A decoder layer with the compiled form of its forward, which is made when it is first run.
 
     Args:
         layer: the decoder layer.
@@ -21,11 +23,11 @@ class CompiledLayer:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         # Shapes are compiled in: a sweep's batches are alike.
-        self.call = torch.compile(layer._call_impl, dynamic=False)
+        self.forward = torch.compile(layer.forward, dynamic=False)
 
 
 # Compiled forms that Dynamo keeps of one function before it gives up and runs it as it is. Its own
-# limit is 8, and all models' layers are called by the same function.
+# limit is 8, and all models of a class share the function: every size and batch size is a form.
 _FORMS = 64
 
 
@@ -35,18 +37,20 @@ def compiled(layers: Sequence[CompiledLayer]) -> Iterator[None]:
 
     Raises SubjectError where torch.compile does not work.
     """
-    before = [each.layer._compiled_call_impl for each in layers]
+    before = [vars(each.layer).get("forward") for each in layers]  # such as accelerate's
     for each in layers:
-        each.layer._compiled_call_impl = each.call
+        each.layer.forward = each.forward  # type: ignore[method-assign]
     try:
-        with torch._dynamo.config.patch(recompile_limit=_FORMS):
+        with torch.compiler.config.patch(recompile_limit=_FORMS):
             yield
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except TorchDynamoException as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise SubjectError(
             f"the model can't be compiled ({reason}); torch.compile needs a C++ compiler such as "
             "g++, and on a GPU the package triton: install them or don't compile"
         ) from error
     finally:
-        for each, call in zip(layers, before, strict=True):
-            each.layer._compiled_call_impl = call
+        for each, own in zip(layers, before, strict=True):
+            del each.layer.forward
+            if own is not None:
+                each.layer.forward = own

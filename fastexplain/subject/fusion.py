@@ -12,10 +12,9 @@ nothing else, for activations that a sweep reads anyway. `capture` does both in 
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +61,7 @@ def find_elementwise(module: nn.Module, mlp: Mlp) -> Elementwise | None:
 
     The `module`'s own forward runs on one row, with its linear layers replaced by stubs.
     """
-    children = module._modules
+    children = dict(module.named_children())
     others = [child for child in module.children() if not isinstance(child, LINEAR)]
     takes = inspect.signature(module.forward).parameters
     if len(takes) != 1 or any(True for child in others for _ in child.parameters()):
@@ -79,14 +78,10 @@ def find_elementwise(module: nn.Module, mlp: Mlp) -> Elementwise | None:
     x, out = torch.rand(1, 1, generator=random), torch.rand(1, 1, generator=random)
     stubs = {name: _Stub(value) for name, value in preset.items()}
     down = _Stub(out)
-    trial = copy.copy(module)
-    trial._modules = {
-        name: down if child is mlp.down else stubs.get(name, child)
-        for name, child in children.items()
-    }
+    downs = {name: down for name, child in children.items() if child is mlp.down}
     try:
-        with torch.inference_mode():
-            result = trial.forward(x)
+        with _exchanged(module, stubs | downs), torch.inference_mode():
+            result = module.forward(x)
     except Exception:  # a forward that wants more than stubs fails in its own way
         return None
     as_told = _equal(result, out) and all(
@@ -95,6 +90,19 @@ def find_elementwise(module: nn.Module, mlp: Mlp) -> Elementwise | None:
     if not as_told or len(down.seen) != 1:
         return None
     return _match(down.seen[0], preset, mlp.width)
+
+
+@contextlib.contextmanager
+def _exchanged(module: nn.Module, children: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Have other children under these names."""
+    own = {name: module.get_submodule(name) for name in children}
+    try:
+        for name, child in children.items():
+            setattr(module, name, child)
+        yield
+    finally:
+        for name, child in own.items():
+            setattr(module, name, child)
 
 
 class _Stub(nn.Module):
@@ -220,13 +228,10 @@ def replaced(
         )
 
     parent, _, name = path.rpartition(".")
-    holder = model.get_submodule(parent)
-    original = getattr(holder, name)
     slot = int(fused.slot)
     _receivers[slot] = take
-    setattr(holder, name, fused)
     try:
-        yield
+        with _exchanged(model.get_submodule(parent), {name: fused}):
+            yield
     finally:
-        setattr(holder, name, original)
         del _receivers[slot]

@@ -72,10 +72,6 @@ else:
     from llvmlite import ir
     from numba.cuda.extending import intrinsic
 
-    # numba-cuda 0.30 asks for this alias at its first compilation, and NumPy 2.5 has dropped it.
-    if not hasattr(np, "row_stack"):
-        np.row_stack = np.vstack
-
     def _emit(code, constraints):
         """What puts one instruction, on float32 and uint32 operands, into the code."""
 

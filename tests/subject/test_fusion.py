@@ -259,9 +259,9 @@ def test_weights_are_not_touched_and_half_precision_does_not_matter() -> None:
 # The model around it
 
 
-def parts_of(subject: Subject) -> list[tuple[str, int, object]]:
+def parts_of(subject: Subject) -> list[tuple[str, int, bool]]:
     return [
-        (name, id(module), module._compiled_call_impl)
+        (name, id(module), "forward" in vars(module))
         for name, module in subject.model.named_modules()
     ]
 
@@ -392,13 +392,18 @@ def test_without_a_compiler_it_says_what_to_do(graphs, tiny_subject: Subject) ->
     assert parts_of(tiny_subject) == before
 
 
-def test_a_layer_that_was_compiled_already_stays_so(graphs) -> None:
-    layer = nn.Linear(2, 2)
-    layer.compile()
-    own = layer._compiled_call_impl
-    with compilation.compiled([compilation.CompiledLayer(layer)]):
-        assert layer._compiled_call_impl is not own
-    assert layer._compiled_call_impl is own
+def test_a_layer_gets_its_own_forward_back(graphs) -> None:
+    plain, changed = nn.Linear(2, 2), nn.Linear(2, 2)
+    changed.forward = theirs = lambda x: nn.Linear.forward(changed, 2 * x)
+    x = torch.randn(3, 2)
+    expected = plain(x), changed(x)
+    layers = [compilation.CompiledLayer(layer) for layer in (plain, changed)]
+    with pytest.raises(KeyError), compilation.compiled(layers):
+        assert (plain.forward, changed.forward) == tuple(each.forward for each in layers)
+        torch.testing.assert_close((plain(x), changed(x)), expected)
+        raise KeyError
+    assert "forward" not in vars(plain) and changed.forward is theirs
+    assert graphs() == 2
 
 
 # The operators
