@@ -47,17 +47,6 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     ) and (bias is None or bias.dim() == 1)
 
 
-def multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """`functional.linear` by oneDNN where it can be, whatever is entered.
-
-    Without the operator's way through Python, for many small products that are not compiled:
-    it made 2 to 3% of a simulation.
-    """
-    if _AVAILABLE and _suits(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return functional.linear(x, weight)
-
-
 @torch.library.custom_op("fastexplain::linear", mutates_args=())
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -41,7 +41,7 @@ def compiled(layers: Sequence[CompiledLayer]) -> Iterator[None]:
     for each in layers:
         each.layer.forward = each.forward  # type: ignore[method-assign]
     try:
-        with torch.compiler.config.patch(recompile_limit=_FORMS):
+        with torch.compiler.config.patch(recompile_limit=_FORMS):  # type: ignore[attr-defined]
             yield
     except TorchDynamoException as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]

@@ -38,6 +38,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm import connect
+from fastexplain.llm.local.engine import Engine
 from fastexplain.llm.local.pieces import Pieces
 from fastexplain.llm.requests import Chat, Reading
 from fastexplain.prompts.lines import escape
@@ -371,13 +372,11 @@ def test_models_of_all_kinds_write_as_generate_does(tmp_path, settings):
 
 @pytest.mark.parametrize("dtype, apart", [(torch.float64, 1e-4), (torch.bfloat16, 0.3)])
 def test_other_precisions_run_behind_kept_states_too(tmp_path, dtype, apart):
-    # As on a GPU: with the model's own attention.
     directory = save_tiny(tmp_path)
     connection = connect(directory, local=True)
-    connection._engine._network.to(dtype)
+    network = connection._engine._network.to(dtype)
+    assert Engine(network, [1], [], [])._shares
     responses = ask_all(connection, READINGS)
-    assert connection._engine._shares
-    assert connection._engine._network.config._attn_implementation == "sdpa"
     check_against_plain(directory, READINGS, responses, apart)
 
 

@@ -8,7 +8,8 @@ For readings that begin with the same text:
    hidden states at the places alone, and only to the rows of its weight that belong to digits.
 
 Padding stands behind the texts: attention is causal, so no text sees it. Chats are generated
-behind a state too, that of what they begin with in common.
+behind a state too, that of what they begin with in common. Models that keep something else than
+keys and values, such as Mamba, read whole texts; which it is, is found once, by a trial.
 """
 
 from __future__ import annotations
@@ -28,10 +29,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from fastexplain.errors import LLMError
-from fastexplain.llm.local import attention
 from fastexplain.llm.local.pieces import Prompt
 from fastexplain.llm.local.states import EMPTY, State, growing, passing, room_behind
-from fastexplain.models.loading import quiet
 from fastexplain.models.onednn import OneDnnLinear
 
 # Tokens in a pass. With a core for each pass, texts of 266 tokens took 0.38 s of it alone and 0.36
@@ -46,8 +45,8 @@ _GROUP = {"cpu": 1536, "cuda": 16384}
 _WORKERS = 8
 # States of common texts that are kept; a simulator has one for each kind of prompt.
 _STATES = 4
-# Tokens with which the ways to run a model are compared, and by how much of the range of what is
-# read they may differ: rounding is 1e-5 in float32 and 1e-2 in bfloat16.
+# Tokens on which reading behind a state is tried, and by how much of the range of what is read it
+# may differ from reading the whole text: rounding is 1e-5 in float32 and 1e-2 in bfloat16.
 _TRIAL, _TRIAL_LOGITS = 24, 8
 _TOLERANCE, _ROUGH_TOLERANCE = 1e-3, 0.1
 
@@ -111,6 +110,7 @@ class Engine:
         self._network = network
         self._narrow = _NarrowHead(network.get_output_embeddings())
         self._device = network.device
+        self._vocabulary: int = network.config.get_text_config().vocab_size
         self._cores = torch.get_num_threads()
         self._workers = _workers(network, self._cores)
         self._digits = self._long(digits)
@@ -118,8 +118,8 @@ class Engine:
         self._ends = list(ends)
         self._states: OrderedDict[tuple[int, ...], State] = OrderedDict()
         self._written: tuple[list[int], State] = [], EMPTY
-        self._shares: bool | None = None  # whether texts may run behind a state; None: not tried
         self._stopping = False
+        self._shares = self._reads_behind_states()
 
     def stop(self) -> None:
         """Have the work that is going on end soon; may be called from any thread."""
@@ -132,8 +132,6 @@ class Engine:
         """
         with self._running(), self._narrowed():
             shared, head = prompts[0].shared, prompts[0].head
-            if self._shares is None:
-                self._settle([*shared, *head, *prompts[0].rest][:_TRIAL])
             state = self._state(shared) if self._shares else EMPTY
             before = [[] if self._shares else list(shared)] * len(prompts)
             own = sum(len(each.rest) for each in prompts)
@@ -174,9 +172,6 @@ class Engine:
     def write(self, writings: Sequence[Writing]) -> list[Written]:
         """Generate texts, in one batch where the model can."""
         with self._running():
-            if self._shares is None:
-                with self._narrowed():
-                    self._settle(writings[0].ids[:_TRIAL])
             if not self._can_pad():
                 return [self._write([each])[0] for each in writings]
             return self._write(writings)
@@ -231,7 +226,7 @@ class Engine:
         kinds = getattr(config, "layer_types", None) or ["full_attention"]
         windowed = getattr(config, "sliding_window", None) is not None
         told = "position_ids" in inspect.signature(self._network.forward).parameters
-        return bool(self._shares) and told and not windowed and set(kinds) == {"full_attention"}
+        return self._shares and told and not windowed and set(kinds) == {"full_attention"}
 
     def _cut(self, writing: Writing, ids: list[int], row: int, chosen: _Choice) -> Written:
         ids = ids[: writing.max_tokens]
@@ -336,36 +331,25 @@ class Engine:
         self._written = common, state
         return state
 
-    def _settle(self, ids: list[int]) -> None:
-        """Choose how the model is run, by trying on a short text.
-
-        From the fastest: behind a state, with our attention; behind a state with its own; whole
-        texts, for models that keep something else than keys and values. The first that reads
-        what the model's own way reads is taken.
-        """
+    def _reads_behind_states(self) -> bool:
+        """Whether the model reads the same behind a state as in the whole text, to rounding."""
+        ids = [number % self._vocabulary for number in range(1, _TRIAL + 1)]
         half = len(ids) // 2
-        own, dtype = self._network.config._attn_implementation, self._network.dtype
-        exact = dtype in (torch.float32, torch.float64)
+        exact = self._network.dtype in (torch.float32, torch.float64)
         tolerance = _TOLERANCE if exact else _ROUGH_TOLERANCE
-        expected = self._trial(EMPTY, ids, half)
-        self._shares = False
-        ours = own == "sdpa" and self._device.type == "cpu" and dtype == torch.float32
-        for name in [attention.NAME] * ours + [own]:
-            with quiet():  # some models say that they can't; that is what the trial is for
-                self._network.set_attn_implementation(name)
+        with self._running(), self._narrowed():
+            whole = self._trial(EMPTY, ids, half)
             try:
                 read = self._trial(self._extend(EMPTY, ids[:half]), ids[half:], 0)
             except Exception:  # each of the models that keep no keys and values fails its own way
-                continue
-            if (read - expected).abs().max() <= tolerance * (expected.max() - expected.min()):
-                self._shares = True
-                return
+                return False
+        difference = (read - whole).abs().max()
+        return bool(difference <= tolerance * (whole.max() - whole.min()))
 
     def _trial(self, state: State, ids: list[int], start: int) -> Tensor:
         """Some logits behind each token from `start` on."""
         where = list(range(start, len(ids)))
-        vocabulary = self._network.config.get_text_config().vocab_size
-        tokens = self._long(range(min(_TRIAL_LOGITS, vocabulary)))
+        tokens = self._long(range(min(_TRIAL_LOGITS, self._vocabulary)))
         return self._logits(state, [ids], [0] * len(where), where, tokens)
 
 
