@@ -47,7 +47,6 @@ class Sweeper:
     """
 
     share = 1.0
-    needed_bytes = 0
 
     def __init__(
         self,
@@ -77,8 +76,7 @@ class Sweeper:
     def step(self) -> None:
         loop.fold_batch(self._subject, *next(self._batches), self._exemplars, self._settings)
 
-    @contextlib.contextmanager
-    def prepared(self) -> Iterator[None]:
+    def prepared(self) -> contextlib.AbstractContextManager[object]:
         device = self._subject.device
         with loop.prepared(device):
             if device.type == "cpu":

@@ -15,6 +15,7 @@ from fastexplain.cli.common import AsJson, RunPath, print_explanations, print_js
 from fastexplain.cli.explain import cost, explain, ingest
 from fastexplain.cli.terminal import out, terminations
 from fastexplain.errors import FastexplainError, StoppedError, UsageError
+from fastexplain.models.memory import keep_freed_memory
 from fastexplain.version import __version__
 
 # 128 and the number of the signal, as a shell counts.
@@ -46,6 +47,7 @@ def _run() -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     arguments = arguments or ["--help"]
+    keep_freed_memory()
     warnings.showwarning = lambda message, *_, **__: _print_error(str(message))
     try:
         # Typer turns Ctrl-C into a returned 130; commands themselves return nothing.

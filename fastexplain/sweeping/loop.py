@@ -27,7 +27,6 @@ import torch
 
 from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest_hashes
-from fastexplain.models.memory import freed_memory_kept
 from fastexplain.progress import Report, reported
 from fastexplain.records import Site
 from fastexplain.run.checkpoints import Checkpoint, Checkpoints
@@ -364,7 +363,7 @@ def prepared(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """What a sweep wants of the process while it runs on a device."""
     if device.type == "cuda":
         return torch.cuda.device(device)  # Numba launches kernels on the current one
-    return freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext()
+    return contextlib.nullcontext()
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastexplain import Subject
-from fastexplain.models.memory import freed_memory_kept
 from fastexplain.sweeping import batch_size
 from fastexplain.sweeping.batch_size import bytes_per_position, choose_batch_size
 
@@ -87,11 +85,3 @@ def test_the_estimate_is_about_what_a_model_takes(architecture: str, make_tokeni
         subject.trunk(torch.ones(8, 64, dtype=torch.long), fold=lambda layer, acts, pre: None)
     estimate = 8 * 65 * bytes_per_position(subject, [0, 1, 2], 65)
     assert 0.9 * peak.bytes < estimate < 6 * peak.bytes
-
-
-def test_freed_memory_is_kept_where_there_is_a_way(monkeypatch) -> None:
-    with pytest.raises(KeyError), freed_memory_kept():
-        raise KeyError
-    monkeypatch.setattr(sys, "platform", "plan9")
-    with freed_memory_kept():
-        pass

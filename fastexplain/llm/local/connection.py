@@ -31,7 +31,6 @@ from fastexplain.llm.requests import (
     without_system,
 )
 from fastexplain.models.loading import load_pretrained
-from fastexplain.models.memory import freed_memory_kept
 from fastexplain.models.smollm2 import smollm2_directory
 
 # Requests that the thread takes at once. What it has taken is answered together, so more would be
@@ -186,12 +185,10 @@ class LocalConnection(Connection):
 
     async def _work(self) -> None:
         """Have what waits answered, until nothing does."""
-        keeping = freed_memory_kept() if self._device.type == "cpu" else contextlib.nullcontext()
         try:
-            with keeping:
-                await asyncio.sleep(0)  # those that ask at the same moment are all here then
-                while taken := self._take():
-                    await self._answer(taken)
+            await asyncio.sleep(0)  # those that ask at the same moment are all here then
+            while taken := self._take():
+                await self._answer(taken)
         finally:
             self._worker = None
 
