@@ -372,8 +372,8 @@ def _workers(network: Any, cores: int) -> int:
 def _transpose_weights(network: Any) -> None:
     """Lay out the weights of linear layers column by column, which changes nothing but the speed.
 
-    For passes of 798 tokens through SmolLM2's layers oneDNN took 0.88 of the time on two cores and
-    0.97 on one; for 8 to 16 tokens, as when chats are generated, 0.81 and 0.70.
+    Two chats together take 5% less of a core's time (`benches/NOTES.md`), by themselves the layers
+    of SmolLM2 20 to 30% for 8 to 16 tokens. Readings, of hundreds of tokens, gain nothing.
     """
     head = network.get_output_embeddings()  # whose weight may be that of the input too
     for module in network.modules():
