@@ -20,6 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PRIVATE = {
     "_dynamo": "fastexplain/subject/compilation.py",
+    "_forward_hooks": "fastexplain/subject/interception.py",
+    "_forward_pre_hooks": "fastexplain/subject/interception.py",
+    "_global_forward_hooks": "fastexplain/subject/interception.py",
+    "_global_forward_pre_hooks": "fastexplain/subject/interception.py",
     "_linear_pointwise": "fastexplain/models/onednn.py",
 }
 """Private names of other packages, and the only module that may use each."""
@@ -108,6 +112,23 @@ def test_nothing_is_put_into_another_package() -> None:
             if isinstance(target, ast.Name) and target.id in modules - sys.stdlib_module_names:
                 found.append(f"{path}:{node.lineno}")
     assert found == []
+
+
+def test_modules_keep_their_hooks_by_these_names() -> None:
+    layer = torch.nn.Identity()
+    layer.register_forward_hook(lambda *_: None)
+    layer.register_forward_pre_hook(lambda *_: None)
+    assert len(layer._forward_hooks) == len(layer._forward_pre_hooks) == 1
+    everywhere = torch.nn.modules.module
+    for register, kept in (
+        (everywhere.register_module_forward_hook, "_global_forward_hooks"),
+        (everywhere.register_module_forward_pre_hook, "_global_forward_pre_hooks"),
+    ):
+        handle = register(lambda *_: None)
+        try:
+            assert len(getattr(everywhere, kept)) == 1
+        finally:
+            handle.remove()
 
 
 def test_dynamos_errors_have_a_class_of_their_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from fastexplain.errors import SubjectError
 
 
 class CompiledLayer:
-    """A decoder layer with the compiled form of its forward, which is made when it is first run.
+    """A decoder layer with the compiled form of its class's forward, made when it is first run.
 
     Args:
         layer: the decoder layer.
@@ -23,7 +24,7 @@ class CompiledLayer:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         # Shapes are compiled in: a sweep's batches are alike.
-        self.forward = torch.compile(layer.forward, dynamic=False)
+        self.forward = torch.compile(types.MethodType(type(layer).forward, layer), dynamic=False)
 
 
 # Compiled forms that Dynamo keeps of one function before it gives up and runs it as it is. Its own

@@ -396,14 +396,14 @@ def test_a_layer_gets_its_own_forward_back(graphs) -> None:
     plain, changed = nn.Linear(2, 2), nn.Linear(2, 2)
     changed.forward = theirs = lambda x: nn.Linear.forward(changed, 2 * x)
     x = torch.randn(3, 2)
-    expected = plain(x), changed(x)
+    expected = plain(x), nn.Linear.forward(changed, x)
     layers = [compilation.CompiledLayer(layer) for layer in (plain, changed)]
     with pytest.raises(KeyError), compilation.compiled(layers):
         assert (plain.forward, changed.forward) == tuple(each.forward for each in layers)
         torch.testing.assert_close((plain(x), changed(x)), expected)
         raise KeyError
     assert "forward" not in vars(plain) and changed.forward is theirs
-    assert graphs() == 2
+    assert graphs() == 1
 
 
 # The operators
