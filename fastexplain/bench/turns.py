@@ -203,7 +203,6 @@ class _Contest:
             needed = peak_memory(way.step, self._device)
             if needed is not None and isinstance(way, Sweeper):
                 needed += outside
-                way.needed_bytes = needed
             self._memory[name] = {"kept_bytes": way.kept_bytes, "needed_bytes": needed}
             self._steps(way, self._a_turn - 1)
 

@@ -40,10 +40,6 @@ class Sweeper:
         layers: those to capture; all by default.
         table_bytes: memory for the tables; 0 for a sweep without.
         compile: whether decoder layers run through torch.compile.
-
-    Attributes:
-        needed_bytes: what a batch takes besides, once that is known; a sweep on a CPU finds this
-            much memory freed by the batch before.
     """
 
     share = 1.0
@@ -77,11 +73,7 @@ class Sweeper:
         loop.fold_batch(self._subject, *next(self._batches), self._exemplars, self._settings)
 
     def prepared(self) -> contextlib.AbstractContextManager[object]:
-        device = self._subject.device
-        with loop.prepared(device):
-            if device.type == "cpu":
-                torch.empty(self.needed_bytes, dtype=torch.uint8).fill_(1)
-            yield
+        return loop.prepared(self._subject.device)
 
     def layer_file(self) -> dict[str, np.ndarray]:
         """The arrays of the lowest layer's file."""
