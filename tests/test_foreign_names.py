@@ -29,7 +29,7 @@ PRIVATE = {
 """Private names of other packages, and the only module that may use each."""
 
 # Of named tuples: documented, and so written only to keep clear of their fields.
-PUBLIC = {"_asdict", "_replace"}
+PUBLIC = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
 
 
 @cache
