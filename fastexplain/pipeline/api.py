@@ -11,8 +11,9 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -215,22 +216,36 @@ explain = _waiting(explain_async, "explain")
 def _run_in_thread(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Run a coroutine to its end in a thread of its own; Ctrl-C cancels it."""
     begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[_T]]] = []
+    interrupted = threading.Event()
+    done: Future[_T] = Future()
 
     async def main() -> _T:
         task = asyncio.ensure_future(coroutine)
         begun.append((asyncio.get_running_loop(), task))
+        if interrupted.is_set():
+            task.cancel()
         return await task
 
-    with ThreadPoolExecutor(1, thread_name_prefix="fastexplain-call") as pool:
-        # The context says which cell of a notebook output belongs to.
-        done = pool.submit(contextvars.copy_context().run, asyncio.run, main())
+    def run() -> None:
         try:
-            return done.result()
-        except KeyboardInterrupt:
-            for loop, task in begun:
-                with contextlib.suppress(RuntimeError):  # the loop has just ended
-                    loop.call_soon_threadsafe(task.cancel)
-            raise
+            done.set_result(asyncio.run(main()))
+        except BaseException as error:
+            done.set_exception(error)
+
+    # The context says which cell of a notebook output belongs to.
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="fastexplain-call", daemon=True)
+    try:
+        thread.start()
+        return done.result()
+    except KeyboardInterrupt:
+        interrupted.set()
+        for loop, task in begun:
+            with contextlib.suppress(RuntimeError):  # the loop has just ended
+                loop.call_soon_threadsafe(task.cancel)
+        if thread.ident is not None:  # else it has not begun, and won't do anything
+            done.exception()
+        raise
 
 
 async def _by_lookup(
