@@ -60,7 +60,7 @@ def test_fastexplain_commands(workplace) -> None:
                 answer(workplace / "requests.jsonl", workplace / "answers.jsonl")
             run_command(command, workplace)
             ran.append(shlex.split(command)[1])
-    assert set(ran) == {"sweep", "explain", "ingest", "top", "show", "bench"}
+    assert set(ran) == {"sweep", "explain", "ingest", "top", "search", "show", "bench"}
     written = (workplace / "requests.jsonl").read_text().splitlines()
     assert len(written) == 10  # the simulations, now that there is an explanation
 
@@ -101,16 +101,17 @@ def test_server_commands(workplace) -> None:
 
 @pytest.mark.scale
 def test_python_example(workplace) -> None:
-    [example] = blocks("python")
+    example = "\n\n".join(blocks("python"))
     shown = run([sys.executable, "-c", example], workplace)
     assert "1 of 1 neurons explained by smollm2" in shown
+    assert "100 of 100 neurons explained by strongest token" in shown
     assert "(7, 1537)" in shown
 
 
 @pytest.mark.scale
 def test_python_example_as_a_notebook(workplace) -> None:
     """Each paragraph a cell, in a kernel whose event loop is running; then how results show."""
-    [example] = blocks("python")
+    example = blocks("python")[0]
     cells = example.replace("python-run", "notebook-run").split("\n\n")
     cells += ["neuron", "result", "found", "await fastexplain.explain_async(run, '5:131')"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
