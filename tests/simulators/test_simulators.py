@@ -481,10 +481,10 @@ def test_a_contrast_reads_the_same_text_under_an_empty_explanation():
     assert one.lines == other.lines and one.shared == other.shared
 
 
-def test_the_empty_reading_is_shared_by_all_neurons():
+def test_the_empty_reading_is_shared_by_all_neurons(tmp_path):
     flat = Distribution(np.zeros((4, 10), dtype=np.float32))
     model = Model(lambda *_: flat)
-    with Database(":memory:") as database:
+    with Database(tmp_path / "run.sqlite") as database:
         stored = StoredConnection(model, Responses(database), "simulation")
         stored.capabilities = ABLE
         simulator = Simulator(stored, "prompt-logprobs", "contrast")
