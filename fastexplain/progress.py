@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from fastexplain.errors import UsageError
+
 Report = Callable[[int], None]
 """Called with how much is done so far, after each step."""
 
@@ -23,6 +25,8 @@ def reported(
         unit: what is counted.
         done: how much of it was done before.
     """
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise UsageError(f"progress is {progress!r}; give True, False or a function")
     if progress is not True:
         yield progress or (lambda done: None)
         return

@@ -41,7 +41,7 @@ make_llamacpp() {
 
 serve_vllm() {
     local model
-    model=$("$python" -c 'from fastexplain.smollm2 import smollm2_directory as d; print(d())')
+    model=$("$python" -c 'from fastexplain.models.smollm2 import smollm2_directory as d; print(d())')
     VLLM_TARGET_DEVICE=cpu VLLM_CPU_KVCACHE_SPACE=2 OMP_NUM_THREADS=2 \
         VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 \
         exec "$venv/bin/vllm" serve "$model" --served-model-name smollm2 --host 127.0.0.1 \
@@ -50,7 +50,7 @@ serve_vllm() {
 
 serve_llamacpp() {
     local model
-    model=$("$python" -c 'from fastexplain.smollm2 import _gguf_file as f; print(f())')
+    model=$("$python" -c 'from fastexplain.models.smollm2 import _gguf_file as f; print(f())')
     exec "$venv/bin/python" -m llama_cpp.server --model "$model" --model_alias smollm2 \
         --host 127.0.0.1 --port "$port" --logits_all true --n_ctx 2048
 }

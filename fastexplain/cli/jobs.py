@@ -104,7 +104,7 @@ def run_bench(
 
 def explain_by_lookup(run: Run, *, fresh: bool = False) -> None:
     """Explain every neuron by lookup, unless that was done and is not wanted `fresh`."""
-    with run.database() as database:
+    with run.database(read_only=True) as database:
         neurons = run.manifest["sweep"]["neurons"]
         if not fresh and database.explained(METHOD, VERSION) == neurons:
             return

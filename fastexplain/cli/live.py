@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from fastexplain.cli.terminal import SECONDS, changing_line, duration, print_line
 from fastexplain.pipeline.explaining import Progress
 
+_STOPPING = "stopping when the requests in flight are answered; Ctrl-C again stops now"
+
 
 def progress_line(progress: Progress, seconds: float) -> str:
     """One line on what is done, how fast, for how much, and how long it will take.
@@ -17,7 +19,7 @@ def progress_line(progress: Progress, seconds: float) -> str:
         seconds: since the beginning.
     """
     if not progress.requests_a_neuron:
-        return progress.stage
+        return "; ".join([progress.stage, *[_STOPPING] * progress.interrupted.is_set()])
     meter = progress.meter
     parts = [f"{progress.stage}: {progress.done:,} of {progress.total:,} neurons"]
     counts = [f"{meter.answered:,} answered"]
@@ -38,7 +40,7 @@ def progress_line(progress: Progress, seconds: float) -> str:
         left = max(each * (progress.total - progress.done) - begun, 0)
         parts.append(f"{duration(left * seconds / sent)} left")
     if progress.interrupted.is_set():
-        parts.append("stopping when the requests in flight are answered; Ctrl-C again stops now")
+        parts.append(_STOPPING)
     return "; ".join(parts)
 
 

@@ -142,6 +142,8 @@ async def explain_async(
         RunError: the run has no tables to look up in, or its database can't be written.
     """
     names = [neurons] if isinstance(neurons, str | NeuronId) else neurons
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise UsageError(f"neurons is {neurons!r}; give names, such as '5:131'")
     chosen = select_neurons(run, [str(name) for name in names])
     if not chosen:
         raise UsageError("no neurons are named; name some, such as 5:131, 5:* or all")
@@ -151,7 +153,9 @@ async def explain_async(
                 f"explainer is {explainer!r}; give 'lookup' or fastexplain.Model({explainer!r})"
             )
         given = {"simulator": simulator, "simulation": simulation, "max_cost": max_cost,
-                 "max_requests": max_requests}  # fmt: skip
+                 "max_requests": max_requests, "requests_per_minute": requests_per_minute,
+                 "tokens_per_minute": tokens_per_minute,
+                 "readout": None if readout == "expected" else readout}  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise UsageError(
@@ -159,12 +163,17 @@ async def explain_async(
                 )
         return await _by_lookup(run, chosen, fresh=fresh, progress=progress)
 
+    if not isinstance(concurrency, int) or concurrency < 1:
+        raise UsageError(f"concurrency is {concurrency!r}; give a whole number from 1 on")
     limits = {"concurrency": concurrency, "requests_per_minute": requests_per_minute,
               "tokens_per_minute": tokens_per_minute, "timeout": timeout}  # fmt: skip
     if simulator is None:
         if not isinstance(explainer, Model):
             raise UsageError("the explainer is no language model; name a simulator too")
         simulator = explainer
+    _check(explainer, simulator, scorers)
+    if not isinstance(simulator, Model) and (simulation is not None or readout != "expected"):
+        raise UsageError("simulation and readout are for language models that simulate")
     settings = Settings(
         explainer, simulator, simulation, readout, limits,
         fresh=fresh, max_cost=max_cost, max_requests=max_requests, scorers=scorers,
@@ -192,6 +201,23 @@ async def explain_async(
         state.meter.answered,
         None if outcome.stopped is None else str(outcome.stopped),
     )
+
+
+def _check(explainer: object, simulator: object, scorers: Sequence[object]) -> None:
+    """Raise UsageError for what can't explain, simulate or score."""
+    kinds: list[tuple[str, object, tuple[type, ...], str]] = [
+        ("explainer", explainer, (Model, Explainer), "method, model, version and explain"),
+        ("simulator", simulator, (Model, Simulator), "model, version and simulate"),
+        *(("scorer", scorer, (Scorer,), "name and score") for scorer in scorers),
+    ]
+    for role, given, known, attributes in kinds:
+        if not isinstance(given, known):
+            model = "a fastexplain.Model, or " * (Model in known)
+            raise UsageError(
+                f"the {role} {given!r} can't be used; give {model}an object with {attributes}"
+            )
+    if getattr(explainer, "method", None) == METHOD:
+        raise UsageError(f"the method '{METHOD}' is taken; give the explainer's another name")
 
 
 def _waiting(function: Callable[_P, Coroutine[Any, Any, _T]], name: str) -> Callable[_P, _T]:
@@ -252,7 +278,7 @@ async def _by_lookup(
     run: Run, neurons: list[NeuronId], *, fresh: bool, progress: bool | Report
 ) -> Explained:
     """Explain all by lookup, unless that was done and is not wanted `fresh`."""
-    with run.database() as database:
+    with run.database(read_only=True) as database:
         done = database.explained(METHOD, VERSION) == run.manifest["sweep"]["neurons"]
     if fresh or not done:
         with reported(progress, "Explaining by lookup", len(run.layers), "layers") as report:

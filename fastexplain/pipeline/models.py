@@ -89,8 +89,8 @@ class Settings:
     Attributes:
         explainer, simulator: language models, or what else explains and simulates.
         scorers: score the explanations by the simulations.
-        mode: a way to simulate, one of `simulate.MODES`; the best that there is if None.
-        readout: one of `simulate.READOUTS`.
+        mode: a way to simulate, one of `simulators.model.MODES`; the best that there is if None.
+        readout: one of `simulators.model.READOUTS`.
         limits: of the server connections: concurrency, requests_per_minute, tokens_per_minute
             and timeout; see `ServerConnection`.
         fresh: ask again for what is stored.

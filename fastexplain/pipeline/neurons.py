@@ -107,8 +107,9 @@ async def explain_neurons(
             await asyncio.sleep(0)  # where nothing had to be asked, nobody else had a turn
 
     async def workers() -> None:
-        crew = [asyncio.create_task(worker()) for _ in range(concurrency)]
+        crew: list[asyncio.Task[None]] = []
         try:
+            crew += [asyncio.create_task(worker()) for _ in range(concurrency)]
             await asyncio.gather(*crew)
         finally:
             for each in crew:
@@ -255,6 +256,11 @@ class _Work:
             raise
         except LLMError as error:
             failure = str(error)
+        if failure is None and not isinstance(made, Explanation):
+            raise UsageError(
+                f"the explainer '{self._explainer.model}' gave a {type(made).__name__}; it has to "
+                "give a fastexplain.records.Explanation"
+            )
         return ExplanationRow(
             record.id,
             self._explainer.method,
@@ -277,17 +283,20 @@ class _Work:
         except LLMError as error:
             return _Outcome(None, str(error))
         if not isinstance(found, Simulation):
-            found = Simulation(np.asarray(found, dtype=np.float64))
-        if found.values.shape != (len(tokens),):
+            found = Simulation(np.asarray(found))
+        values = np.asarray(found.values, dtype=np.float64)
+        if values.shape != (len(tokens),):
             raise UsageError(
-                f"the simulator '{self._simulator.model}' gave {found.values.shape} values for "
+                f"the simulator '{self._simulator.model}' gave {values.shape} values for "
                 f"{len(tokens)} tokens; it has to give one for each"
             )
-        if np.isnan(found.values).all():
-            return _Outcome(None, found.reason)
+        if np.isinf(values).any():
+            return _Outcome(None, "the simulator gave a value that is infinite")
+        if np.isnan(values).all():
+            return _Outcome(None, found.reason or "the simulator gave no value")
         # As long as the excerpt, so that values stand beside tokens.
         padding = np.full(record.skip, np.nan)
-        return _Outcome(np.concatenate([padding, found.values]).astype(np.float32), found.reason)
+        return _Outcome(np.concatenate([padding, values]).astype(np.float32), found.reason)
 
 
 class _Outcome(NamedTuple):

@@ -19,7 +19,7 @@ A rule-based explainer and a simulator that asks no language model, for example:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from fastexplain.records import Explanation, Measured, NeuronRecord, Simulated
 from fastexplain.simulators.model import Simulation
 
 
+@runtime_checkable
 class Explainer(Protocol):
     """Writes explanations.
 
@@ -50,6 +51,7 @@ class Explainer(Protocol):
         ...
 
 
+@runtime_checkable
 class Simulator(Protocol):
     """Predicts activations from an explanation.
 
@@ -75,6 +77,7 @@ class Simulator(Protocol):
         ...
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Scores an explanation by its simulations.
 

@@ -87,11 +87,13 @@ class Database:
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
         self._writer: _Writer | None = None
+        self._closed = False
         with self._errors():
             self._connection()
 
     def close(self) -> None:
         """Finish what `write` was handed, and close the file."""
+        self._closed = True
         if self._writer is not None:
             self._writer.finish()
         for sqlite in self._opened:
@@ -117,6 +119,8 @@ class Database:
         Raises:
             RunError: the database can't be written.
         """
+        if self._closed:
+            raise RunError(f"the database {self._path} is closed")
         if self._writer is None:
             self._writer = _Writer(self)
         return await asyncio.wrap_future(self._writer.add(function, arguments))
@@ -271,8 +275,9 @@ class Database:
             (quoted, limit),
         )
         return [
-            self._read("WHERE e.id = ? ORDER BY s.value DESC NULLS LAST LIMIT 1", key)[0]
+            row
             for key in found
+            for row in self._read("WHERE e.id = ? ORDER BY s.value DESC NULLS LAST LIMIT 1", key)
         ]
 
     def methods(self) -> list[str]:
@@ -451,7 +456,10 @@ class Database:
             sqlite = sqlite3.connect(self._path, **options)
         elif self._path.exists():
             # Where no lock can be taken, nothing can be written either: it is read as it stands.
-            mode = "mode=ro" if os.access(self._path.parent, os.W_OK) else "immutable=1"
+            # Not beside a write-ahead log: others may be writing, and what is in it counts too.
+            log = self._path.with_name(f"{self._path.name}-wal")
+            alone = not os.access(self._path.parent, os.W_OK) and not log.exists()
+            mode = "immutable=1" if alone else "mode=ro"
             sqlite = sqlite3.connect(f"{self._path.resolve().as_uri()}?{mode}", uri=True, **options)
         else:
             sqlite = sqlite3.connect(":memory:", **options)

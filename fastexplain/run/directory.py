@@ -153,6 +153,13 @@ class Run:
         try:
             self.manifest = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
             schema = self.manifest["schema"]
+            if schema not in (1, SCHEMA):
+                raise RunError(
+                    f"{path} has schema {schema}, this version reads {SCHEMA}; "
+                    "use the version of fastexplain that the manifest names, or sweep again"
+                )
+            self.skip: int = self.manifest["settings"]["skip"]
+            self.sites = {site.name: site for site in _sites(self.manifest)}
         except (FileNotFoundError, NotADirectoryError):
             if (self.path / "layers").is_dir():
                 raise RunError(
@@ -165,15 +172,11 @@ class Run:
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.path / _MANIFEST} can't be read: {error}") from error
-        if schema not in (1, SCHEMA):
-            raise RunError(
-                f"{path} has schema {schema}, this version reads {SCHEMA}; "
-                "use the version of fastexplain that the manifest names, or sweep again"
-            )
-        self.skip: int = self.manifest["settings"]["skip"]
-        self.sites = {site.name: site for site in _sites(self.manifest)}
         self.layers = [site.layer for site in self.sites.values() if site.kind == "mlp"]
         self._files: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {self.manifest['subject']['name']}, layers {self.layers})"
 
     def width(self, layer: int) -> int:
         """Neurons of a layer. Raises UsageError for a layer that was not swept."""

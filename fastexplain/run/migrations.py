@@ -155,6 +155,8 @@ _UNITS_AND_LONG_SCORES = (
     "ALTER TABLE explanations_2 RENAME TO explanations",
     "ALTER TABLE scores_2 RENAME TO scores",
     "CREATE INDEX explanations_by_unit ON explanations (site, unit, method)",
+    # Without it every deletion would look through the table for what was made from the row.
+    "CREATE INDEX explanations_by_parent ON explanations (parent) WHERE parent IS NOT NULL",
     # Of the headline alone, since an index holds the whole key of each of its rows once more.
     """CREATE INDEX scores_by_headline ON scores (value) WHERE scorer = 'correlation'
         AND measure = 'correlation' AND split = 'top_and_random'""",

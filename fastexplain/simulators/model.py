@@ -3,7 +3,7 @@
 1. A way to simulate is chosen by what the connection can do (`choose_mode`).
 2. The prompt is built; where its values will stand is known by construction (`prompts/`).
 3. The answer gives a distribution over the integers at each token, or in JSON a number.
-4. A readout makes one value a token of the distributions (`readout.py`).
+4. A readout makes one value a token of the distributions (`readouts.py`).
 
 Source: Bills et al. 2023, "Step 2: Simulate the neuron's activations", and its section on
 simulating a whole excerpt at once.

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,10 @@ class Subject:
 
     name: str
     revision: str | None
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     bos: int | None
-    mlps: tuple[Mlp, ...]
+    mlps: tuple[Mlp, ...] = field(repr=False)
 
     @classmethod
     def from_model(

@@ -176,6 +176,10 @@ def check_settings(
     bottom: bool,
     compile: bool,
 ) -> Settings:
+    if not isinstance(corpus, Corpus):
+        raise UsageError("the corpus is no Corpus; make one, for example by Corpus.from_texts")
+    if isinstance(layers, int | str):
+        raise UsageError(f"layers is {layers!r}; give numbers, such as [0, 5] or range(6)")
     count, length = len(subject.widths), corpus.tokens.shape[1]
     chosen = list(range(count)) if layers is None else sorted(set(layers))
     unknown = [layer for layer in chosen if not 0 <= layer < count]

@@ -182,6 +182,76 @@ def test_an_explainer_of_the_users_own_needs_a_simulator(run):
         fastexplain.explain(run, "0:0", explainer=LongestToken())
 
 
+class Taken(LongestToken):
+    method = "lookup"
+
+
+class Wordless(LongestToken):
+    def explain(self, record):
+        return "cats"
+
+
+class Endless(Mentions):
+    def simulate(self, explanation, tokens):
+        return [float("inf")] * len(tokens)
+
+
+class Silent(Mentions):
+    def simulate(self, explanation, tokens):
+        return [float("nan")] * len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"simulator": "smollm2"}, "simulator 'smollm2' can't be used; give a fastexplain.Model"),
+        ({"explainer": Mentions()}, "an object with method, model, version and explain"),
+        ({"scorers": ["correlation"]}, "scorer 'correlation' can't be used; give an object with"),
+        ({"explainer": Taken()}, "the method 'lookup' is taken"),
+        ({"explainer": Wordless()}, "'longest token' gave a str; it has to give a fastexplain"),
+        ({"simulation": "json"}, "are for language models that simulate"),
+        ({"concurrency": 0}, "concurrency is 0; give a whole number"),
+        ({"concurrency": "4"}, "concurrency is '4'"),
+        ({"progress": "yes"}, "progress is 'yes'; give True, False or a function"),
+    ],
+)
+def test_what_cannot_explain_or_simulate_is_refused(run, options, message):
+    chosen = {"explainer": LongestToken(), "simulator": Mentions()} | options
+    with pytest.raises(UsageError, match=message):
+        fastexplain.explain(run, "0:0", **chosen)
+
+
+@pytest.mark.parametrize("names", [None, 5, b"0:5"])
+def test_neurons_are_names(run, names):
+    with pytest.raises(UsageError, match="give names, such as '5:131'"):
+        fastexplain.explain(run, names)
+
+
+@pytest.mark.parametrize(
+    ("simulator", "reason"), [(Endless(), "a value that is infinite"), (Silent(), "no value")]
+)
+def test_a_simulation_without_values_has_failed(run, simulator, reason):
+    found = fastexplain.explain(run, "0:0", explainer=LongestToken(), simulator=simulator)
+    assert len(found.failures[NeuronId(0, 0)]) == 10
+    assert reason in found.failures[NeuronId(0, 0)][0]
+
+
+def test_an_explainer_that_breaks_ends_the_call(run):
+    class Broken(LongestToken):
+        def explain(self, record):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fastexplain.explain(run, ["0:0", "0:1"], explainer=Broken(), simulator=Mentions())
+
+
+def test_a_lookup_that_is_done_writes_nothing(run):
+    fastexplain.explain(run, "0:0")
+    before = (run.path / "run.sqlite").read_bytes()
+    fastexplain.explain(run, "0:0")
+    assert (run.path / "run.sqlite").read_bytes() == before
+
+
 def test_it_shows_what_was_found_as_text_and_as_html(run):
     found = fastexplain.explain(run, [CAT, RARE])
     assert repr(found).splitlines()[0] == "2 of 2 neurons explained by lookup"

@@ -395,3 +395,27 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(former, monkeypatc
     monkeypatch.undo()
     with Database(path) as database:
         check_former(database)
+
+
+def test_what_another_writes_is_seen_where_nothing_can_be_written(tmp_path, monkeypatch):
+    """As by a colleague who may read a run only, while it is being explained."""
+    path = tmp_path / "run.sqlite"
+    monkeypatch.setattr("fastexplain.run.database.os.access", lambda *_: False)
+    with Database(path) as writer:
+        writer.add_explanations([said(NEURON)])
+        with Database(path, read_only=True) as reader:
+            assert len(reader.explanations(NEURON)) == 1
+    with Database(path, read_only=True) as reader:
+        assert len(reader.explanations(NEURON)) == 1
+
+
+def test_nothing_is_written_to_a_closed_database(tmp_path):
+    with Database(tmp_path / "run.sqlite") as database:
+        pass
+    with pytest.raises(RunError, match="is closed"):
+        asyncio.run(database.write(database.add_explanations, [said(NEURON)]))
+
+
+def test_deleting_looks_for_children_by_an_index(database):
+    plan = database.query("EXPLAIN QUERY PLAN SELECT 1 FROM explanations WHERE parent = 1")
+    assert "explanations_by_parent" in str(plan)

@@ -42,6 +42,16 @@ def test_a_run_of_another_schema_is_refused(tmp_path: Path) -> None:
         fastexplain.open_run(tmp_path)
 
 
+def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"schema": 2}')
+    with pytest.raises(RunError, match="can't be read: 'settings'"):
+        fastexplain.open_run(tmp_path)
+
+
+def test_a_run_says_what_it_is() -> None:
+    assert repr(fastexplain.open_run(FORMER)).endswith("run-schema-1': tiny, layers [0, 2])")
+
+
 @pytest.fixture
 def with_expert(planted_run: Run, tmp_path: Path) -> Run:
     """The planted run with its MLP once more, as an expert that saw half of the tokens."""

@@ -569,3 +569,14 @@ def test_more_exemplars_than_a_gpu_can_keep_are_refused(
     corpus = Corpus.from_excerpts(np.zeros((2, 64), np.int32))
     with pytest.raises(UsageError, match="top_k is 2049; on a GPU it can be 2048 at most"):
         fastexplain.sweep(tiny_subject, corpus, tmp_path / "run", top_k=2049)
+
+
+@pytest.mark.parametrize("layers", [1, "0-1"])
+def test_layers_are_numbers(planted_subject, planted_corpus, tmp_path, layers) -> None:
+    with pytest.raises(UsageError, match="give numbers, such as"):
+        fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", layers=layers)
+
+
+def test_a_list_of_texts_is_no_corpus(planted_subject, tmp_path) -> None:
+    with pytest.raises(UsageError, match="make one, for example by Corpus"):
+        fastexplain.sweep(planted_subject, ["the cat"], tmp_path / "run")

@@ -99,6 +99,7 @@ async def explain_in_batches(
                         database,
                         explainer=ready.explainer,
                         simulator=ready.simulator,
+                        scorers=settings.scorers,
                         concurrency=ready.concurrency,
                     ):
                         if result.waiting:
