@@ -93,6 +93,7 @@ def test_the_checks_pass_in_the_simulator(bare: Path, tmp_path: Path) -> None:
     assert not [check for check in record["checks"] if check["failure"]]
 
 
+@pytest.mark.scale
 def test_the_comparison_with_torch_holds_for_the_cpus_kernels(monkeypatch) -> None:
     """It is written for a GPU; that it compares the right things can be seen here."""
     monkeypatch.setattr(device_torch, "CUDA", torch.device("cpu"))

@@ -247,6 +247,7 @@ def test_the_demo_goes_from_a_sweep_to_a_table(stdlib_run, monkeypatch) -> None:
     assert "5 + 5" in table
 
 
+@pytest.mark.scale
 def test_the_demo_does_not_take_another_run_for_its_own(planted_run, stdlib_run) -> None:
     for run, excerpts in ((planted_run, 400), (stdlib_run, 300)):
         with pytest.raises(RunError, match="not this demo's"):

@@ -50,6 +50,7 @@ def passes(standin: Path, module: str) -> None:
     assert "skipped" not in finished.stdout
 
 
+@pytest.mark.scale
 def test_kernels_launch_on_the_standin(standin: Path) -> None:
     passes(standin, "standin_kernels.py")
 

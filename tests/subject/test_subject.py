@@ -433,6 +433,7 @@ def test_smollm2(smollm2: Subject) -> None:
     assert smollm2.tokenizer.decode([int(logits.argmax())]) == " Paris"
 
 
+@pytest.mark.scale
 def test_smollm2_converts_without_loss(smollm2: Subject, capfd: pytest.CaptureFixture[str]) -> None:
     # Also the test of loading a GGUF file by its path.
     original = load_subject(str(smollm2_gguf()), device="cpu")
