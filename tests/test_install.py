@@ -85,7 +85,7 @@ def test_the_line_says_what_pip_does(installer) -> None:
     """From pip 26.3's output with --progress-bar raw."""
     activity = installer.Activity()
     lines = {
-        "Looking in indexes: https://pypi.org/simple\n": "starting",
+        "Looking in indexes: https://index.example/simple\n": "starting",
         "Collecting pandas\n": "looking up pandas",
         "  Downloading pandas-3.1.1-cp311-cp311-any.whl (12.4 MB)\n": "pandas 3.1.1",
         "Progress 6000000 of 12000000\n": "pandas 3.1.1 [########        ] 6.0 of 12.0 MB",
