@@ -25,9 +25,8 @@ _NEGLIGIBLE = 0.01
 
 # An integer's token, behind what precedes the number in it.
 _INTEGER = re.compile(r" *(0|[1-9][0-9]?)[ \r\n]*")
-# Digits with which a number of two begins, and those that may follow.
+# Digits with which a number of two begins.
 _CONTINUED = frozenset("123456789")
-_DIGITS = frozenset("0123456789")
 _WRITTEN = re.compile(r"0|[1-9][0-9]?")
 _FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 
@@ -45,37 +44,35 @@ def repeated(answer: Answer, tokens: Sequence[str], largest: int) -> Read:
         `[tokens, largest + 1]`, up to a constant of each row; and the first reason why one is
         missing, if one is.
     """
-    if not answer.tokens:
-        missing = np.full((len(tokens), largest + 1), np.nan)
-        return missing, "the answer came without log-probabilities"
-    rows, reason = _rows(answer, tokens, largest)
-    with np.errstate(divide="ignore"):
-        return np.log(rows), reason
-
-
-def _rows(answer: Answer, tokens: Sequence[str], largest: int) -> Read:
-    """As `repeated`, but probabilities."""
     rows = np.full((len(tokens), largest + 1), np.nan)
+    if not answer.tokens:
+        return rows, "the answer came without log-probabilities"
     lines, pieces = _lines(answer.text), _Pieces(answer.tokens)
     split = _splits_ten(lines, pieces)
     reason = None
     for place, token in enumerate(tokens):
-        number = _number(lines[place] if place < len(lines) else "", token)
-        last = place >= len(lines) - 1
-        if number is None or (last and answer.finish == "length"):
-            if answer.finish == "length" and last:
-                return rows, reason or f"the answer was cut off at {named(place, tokens)}"
-            return rows, reason or _deviation(lines, place, tokens)
-        text = number.strip(" \r")
-        if not _WRITTEN.fullmatch(text) or int(text) > largest:
-            reason = reason or _no_number(text, place, tokens, largest)
+        text = lines[place] if place < len(lines) else ""
+        number = _number(text, token)
+        if answer.finish == "length" and place >= len(lines) - 1:
+            reason = reason or f"the answer was cut off at {named(place, tokens)}"
+            break
+        if number is None:
+            seen = "ends before" if text.strip() in ("", END) else f"has {_quote(text)} at"
+            reason = reason or f"the answer {seen} {named(place, tokens)}"
+            break
+        written = number.strip(" \r")
+        if not _WRITTEN.fullmatch(written) or int(written) > largest:
+            reason = reason or _no_number(written, place, tokens, largest)
             continue
-        row = _row(pieces, place, number, largest, split)
+        found = pieces.find(place, number)
+        halves = split and not written.startswith("1")
+        row = _row(pieces.tokens, *found, largest, halves) if found else None
         if row is None:
             reason = reason or f"no probabilities of numbers at {named(place, tokens)}"
         else:
             rows[place] = row
-    return rows, reason
+    with np.errstate(divide="ignore"):
+        return np.log(rows), reason
 
 
 def single(answer: Answer, largest: int) -> Read:
@@ -92,11 +89,8 @@ def single(answer: Answer, largest: int) -> Read:
     text = answer.tokens[first].text
     if not _INTEGER.fullmatch(text.lstrip()):
         return rows, f"the answer is not a number: {_quote(answer.text)}"
-    lead = text[: len(text) - len(text.lstrip())].rstrip(" ")
-    try:
-        row = _listed(_masses(answer.tokens, first, lead), largest)
-    except OverflowError:
-        row = None
+    lead = text[: len(text) - len(text.lstrip())]
+    row = _row(answer.tokens, first, lead, largest)
     if row is None:
         return rows, "the answer came without probabilities of numbers"
     with np.errstate(divide="ignore"):
@@ -151,18 +145,18 @@ class _Pieces:
         skipped = _skipped(lines)
         self._lines = list(zip(starts, lines, strict=False))[skipped:]
 
-    def number(self, place: int, written: str) -> int | None:
-        """The offset of the number of a line, if it is there as it is written in the text."""
+    def find(self, place: int, number: str) -> tuple[int, str] | None:
+        """The token where a line's number begins, and the token's text before the number.
+
+        None if the number is not there as it is written in the answer's text.
+        """
         if place >= len(self._lines):
             return None
         start, text = self._lines[place]
-        before, tab, number = text.partition("\t")
-        if not tab or not number.startswith(written):
+        before, tab, written = text.partition("\t")
+        if not tab or not written.startswith(number):
             return None
-        return start + len(before) + 1 + len(written) - len(written.lstrip(" "))
-
-    def at(self, offset: int) -> tuple[int, str]:
-        """The token that holds this offset: which one it is, and its text before there."""
+        offset = start + len(before) + 1 + len(number) - len(number.lstrip(" "))
         index = bisect_right(self._starts, offset) - 1
         return index, self.tokens[index].text[: offset - self._starts[index]]
 
@@ -196,28 +190,34 @@ def _splits_ten(lines: list[str], pieces: _Pieces) -> bool:
     """Whether a 10 in the answer is a "1" and a "0", so that a "1" elsewhere may be half of it."""
     for place, text in enumerate(lines):
         number = text.partition("\t")[2]
-        if number.strip(" \r") == "10" and (offset := pieces.number(place, number)) is not None:
-            index, lead = pieces.at(offset)
+        if number.strip(" \r") == "10" and (found := pieces.find(place, number)):
+            index, lead = found
             return pieces.tokens[index].text[len(lead) :].rstrip() == "1"
     return False
 
 
-def _row(pieces: _Pieces, place: int, number: str, largest: int, split: bool) -> list[float] | None:
-    """The probabilities at the number of a line; None where they can't be known."""
-    offset = pieces.number(place, number)
-    if offset is None:
-        return None
-    index, lead = pieces.at(offset)
+def _row(
+    tokens: Sequence[Token], index: int, lead: str, largest: int, halves: bool = False
+) -> list[float] | None:
+    """The probabilities of 0..`largest` where token `index` has a number behind `lead`.
+
+    Args:
+        halves: a "1" may be the first half of a 10.
+
+    Returns:
+        None where they can't be known.
+    """
     try:
-        masses = _masses(pieces.tokens, index, lead.rstrip(" "))
+        masses = _masses(tokens, index, lead.rstrip(" "))
     except OverflowError:  # a "log-probability" far above 0
         return None
-    if split and not number.strip().startswith("1"):
+    if halves:
         # What would follow this "1" was not seen, so it may as well begin a 10.
         one = masses.pop(1, 0.0)
         if one > _NEGLIGIBLE * (one + sum(masses.values())):
             return None
-    return _listed(masses, largest)
+    row = [masses.get(number, 0.0) for number in range(largest + 1)]
+    return row if any(row) else None
 
 
 def _masses(tokens: Sequence[Token], index: int, lead: str) -> dict[int, float]:
@@ -226,54 +226,31 @@ def _masses(tokens: Sequence[Token], index: int, lead: str) -> dict[int, float]:
     Args:
         lead: what precedes the number in the token, but for spaces.
     """
-    token, numbers = tokens[index], _numbers(lead)
+    token = tokens[index]
     masses: dict[int, float] = {}
     for text, logarithm in token.integers.items():
-        number = numbers[text]
-        if number in masses:  # once more, with a space
-            masses[number] += exp(logarithm)
-        elif number is not None:
-            masses[number] = exp(logarithm)
+        number = _integer(text, lead)
+        if number is not None:  # perhaps once more, with a space
+            masses[number] = masses.get(number, 0.0) + exp(logarithm)
     digit = token.text[len(lead) :].lstrip(" ")
     if digit in _CONTINUED and index + 1 < len(tokens) and token.text in token.integers:
         # By the chain rule: how much of it goes on, and how, is seen at the next token.
-        whole, further = exp(token.integers[token.text]), _numbers("")
+        whole = exp(token.integers[token.text])
         for text, logarithm in tokens[index + 1].integers.items():
-            if text[:1] in _DIGITS and (number := further[text]) is not None and number < 10:
-                part, longer = whole * exp(logarithm), 10 * int(digit) + number
+            further = _integer(text, "") if text[:1].isdigit() else None
+            if further is not None and further < 10:
+                part, longer = whole * exp(logarithm), 10 * int(digit) + further
                 # Below 0 by rounding only.
                 masses[int(digit)] = max(masses[int(digit)] - part, 0.0)
                 masses[longer] = masses.get(longer, 0.0) + part
     return masses
 
 
-def _listed(masses: dict[int, float], largest: int) -> list[float] | None:
-    """The probabilities of 0..`largest`; None if there is nothing."""
-    row = [masses.get(number, 0.0) for number in range(largest + 1)]
-    return row if any(row) else None
-
-
-class _Numbers(dict[str, int | None]):
-    """The number that a token is, by its text, behind what precedes it there; None for others."""
-
-    def __init__(self, lead: str) -> None:
-        self._lead = lead
-
-    def __missing__(self, text: str) -> int | None:
-        behind = text.startswith(self._lead)
-        match = _INTEGER.fullmatch(text, len(self._lead)) if behind else None
-        self[text] = number = int(match[1]) if match else None
-        return number
-
-
-_numbers = lru_cache(maxsize=64)(_Numbers)
-
-
-def _deviation(lines: list[str], place: int, tokens: Sequence[str]) -> str:
-    text = lines[place] if place < len(lines) else ""
-    if text.strip() in ("", END):
-        return f"the answer ends before {named(place, tokens)}"
-    return f"the answer has {_quote(text)} at {named(place, tokens)}"
+@lru_cache(maxsize=2**16)
+def _integer(text: str, lead: str) -> int | None:
+    """The integer that a token is behind what precedes it there; None for other tokens."""
+    match = _INTEGER.fullmatch(text, len(lead)) if text.startswith(lead) else None
+    return int(match[1]) if match else None
 
 
 def _no_number(text: str, place: int, tokens: Sequence[str], largest: int) -> str:

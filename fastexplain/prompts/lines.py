@@ -13,14 +13,12 @@ START, END = "<start>", "<end>"
 # read `<|im_end|>` or `</s>` in an excerpt as the end of the message.
 _MARKER = re.compile(r"<(?=\||/?(?:start|end|s|bos|eos|pad|unk|start_of_turn|end_of_turn)>)")
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-_LITERAL = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}
 # All at which str.splitlines breaks, and control characters. U+FFFD, which stands in tokens for
 # bytes that are no character on their own, because vLLM leaves it out of the prompts it echoes
 # (seen in 0.32), which moves all character offsets behind it.
 _SPECIAL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
 # The same without those that JSON escapes anyway.
 _SPECIAL_IN_JSON = re.compile(rf"[\x7f-\x9f\u2028\u2029\ufffd]|{_MARKER.pattern}")
-_ESCAPED = re.compile(r"\\(?:([\\ntr])|x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
 
 def escape(token: str) -> str:
@@ -31,13 +29,6 @@ def escape(token: str) -> str:
     """
     escaped = _SPECIAL.sub(lambda match: _NAMED.get(match[0]) or _hex(match[0]), token)
     return _MARKER.sub(lambda match: _hex(match[0]), escaped)
-
-
-def unescape(text: str) -> str:
-    """The token that `escape` wrote as `text`."""
-    return _ESCAPED.sub(
-        lambda match: _LITERAL.get(match[1]) or chr(int(match[2] or match[3], 16)), text
-    )
 
 
 @lru_cache(maxsize=2**16)

@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -57,14 +57,14 @@ class Corpus:
     documents: np.ndarray
     offsets: np.ndarray
     seed: int
-    sources: tuple[str, ...]
+    sources: tuple[str, ...] = ()
     fingerprint: str
     available: int
-    passed_over: int
+    passed_over: int = 0
 
     def __init__(
         self,
-        sources: Sequence[str | Path],
+        sources: Sequence[str | Path] | Texts,
         tokenizer: PreTrainedTokenizerBase,
         *,
         excerpts: int | None = None,
@@ -95,23 +95,14 @@ class Corpus:
                 missing (the message lists those there are), no document is long enough for an
                 excerpt, or there is no room for the temporary files.
         """
-        if isinstance(sources, str | Path):
-            sources = [sources]
-        if not sources:
-            raise UsageError("a corpus needs at least one source")
-        self._read(Sources(sources, column), tokenizer, excerpts, seed, tokens, progress)
-        self.sources = tuple(str(source) for source in sources)
-
-    def _read(
-        self,
-        texts: Sources | Texts,
-        tokenizer: PreTrainedTokenizerBase,
-        excerpts: int | None,
-        seed: int,
-        tokens: int,
-        progress: Callable[[float], None] | None,
-    ) -> None:
-        """Tokenise, cut and shuffle the texts; fills all attributes but `sources`."""
+        if isinstance(sources, Texts):
+            texts: Sources | Texts = sources
+        else:
+            if not sources:
+                raise UsageError("a corpus needs at least one source")
+            names = [sources] if isinstance(sources, str | Path) else sources
+            self.sources = tuple(map(str, names))
+            texts = Sources(names)
         if excerpts is not None and excerpts < 1:
             raise UsageError(f"at least 1 excerpt is needed, not {excerpts}")
         if tokens < 1:
@@ -121,13 +112,21 @@ class Corpus:
         self.seed = seed
         with _temporary_file() as file:
             found = _Excerpts(file, tokens, seed)
-            for piece, ids in _tokenised(texts, tokenizer, progress):
-                found.add(ids, piece.first)
+            for batch in _batches(texts.pieces(column)):
+                for piece, ids in zip(batch, _tokenised(batch, tokenizer), strict=True):
+                    found.add(ids, piece.first)
+                if progress is not None:
+                    progress(batch[-1].done)
             order = found.shuffled()
             self.available = len(order)
             self.passed_over = texts.passed_over
             if not self.available:
-                raise CorpusError(self._why_none(found))
+                passed = f"; files passed over as not text: {self.passed_over}"
+                raise CorpusError(
+                    f"no document has {tokens} tokens, the length of an excerpt"
+                    f" (documents: {found.document + 1}; the longest: {found.longest} tokens"
+                    f"{passed if self.passed_over else ''})"
+                )
             self.tokens, self.documents, self.offsets = found.gather(order[:excerpts])
         self.fingerprint = _fingerprint(self.tokens)
         if progress is not None:
@@ -138,12 +137,7 @@ class Corpus:
         cls,
         texts: Iterable[str] | datasets.Dataset | datasets.IterableDataset,
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        excerpts: int | None = None,
-        seed: int = 0,
-        column: str = "text",
-        tokens: int = 64,
-        progress: Callable[[float], None] | None = None,
+        **settings: Any,
     ) -> Corpus:
         """Tokenise and shuffle texts; with the same documents it equals a corpus from files.
 
@@ -151,12 +145,9 @@ class Corpus:
             texts: any iterable of strings, a document each, which is read once (a generator is
                 never held as a whole); or a `datasets.Dataset` or `datasets.IterableDataset`.
             tokenizer: a fast tokenizer. What spells a special token in a document is plain text.
-            excerpts: keep so many of the shuffled excerpts, or all where there are fewer.
-            seed: of the shuffle. With the same texts and seed, fewer excerpts are a prefix.
-            column: of the data set, that holds the text; a row without one (null) is empty.
-            tokens: the length of an excerpt.
-            progress: called with the fraction of the texts that is read, from time to time; it is 0
-                until the end where their number is not known.
+            settings: `excerpts`, `seed`, `column`, `tokens` and `progress`, as for `Corpus`. A row
+                whose column has no text (null) is empty. The fraction of progress is 0 until the
+                end where the number of texts is not known.
 
         Raises:
             UsageError: `texts` is a single string or no iterable, or a number or length below 1 is
@@ -165,10 +156,7 @@ class Corpus:
                 no document is long enough for an excerpt, or there is no room for the temporary
                 files. What the iterable itself raises is passed on.
         """
-        self = cls.__new__(cls)
-        self._read(Texts(texts, column), tokenizer, excerpts, seed, tokens, progress)
-        self.sources = ()
-        return self
+        return cls(Texts(texts), tokenizer, **settings)
 
     @classmethod
     def from_excerpts(
@@ -202,22 +190,12 @@ class Corpus:
         if self.documents.shape != (count,) or self.offsets.shape != (count,):
             raise UsageError(f"documents and offsets must have one number for each of {count}")
         self.seed = seed
-        self.sources = ()
         self.fingerprint = _fingerprint(self.tokens)
         self.available = count
-        self.passed_over = 0
         return self
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def _why_none(self, found: _Excerpts) -> str:
-        passed = f"; files passed over as not text: {self.passed_over}"
-        return (
-            f"no document has {found.length} tokens, the length of an excerpt"
-            f" (documents: {found.document + 1}; the longest: {found.longest} tokens"
-            f"{passed if self.passed_over else ''})"
-        )
 
 
 class _Excerpts:
@@ -270,8 +248,8 @@ class _Excerpts:
         """Tokens (in a mapped file of their own), documents and offsets of these rows."""
         with _room(), tempfile.TemporaryFile() as file:
             every = _mapped(self._file, len(self._documents), self.length)
-            for block in _blocks(len(rows)):
-                file.write(every[rows[block]].tobytes())
+            for start in range(0, len(rows), _BLOCK):
+                file.write(every[rows[start : start + _BLOCK]].tobytes())
             tokens = _mapped(file, len(rows), self.length)
         documents = np.frombuffer(self._documents, np.int32)[rows]
         return tokens, documents, np.frombuffer(self._offsets, np.int64)[rows]
@@ -301,31 +279,22 @@ def _room() -> Iterator[None]:
         ) from error
 
 
-def _tokenised(
-    texts: Sources | Texts,
-    tokenizer: PreTrainedTokenizerBase,
-    progress: Callable[[float], None] | None,
-) -> Iterator[tuple[Piece, list[int]]]:
-    """Every piece with its tokens."""
-    for batch in _batches(texts):
-        ids = tokenizer(
-            [piece.text for piece in batch],
-            add_special_tokens=False,
-            split_special_tokens=True,  # "<|im_start|>" in a document is text, not that token
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            verbose=False,  # else it warns of texts longer than a subject's context
-        )["input_ids"]
-        yield from zip(batch, ids, strict=True)
-        if progress is not None:
-            progress(batch[-1].done)
+def _tokenised(batch: Sequence[Piece], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return tokenizer(
+        [piece.text for piece in batch],
+        add_special_tokens=False,
+        split_special_tokens=True,  # "<|im_start|>" in a document is text, not that token
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        verbose=False,  # else it warns of texts longer than a subject's context
+    )["input_ids"]
 
 
-def _batches(texts: Sources | Texts) -> Iterator[list[Piece]]:
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     size = 0
-    for piece in texts:
+    for piece in pieces:
         batch.append(piece)
         size += len(piece.text)
         if size >= _BATCH:
@@ -335,18 +304,10 @@ def _batches(texts: Sources | Texts) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _blocks(rows: int) -> Iterator[slice]:
-    for start in range(0, rows, _BLOCK):
-        yield slice(start, start + _BLOCK)
-
-
 def _mapped(file: BinaryIO, rows: int, length: int) -> np.memmap:
     file.flush()
     return np.memmap(file, np.int32, mode="r", shape=(rows, length))
 
 
 def _fingerprint(tokens: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for block in _blocks(len(tokens)):
-        digest.update(tokens[block].tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest()

@@ -9,40 +9,26 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastexplain.errors import CorpusError
 
 PREFIX = "hf:"
 _ROWS = 256  # decoded at a time
 
+_FORM = "hf:NAME[@REVISION][#CONFIG][:SPLIT]"
 _ADDRESS = re.compile(
     r"hf:(?P<name>[^@#:]+)(@(?P<revision>[^#:]+))?(#(?P<config>[^:]+))?"
     r"(:(?P<split>[^\[]+)(\[(?P<first>\d*):(?P<end>\d*)\])?)?"
 )
 
 
-class Address(NamedTuple):
-    """What a source `hf:...` names; None for what it leaves out.
-
-    Attributes:
-        first: the row to begin with.
-        end: the row to stop before; None for all.
-    """
-
-    name: str
-    revision: str | None
-    config: str | None
-    split: str | None
-    first: int
-    end: int | None
-
-
-def parse(source: str) -> Address:
-    """Read a source `hf:...`.
+def parse(source: str) -> dict[str, str | None]:
+    """The parts of a source `hf:...` by name: name, revision, config, split, first and end row.
 
     Raises:
         CorpusError: it has another form.
@@ -50,91 +36,72 @@ def parse(source: str) -> Address:
     match = _ADDRESS.fullmatch(source)
     if match is None:
         raise CorpusError(
-            f"{source!r} is not of the form hf:NAME[@REVISION][#CONFIG][:SPLIT];"
+            f"{source!r} is not of the form {_FORM};"
             " a part of a split is given by its rows, as in train[:1000]"
         )
-    first, end = match["first"], match["end"]
-    return Address(
-        match["name"], match["revision"], match["config"], match["split"],
-        int(first) if first else 0, int(end) if end else None,
-    )  # fmt: skip
+    return match.groupdict()
 
 
-class DataSet:
-    """A split of a data set, or a part of it, of which nothing is read yet.
+def documents(
+    data_set: Any, column: str, name: str = "the data set", first: int = 0, end: int | None = None
+) -> Iterator[tuple[float, str]]:
+    """Yield (fraction done once it is read, text) for every row, in order.
 
-    Attributes:
-        size: bytes, 0 where unknown.
+    The fraction stays 0 where the number of rows is unknown; a row without text (null) is "".
+
+    Args:
+        data_set: a `datasets.Dataset` or `datasets.IterableDataset`.
+        column: that holds the text.
+        name: for messages.
+        first: the row to begin with.
+        end: the row to stop before; None for all.
+
+    Raises:
+        CorpusError: the column is missing (the message lists those there are) or holds
+            something other than text, or a row can't be read.
     """
-
-    size: int
-
-    def __init__(self, data_set: Any, name: str, first: int = 0, end: int | None = None) -> None:
-        """Choose the rows to read.
-
-        Args:
-            data_set: a `datasets.Dataset` or `datasets.IterableDataset`.
-            name: for messages.
-            first: the row to begin with.
-            end: the row to stop before; None for all.
-        """
-        recorded = (data_set.info.splits or {}).get(str(data_set.split))  # by the data set's author
+    if hasattr(data_set, "__len__"):  # not a stream
+        count: int | None = len(data_set)
+    else:
+        recorded = (data_set.info.splits or {}).get(str(data_set.split))  # by its author
         count = recorded.num_examples if recorded else None
-        if hasattr(data_set, "__len__"):  # not a stream
-            count = len(data_set)
-        if count is not None:
-            end = count if end is None else min(end, count)
-        self._rows = None if end is None else max(end - first, 0)
-        self.size = (
-            (recorded.num_bytes or 0) * (self._rows or 0) // count if recorded and count else 0
-        )
-        self._data_set = data_set.skip(first) if first else data_set
-        if self._rows is not None and self._rows != count:
-            self._data_set = self._data_set.take(self._rows)
-        self._first = first
-        self._name = name
-
-    def documents(self, column: str) -> Iterator[tuple[float, str]]:
-        """Yield (fraction done once it is read, text) for every row, in order.
-
-        The fraction stays 0 where the number of rows is unknown; a row without text (null) is "".
-
-        Args:
-            column: that holds the text.
-
-        Raises:
-            CorpusError: the column is missing (the message lists those there are) or holds
-                something other than text, or a row can't be read.
-        """
-        data_set = self._data_set.with_format(None)
-        if data_set.column_names is not None:  # else a stream must be read to know them
-            self._check(column, data_set.column_names)
-            data_set = data_set.select_columns([column])  # so that images and such aren't decoded
-        done = 0
-        for batch in self._batches(data_set):
-            self._check(column, batch)
-            for text in batch[column]:
-                if not isinstance(text, str | None):
-                    place = f"{self._name}, row {self._first + done}"
-                    raise CorpusError(f"{place}: {column!r} is {type(text).__name__}, not a string")
-                done += 1
-                yield min(done / self._rows, 1.0) if self._rows else 0.0, text or ""
-
-    def _check(self, column: str, columns: Iterable[str]) -> None:
-        if column not in columns:
-            raise CorpusError(f"{self._name}: no column {column!r}; there are {_names(columns)}")
-
-    def _batches(self, data_set: Any) -> Iterator[dict[str, list[Any]]]:
-        try:
-            yield from data_set.iter(_ROWS)
-        except Exception as error:  # a host's, a file's or a decoder's: there is no common base
-            raise CorpusError(f"can't read {self._name}: {_reason(error)}") from error
+    if count is not None:
+        end = count if end is None else min(end, count)
+    rows = None if end is None else max(end - first, 0)
+    data_set = data_set.skip(first) if first else data_set
+    if rows is not None and rows != count:
+        data_set = data_set.take(rows)
+    data_set = data_set.with_format(None)
+    columns = data_set.column_names  # None where a stream must be read to know them
+    if columns is not None and column in columns:
+        data_set = data_set.select_columns([column])  # so that images and such aren't decoded
+    row = first
+    for batch in _batches(data_set, name):
+        if column not in (columns or batch):
+            raise CorpusError(f"{name}: no column {column!r}; there are {names(columns or batch)}")
+        for text in batch[column]:
+            if not isinstance(text, str | None):
+                seen = f"{column!r} is {type(text).__name__}, not a string"
+                raise CorpusError(f"{name}, row {row}: {seen}")
+            row += 1
+            yield min((row - first) / rows, 1.0) if rows else 0.0, text or ""
 
 
-def open_data_set(source: str) -> DataSet:
+def _batches(data_set: Any, name: str) -> Iterator[dict[str, list[Any]]]:
+    try:
+        yield from data_set.iter(_ROWS)
+    except Exception as error:  # a host's, a file's or a decoder's: there is no common base
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CorpusError(f"can't read {name}: {reason}") from error
+
+
+def open_data_set(source: str) -> Callable[[str], Iterator[tuple[float, str]]]:
     """Open the split of a data set that a source `hf:...` names, without reading its rows.
 
     A split that is left out is `train`, or the only one.
+
+    Returns:
+        What reads it, given the column: `documents` of this split.
 
     Raises:
         CorpusError: `datasets` is not installed, or there is no such data set, configuration or
@@ -147,20 +114,19 @@ def open_data_set(source: str) -> DataSet:
         raise CorpusError(
             f"reading {source!r} needs datasets: pip install 'fastexplain[datasets]'"
         ) from None
-    with _without_bars(), _opening(source):
-        splits = _splits(source, address)
+    splits = _splits(source, address)
+    split = address["split"]
     if not isinstance(splits, dict):  # saved without splits
-        if address.split is not None:
+        if split is not None:
             raise CorpusError(f"{source!r}: this data set has no splits; leave out ':SPLIT'")
-        return DataSet(splits, repr(source))
-    if address.split is not None:
-        split = address.split
-    else:
+        return partial(documents, splits, name=repr(source))
+    if split is None:
         split = "train" if len(splits) > 1 else next(iter(splits), "train")
     if split not in splits:
-        wrong = f"no split {split!r}" if address.split else "choose a split with ':SPLIT'"
-        raise CorpusError(f"{source!r}: {wrong}; there are {_names(splits)}")
-    return DataSet(splits[split], repr(source), address.first, address.end)
+        wrong = f"no split {split!r}" if address["split"] else "choose a split with ':SPLIT'"
+        raise CorpusError(f"{source!r}: {wrong}; there are {names(splits)}")
+    first, end = int(address["first"] or 0), int(address["end"] or 0) or None
+    return partial(documents, splits[split], name=repr(source), first=first, end=end)
 
 
 def is_data_set(texts: object) -> bool:
@@ -169,67 +135,43 @@ def is_data_set(texts: object) -> bool:
     return module is not None and isinstance(texts, (module.Dataset, module.IterableDataset))
 
 
-def _splits(source: str, address: Address) -> Any:
+def names(columns: Iterable[str]) -> str:
+    """Names as messages list them."""
+    return ", ".join(repr(str(name)) for name in columns) or "none"
+
+
+def _splits(source: str, address: dict[str, str | None]) -> Any:
     """Every split by its name, or the one data set where it was saved without splits."""
     import datasets
 
-    name, revision, config = address[:3]
-    folder = Path(name)
-    if folder.is_dir():
-        if revision is not None:
-            raise CorpusError(f"{source!r}: a directory has no revisions; leave out '@{revision}'")
-        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-            if config is not None:
-                raise CorpusError(f"{source!r}: no configuration {config!r}; there are none")
-            return datasets.load_from_disk(name)
+    name, revision, config = address["name"], address["revision"], address["config"]
+    folder = Path(str(name))
+    if folder.is_dir() and revision is not None:
+        raise CorpusError(f"{source!r}: a directory has no revisions; leave out '@{revision}'")
     try:
-        return datasets.load_dataset(name, config, revision=revision, streaming=True)
-    except ValueError:
-        # Which configurations there are takes more requests, so it is asked after an error only.
-        configs = datasets.get_dataset_config_names(name, revision=revision)
-        if config is None and len(configs) > 1:
-            wrong = "choose a configuration with '#CONFIG'"
-        elif config is not None and config not in configs:
-            wrong = f"no configuration {config!r}"
-        else:
-            raise
-        raise CorpusError(f"{source!r}: {wrong}; there are {_names(configs)}") from None
-
-
-@contextmanager
-def _opening(source: str) -> Iterator[None]:
-    """Turn any error into a CorpusError: those of the package have no common base."""
-    try:
-        yield
-    except CorpusError:
-        raise
-    except Exception as error:
-        raise CorpusError(f"can't open {source!r}: {_reason(error)}") from error
+        with _without_bars():
+            if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+                if config is not None:
+                    raise ValueError(f"no configuration {config!r}; there are none")
+                return datasets.load_from_disk(name)
+            return datasets.load_dataset(name, config, revision=revision, streaming=True)
+    except Exception as error:  # those of the package have no common base
+        # A configuration that is missing or unknown is named with a list of those there are.
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise CorpusError(
+            f"can't open {source!r}, of the form {_FORM}: {reason or type(error).__name__}"
+        ) from error
 
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Keep `datasets` from drawing progress bars: a library draws nothing."""
-    from datasets.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from datasets import utils
 
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    drawn = not utils.are_progress_bars_disabled()
+    utils.disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(repr(str(name)) for name in names) or "none"
+        if drawn:
+            utils.enable_progress_bars()

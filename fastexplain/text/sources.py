@@ -14,10 +14,10 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from fastexplain.errors import CorpusError, UsageError
 from fastexplain.text import hub, stdlib
@@ -28,7 +28,7 @@ from fastexplain.text import hub, stdlib
 PIECE = 16_384
 
 BUILT_IN = "stdlib"
-_BUILT_IN_BYTES = 10_000_000  # for progress among other sources; about right is enough
+_BYTES = 10_000_000  # the share of progress of what has no size, such as the built-in corpus
 _ROWS = 256  # rows of a parquet file decoded at a time
 
 
@@ -47,41 +47,40 @@ class Piece(NamedTuple):
 
 
 class Sources:
-    """The pieces of all documents of some sources, in a fixed order.
+    """All documents of some sources, in a fixed order.
 
     Attributes:
-        passed_over: files found in directories that are not UTF-8 text; complete after iteration.
+        passed_over: files found in directories that are not UTF-8 text; complete once all is read.
 
-    Raises CorpusError, here for what isn't there and on iteration for what can't be read.
+    Raises CorpusError, here for what isn't there and on reading for what can't be read.
     """
 
     passed_over: int
 
-    def __init__(self, names: Sequence[str | Path], column: str) -> None:
+    def __init__(self, names: Sequence[str | Path]) -> None:
         self.passed_over = 0
-        self._column = column
         self._parts: list[_Part] = []
         for name in names:
             with _reading(name):
                 self._parts.extend(self._find(name))
 
-    def __iter__(self) -> Iterator[Piece]:
+    def pieces(self, column: str) -> Iterator[Piece]:
+        """The pieces of all documents; `column` holds the text where they are rows."""
         total = sum(part.size for part in self._parts) or 1
         before = 0
         for part in self._parts:
-            for piece in part.read():
+            for piece in part.read(column):
                 yield piece._replace(done=(before + piece.done * part.size) / total)
             before += part.size
 
     def _find(self, name: str | Path) -> Iterator[_Part]:
         if name == "-":
-            yield _Part(0, _read_stdin)
+            yield _Part(_BYTES, lambda _: _read_text(None))
         elif name == BUILT_IN:
-            yield _Part(_BUILT_IN_BYTES, lambda: _read_rows(stdlib.documents()))
+            yield _Part(_BYTES, lambda _: _read_rows(stdlib.documents()))
         elif isinstance(name, str) and name.startswith(hub.PREFIX):
-            data_set = hub.open_data_set(name)
-            documents = partial(data_set.documents, self._column)
-            yield _Part(data_set.size, lambda: _read_rows(documents()))
+            documents = hub.open_data_set(name)
+            yield _Part(_BYTES, lambda column: _read_rows(documents(column)))
         elif not (path := Path(name)).exists():
             raise CorpusError(
                 f"no file or directory {str(path)!r}; a corpus is a text file, a directory, a"
@@ -90,45 +89,37 @@ class Sources:
             )
         elif path.is_dir():
             for file in _walk(path):
-                yield _Part(file.stat().st_size, self._reader(file) or partial(self._try, file))
+                yield _Part(file.stat().st_size, partial(self._read, file, found=True))
         else:
-            yield _Part(path.stat().st_size, self._reader(path) or partial(_read_text, path))
+            yield _Part(path.stat().st_size, partial(self._read, path))
 
-    def _reader(self, path: Path) -> Callable[[], Iterator[Piece]] | None:
-        """How to read a file of rows; None for any other."""
+    def _read(self, path: Path, column: str, *, found: bool = False) -> Iterator[Piece]:
+        """A file; one found in a directory only if all of it is text, which may turn out late."""
         name = path.name.lower()
         if name.endswith((".jsonl", ".jsonl.gz")):
-            return partial(_read_jsonl, path, self._column)
-        if name.endswith(".parquet"):
-            return partial(_read_parquet, path, self._column)
-        return None
-
-    def _try(self, path: Path) -> Iterator[Piece]:
-        """A file of a directory, if all of it is text: read twice, as it may turn out late."""
-        try:
-            for _ in _read_text(path):
-                pass
-        except _NotTextError:
-            self.passed_over += 1
+            yield from _read_jsonl(path, column)
+        elif name.endswith(".parquet"):
+            yield from _read_parquet(path, column)
         else:
-            yield from _read_text(path)
+            try:
+                for _ in _read_text(path) if found else ():
+                    pass
+            except _NotTextError:
+                self.passed_over += 1
+            else:
+                yield from _read_text(path)
 
 
 class Texts:
-    """The pieces of documents that are strings already, in their order.
-
-    Raises UsageError here for what holds no documents, and CorpusError on iteration for a document
-    that is no string.
-    """
+    """Documents that are strings already, in their order."""
 
     passed_over = 0
 
-    def __init__(self, texts: Iterable[Any], column: str) -> None:
-        """Take the texts, unread.
+    def __init__(self, texts: Iterable[Any]) -> None:
+        """Take the texts, unread: an iterable of strings, or a data set of `datasets`.
 
-        Args:
-            texts: any iterable of strings, or a data set of the `datasets` package.
-            column: of the data set, that holds the text.
+        Raises:
+            UsageError: it holds no documents.
         """
         if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
             advice = "; choose one of its splits" if isinstance(texts, Mapping) else ""
@@ -137,13 +128,16 @@ class Texts:
                 f" {type(texts).__name__}{advice}"
             )
         self._texts = texts
-        self._column = column
 
-    def __iter__(self) -> Iterator[Piece]:
+    def pieces(self, column: str) -> Iterator[Piece]:
+        """The pieces of all documents; `column` of a data set holds the text.
+
+        Raises:
+            CorpusError: a document is no string.
+        """
         if hub.is_data_set(self._texts):
-            yield from _read_rows(hub.DataSet(self._texts, "the data set").documents(self._column))
-        else:
-            yield from _read_rows(_numbered(self._texts))
+            return _read_rows(hub.documents(self._texts, column))
+        return _read_rows(_numbered(self._texts))
 
 
 def _numbered(texts: Iterable[Any]) -> Iterator[tuple[float, str]]:
@@ -157,8 +151,8 @@ def _numbered(texts: Iterable[Any]) -> Iterator[tuple[float, str]]:
 class _Part(NamedTuple):
     """One readable thing; the `done` of its pieces counts from 0 to 1 within it."""
 
-    size: int  # bytes, its share of the progress; 0 where unknown
-    read: Callable[[], Iterator[Piece]]
+    size: int  # bytes, its share of the progress
+    read: Callable[[str], Iterator[Piece]]  # takes the column that holds the text of rows
 
 
 class _NotTextError(CorpusError):
@@ -204,26 +198,19 @@ def _row(text: str, done: float) -> Iterator[Piece]:
         yield Piece(piece, place == 0, done)
 
 
-def _read_text(path: Path) -> Iterator[Piece]:
-    with _reading(path), path.open("rb") as file:
-        size = path.stat().st_size  # 0 for a pipe, which has no place to tell either
-        yield from _stream(file, path, lambda: file.tell() / size if size else 0.0)
-
-
-def _read_stdin() -> Iterator[Piece]:
-    with _reading("standard input"):
-        yield from _stream(sys.stdin.buffer, "standard input", lambda: 0.0)
-
-
-def _stream(file: BinaryIO, name: str | Path, done: Callable[[], float]) -> Iterator[Piece]:
-    stream = io.TextIOWrapper(file, encoding="utf-8-sig")
-    try:
-        for place, text in enumerate(_cut(stream)):
-            if "\0" in text:  # decodes, but no text has it
-                raise _NotTextError(f"{str(name)!r} is not text: it has null bytes")
-            yield Piece(text, place == 0, done())
-    finally:
-        stream.detach()  # the file is the caller's to close
+def _read_text(path: Path | None) -> Iterator[Piece]:
+    """A text file; without a path, standard input."""
+    name = "standard input" if path is None else str(path)
+    with _reading(name), path.open("rb") if path else nullcontext(sys.stdin.buffer) as file:
+        size = path.stat().st_size if path else 0  # 0 for a pipe, which has no place to tell either
+        stream = io.TextIOWrapper(file, encoding="utf-8-sig")
+        try:
+            for place, text in enumerate(_cut(stream)):
+                if "\0" in text:  # decodes, but no text has it
+                    raise _NotTextError(f"{name!r} is not text: it has null bytes")
+                yield Piece(text, place == 0, file.tell() / size if size else 0.0)
+        finally:
+            stream.detach()  # standard input is not ours to close
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[Piece]:
@@ -245,7 +232,7 @@ def _field(line: str, column: str, where: str) -> str:
     if not isinstance(row, dict):
         raise CorpusError(f"{where}: not a JSON object, which should have {column!r}")
     if column not in row:
-        raise CorpusError(f"{where}: no column {column!r}; there are {_names(row)}")
+        raise CorpusError(f"{where}: no column {column!r}; there are {hub.names(row)}")
     text = row[column]
     if not isinstance(text, str | None):
         raise CorpusError(f"{where}: {column!r} is not a string")
@@ -262,7 +249,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
         ) from None
     try:
         with _reading(path), pq.ParquetFile(path) as file:
-            _check_column(file.schema_arrow, column, str(path))
+            _check_column(file.schema_arrow, column, path)
             for group in range(file.num_row_groups):
                 done = (group + 1) / file.num_row_groups
                 for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column]):
@@ -273,16 +260,13 @@ def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
         raise CorpusError(f"can't read {str(path)!r}: {reason}") from error
 
 
-def _check_column(schema: Any, column: str, path: str) -> None:
+def _check_column(schema: Any, column: str, path: Path) -> None:
     if column not in schema.names:
-        raise CorpusError(f"{path!r}: no column {column!r}; there are {_names(schema.names)}")
+        there = hub.names(schema.names)
+        raise CorpusError(f"{str(path)!r}: no column {column!r}; there are {there}")
     kind = schema.field(column).type
     if str(getattr(kind, "value_type", kind)) not in ("string", "large_string", "string_view"):
-        raise CorpusError(f"{path!r}: column {column!r} holds {kind}, not text")
-
-
-def _names(columns: Any) -> str:
-    return ", ".join(repr(name) for name in columns) or "none"
+        raise CorpusError(f"{str(path)!r}: column {column!r} holds {kind}, not text")
 
 
 def _read_rows(documents: Iterable[tuple[float, str]]) -> Iterator[Piece]:

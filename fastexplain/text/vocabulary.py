@@ -8,6 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+# By the character with which byte-level tokenizers write it.
+_BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
@@ -65,22 +69,6 @@ def _reader(decoders: list[dict[str, Any]]) -> Callable[[str], bytes] | None:
         return token.encode()
 
     return read
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The character by which byte-level tokenizers write each byte.
-
-    A printable Latin-1 byte is written as itself; the others, in order, by the characters from
-    U+0100 up.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = sorted(set(range(0x100)) - set(printable))
-    alphabet = {chr(byte): byte for byte in printable}
-    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
-    return alphabet
-
-
-_BYTES = _byte_alphabet()
 
 
 def _read_byte_level(token: str) -> bytes:

@@ -10,12 +10,22 @@ from fastexplain.errors import LLMError
 from fastexplain.llm.requests import Answer
 from fastexplain.prompts import answers, explainer, simulator, simulator_chats
 from fastexplain.prompts.examples import EXAMPLES
-from fastexplain.prompts.lines import block, escape, json_string, unescape
+from fastexplain.prompts.lines import block, escape, json_string
 from fastexplain.records import Exemplar
 
 
 def exemplar(tokens, activations):
     return Exemplar(0, np.arange(len(tokens)), tokens, np.array(activations, dtype=np.float32))
+
+
+ESCAPED = re.compile(r"\\(?:([\\ntr])|x([0-9a-f]{2})|u([0-9a-f]{4}))")
+LITERAL = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}
+
+
+def unescape(text):
+    return ESCAPED.sub(
+        lambda match: LITERAL.get(match[1]) or chr(int(match[2] or match[3], 16)), text
+    )
 
 
 def last_request(exemplars, skip=0):

@@ -86,7 +86,7 @@ def test_pieces_are_bounded_and_join_to_the_document(tmp_path_factory, text, pie
     path.write_text(json.dumps({"text": text}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastexplain.text.sources.PIECE", piece)
-        pieces = list(Sources([path], "text"))
+        pieces = list(Sources([path]).pieces("text"))
     assert "".join(piece.text for piece in pieces) == text
     assert all(0 < len(cut.text) <= 2 * piece for cut in pieces)
     assert [cut.first for cut in pieces] == [True] + [False] * (len(pieces) - 1)
@@ -541,4 +541,4 @@ def test_the_built_in_corpus_starts_with_the_topics_and_is_as_large_as_progress_
     topics = stdlib._topics()
     assert texts[: len(topics)] == topics
     size = sum(len(text.encode()) for text in texts)
-    assert 0.7 < size / sources_module._BUILT_IN_BYTES < 1.5
+    assert 0.7 < size / sources_module._BYTES < 1.5
