@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from fastexplain.errors import CorpusError, UsageError
-from fastexplain.text.sources import Piece, Sources, Texts
+from fastexplain.text.pieces import Piece
+from fastexplain.text.sources import Sources
 
 if TYPE_CHECKING:
     import datasets
@@ -64,7 +65,7 @@ class Corpus:
 
     def __init__(
         self,
-        sources: Sequence[str | Path] | Texts,
+        sources: Sequence[str | Path | Iterable[str]],
         tokenizer: PreTrainedTokenizerBase,
         *,
         excerpts: int | None = None,
@@ -95,14 +96,12 @@ class Corpus:
                 missing (the message lists those there are), no document is long enough for an
                 excerpt, or there is no room for the temporary files.
         """
-        if isinstance(sources, Texts):
-            texts: Sources | Texts = sources
-        else:
-            if not sources:
-                raise UsageError("a corpus needs at least one source")
-            names = [sources] if isinstance(sources, str | Path) else sources
-            self.sources = tuple(map(str, names))
-            texts = Sources(names)
+        if isinstance(sources, str | Path):
+            sources = [sources]
+        if not sources:
+            raise UsageError("a corpus needs at least one source")
+        self.sources = tuple(str(source) for source in sources if isinstance(source, str | Path))
+        texts = Sources(sources)
         if excerpts is not None and excerpts < 1:
             raise UsageError(f"at least 1 excerpt is needed, not {excerpts}")
         if tokens < 1:
@@ -156,7 +155,13 @@ class Corpus:
                 no document is long enough for an excerpt, or there is no room for the temporary
                 files. What the iterable itself raises is passed on.
         """
-        return cls(Texts(texts), tokenizer, **settings)
+        if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+            advice = "; choose one of its splits" if isinstance(texts, Mapping) else ""
+            raise UsageError(
+                "texts must be an iterable of strings or a data set, not one"
+                f" {type(texts).__name__}{advice}"
+            )
+        return cls([texts], tokenizer, **settings)
 
     @classmethod
     def from_excerpts(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastexplain.errors import CorpusError
+from fastexplain.text.pieces import Piece, names, text_of
 
 PREFIX = "hf:"
 _ROWS = 256  # decoded at a time
@@ -44,10 +45,10 @@ def parse(source: str) -> dict[str, str | None]:
 
 def documents(
     data_set: Any, column: str, name: str = "the data set", first: int = 0, end: int | None = None
-) -> Iterator[tuple[float, str]]:
-    """Yield (fraction done once it is read, text) for every row, in order.
+) -> Iterator[Piece]:
+    """Every row, in order.
 
-    The fraction stays 0 where the number of rows is unknown; a row without text (null) is "".
+    The fraction done stays 0 where the number of rows is unknown.
 
     Args:
         data_set: a `datasets.Dataset` or `datasets.IterableDataset`.
@@ -77,14 +78,11 @@ def documents(
         data_set = data_set.select_columns([column])  # so that images and such aren't decoded
     row = first
     for batch in _batches(data_set, name):
-        if column not in (columns or batch):
-            raise CorpusError(f"{name}: no column {column!r}; there are {names(columns or batch)}")
+        text_of(dict.fromkeys(columns or batch), column, name)
         for text in batch[column]:
-            if not isinstance(text, str | None):
-                seen = f"{column!r} is {type(text).__name__}, not a string"
-                raise CorpusError(f"{name}, row {row}: {seen}")
             row += 1
-            yield min((row - first) / rows, 1.0) if rows else 0.0, text or ""
+            done = min((row - first) / rows, 1.0) if rows else 0.0
+            yield Piece(text_of({column: text}, column, f"{name}, row {row - 1}"), done)
 
 
 def _batches(data_set: Any, name: str) -> Iterator[dict[str, list[Any]]]:
@@ -95,7 +93,7 @@ def _batches(data_set: Any, name: str) -> Iterator[dict[str, list[Any]]]:
         raise CorpusError(f"can't read {name}: {reason}") from error
 
 
-def open_data_set(source: str) -> Callable[[str], Iterator[tuple[float, str]]]:
+def open_data_set(source: str) -> Callable[[str], Iterator[Piece]]:
     """Open the split of a data set that a source `hf:...` names, without reading its rows.
 
     A split that is left out is `train`, or the only one.
@@ -133,11 +131,6 @@ def is_data_set(texts: object) -> bool:
     """Whether this is a data set of the `datasets` package, which need not be installed."""
     module = sys.modules.get("datasets")
     return module is not None and isinstance(texts, (module.Dataset, module.IterableDataset))
-
-
-def names(columns: Iterable[str]) -> str:
-    """Names as messages list them."""
-    return ", ".join(repr(str(name)) for name in columns) or "none"
 
 
 def _splits(source: str, address: dict[str, str | None]) -> Any:

@@ -13,37 +13,19 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
-from fastexplain.errors import CorpusError, UsageError
+from fastexplain.errors import CorpusError
 from fastexplain.text import hub, stdlib
-
-# Characters; a piece ends at the first line end after so many, or within a line of twice as many.
-# About 5,000 tokens: few enough that a batch keeps many cores busy, enough that cuts are rare, as
-# the tokens right at a cut may be others than in the whole text.
-PIECE = 16_384
+from fastexplain.text.pieces import SIZE, Piece, text_of
 
 BUILT_IN = "stdlib"
 _BYTES = 10_000_000  # the share of progress of what has no size, such as the built-in corpus
 _ROWS = 256  # rows of a parquet file decoded at a time
-
-
-class Piece(NamedTuple):
-    """Consecutive text of one document.
-
-    Attributes:
-        text: not empty.
-        first: whether it begins a document.
-        done: the fraction of all documents that is read once this is.
-    """
-
-    text: str
-    first: bool
-    done: float
 
 
 class Sources:
@@ -57,30 +39,35 @@ class Sources:
 
     passed_over: int
 
-    def __init__(self, names: Sequence[str | Path]) -> None:
+    def __init__(self, sources: Iterable[str | Path | Iterable[str]]) -> None:
+        """Find them: files and the like by name, texts as iterables or data sets."""
         self.passed_over = 0
         self._parts: list[_Part] = []
-        for name in names:
-            with _reading(name):
-                self._parts.extend(self._find(name))
+        for source in sources:
+            with _reading(source):
+                self._parts.extend(self._find(source))
 
     def pieces(self, column: str) -> Iterator[Piece]:
         """The pieces of all documents; `column` holds the text where they are rows."""
         total = sum(part.size for part in self._parts) or 1
         before = 0
         for part in self._parts:
-            for piece in part.read(column):
-                yield piece._replace(done=(before + piece.done * part.size) / total)
+            for document in part.read(column):
+                for piece in document.cut():
+                    yield piece._replace(done=(before + piece.done * part.size) / total)
             before += part.size
 
-    def _find(self, name: str | Path) -> Iterator[_Part]:
-        if name == "-":
+    def _find(self, name: str | Path | Iterable[str]) -> Iterator[_Part]:
+        if hub.is_data_set(name):
+            yield _Part(_BYTES, partial(hub.documents, name))
+        elif not isinstance(name, str | Path):
+            yield _Part(_BYTES, lambda _: _strings(name))
+        elif name == "-":
             yield _Part(_BYTES, lambda _: _read_text(None))
         elif name == BUILT_IN:
-            yield _Part(_BYTES, lambda _: _read_rows(stdlib.documents()))
+            yield _Part(_BYTES, lambda _: stdlib.documents())
         elif isinstance(name, str) and name.startswith(hub.PREFIX):
-            documents = hub.open_data_set(name)
-            yield _Part(_BYTES, lambda column: _read_rows(documents(column)))
+            yield _Part(_BYTES, hub.open_data_set(name))
         elif not (path := Path(name)).exists():
             raise CorpusError(
                 f"no file or directory {str(path)!r}; a corpus is a text file, a directory, a"
@@ -110,42 +97,12 @@ class Sources:
                 yield from _read_text(path)
 
 
-class Texts:
-    """Documents that are strings already, in their order."""
-
-    passed_over = 0
-
-    def __init__(self, texts: Iterable[Any]) -> None:
-        """Take the texts, unread: an iterable of strings, or a data set of `datasets`.
-
-        Raises:
-            UsageError: it holds no documents.
-        """
-        if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-            advice = "; choose one of its splits" if isinstance(texts, Mapping) else ""
-            raise UsageError(
-                "texts must be an iterable of strings or a data set, not one"
-                f" {type(texts).__name__}{advice}"
-            )
-        self._texts = texts
-
-    def pieces(self, column: str) -> Iterator[Piece]:
-        """The pieces of all documents; `column` of a data set holds the text.
-
-        Raises:
-            CorpusError: a document is no string.
-        """
-        if hub.is_data_set(self._texts):
-            return _read_rows(hub.documents(self._texts, column))
-        return _read_rows(_numbered(self._texts))
-
-
-def _numbered(texts: Iterable[Any]) -> Iterator[tuple[float, str]]:
+def _strings(texts: Iterable[Any]) -> Iterator[Piece]:
     total = len(texts) if isinstance(texts, Sized) else 0
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise CorpusError(f"texts[{place}] is {type(text).__name__}, not a string")
-        yield (place + 1) / total if total else 0.0, text
+        yield Piece(text, (place + 1) / total if total else 0.0)
 
 
 class _Part(NamedTuple):
@@ -174,7 +131,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
+def _reading(path: object) -> Iterator[None]:
     """Turn what goes wrong while reading a file into a CorpusError that names it."""
     try:
         yield
@@ -186,18 +143,6 @@ def _reading(path: str | Path) -> Iterator[None]:
         raise CorpusError(f"can't read {str(path)!r}: {error.strerror or error}") from error
 
 
-def _cut(stream: TextIO) -> Iterator[str]:
-    while text := stream.read(PIECE) + stream.readline(PIECE):
-        yield text
-
-
-def _row(text: str, done: float) -> Iterator[Piece]:
-    # A string, in JSON too, may hold half of a surrogate pair, which can't be tokenised.
-    text = text.encode("utf-8", "replace").decode()
-    for place, piece in enumerate(_cut(io.StringIO(text))):
-        yield Piece(piece, place == 0, done)
-
-
 def _read_text(path: Path | None) -> Iterator[Piece]:
     """A text file; without a path, standard input."""
     name = "standard input" if path is None else str(path)
@@ -205,10 +150,12 @@ def _read_text(path: Path | None) -> Iterator[Piece]:
         size = path.stat().st_size if path else 0  # 0 for a pipe, which has no place to tell either
         stream = io.TextIOWrapper(file, encoding="utf-8-sig")
         try:
-            for place, text in enumerate(_cut(stream)):
+            first = True
+            while text := stream.read(SIZE) + stream.readline(SIZE):
                 if "\0" in text:  # decodes, but no text has it
                     raise _NotTextError(f"{name!r} is not text: it has null bytes")
-                yield Piece(text, place == 0, file.tell() / size if size else 0.0)
+                yield Piece(text, file.tell() / size if size else 0.0, first)
+                first = False
         finally:
             stream.detach()  # standard input is not ours to close
 
@@ -219,24 +166,18 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Piece]:
         rows: Any = gzip.GzipFile(fileobj=file) if path.name.lower().endswith(".gz") else file
         with io.TextIOWrapper(rows, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    text = _field(line, column, f"{str(path)!r}, line {number}")
-                    yield from _row(text, file.tell() / size if size else 0.0)
-
-
-def _field(line: str, column: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
-    if not isinstance(row, dict):
-        raise CorpusError(f"{where}: not a JSON object, which should have {column!r}")
-    if column not in row:
-        raise CorpusError(f"{where}: no column {column!r}; there are {hub.names(row)}")
-    text = row[column]
-    if not isinstance(text, str | None):
-        raise CorpusError(f"{where}: {column!r} is not a string")
-    return text or ""
+                if not line.strip():
+                    continue
+                place = f"{str(path)!r}, line {number}"
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    reason = getattr(error, "msg", error)
+                    raise CorpusError(f"{place}: not JSON ({reason})") from None
+                if not isinstance(row, dict):
+                    raise CorpusError(f"{place}: not a JSON object, which should have {column!r}")
+                done = file.tell() / size if size else 0.0
+                yield Piece(text_of(row, column, place), done)
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
@@ -249,26 +190,13 @@ def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
         ) from None
     try:
         with _reading(path), pq.ParquetFile(path) as file:
-            _check_column(file.schema_arrow, column, path)
-            for group in range(file.num_row_groups):
-                done = (group + 1) / file.num_row_groups
-                for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column]):
-                    for text in batch.column(0).to_pylist():
-                        yield from _row(text or "", done)
+            text_of(dict.fromkeys(file.schema_arrow.names), column, repr(str(path)))
+            number = 0
+            for batch in file.iter_batches(_ROWS, columns=[column]):
+                for row in batch.to_pylist():
+                    number += 1
+                    text = text_of(row, column, f"{str(path)!r}, row {number}")
+                    yield Piece(text, number / file.metadata.num_rows)
     except pa.ArrowException as error:
         reason = str(error).partition("\n")[0]
         raise CorpusError(f"can't read {str(path)!r}: {reason}") from error
-
-
-def _check_column(schema: Any, column: str, path: Path) -> None:
-    if column not in schema.names:
-        there = hub.names(schema.names)
-        raise CorpusError(f"{str(path)!r}: no column {column!r}; there are {there}")
-    kind = schema.field(column).type
-    if str(getattr(kind, "value_type", kind)) not in ("string", "large_string", "string_view"):
-        raise CorpusError(f"{str(path)!r}: column {column!r} holds {kind}, not text")
-
-
-def _read_rows(documents: Iterable[tuple[float, str]]) -> Iterator[Piece]:
-    for done, text in documents:
-        yield from _row(text, done)

@@ -22,6 +22,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastexplain.text.pieces import Piece
+
 # Not of the standard library: installed packages. Not meant to be read: test suites. A document
 # already: the module that holds the topics. Tables: the codecs, 1.4 MB of nearly equal lines, which
 # would fill a neuron's exemplars with the same excerpt under many names.
@@ -38,8 +40,8 @@ _LEFT_OUT = {
 _Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def documents() -> Iterator[tuple[float, str]]:
-    """Yield (fraction done once it is read, text) for every document, in a fixed order.
+def documents() -> Iterator[Piece]:
+    """Every document, in a fixed order.
 
     About 10 MB, read in 3 s. What a distribution of Python leaves out (a stripped container may
     have no topics, a zipped one no sources) is left out here.
@@ -47,12 +49,12 @@ def documents() -> Iterator[tuple[float, str]]:
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(_sources(root))
     for text in _topics():
-        yield 0.0, text
+        yield Piece(text, 0.0)
     for done, path in enumerate(files, 1):
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         prose, code = _split(path, name)
-        yield done / len(files), prose
-        yield done / len(files), code
+        yield Piece(prose, done / len(files))
+        yield Piece(code, done / len(files))
 
 
 def _sources(root: Path) -> Iterator[Path]:

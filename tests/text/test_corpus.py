@@ -24,10 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastexplain.errors import CorpusError, UsageError
+from fastexplain.text import pieces as pieces_module
 from fastexplain.text import sources as sources_module
 from fastexplain.text import stdlib
 from fastexplain.text.corpus import Corpus
-from fastexplain.text.sources import PIECE, Sources
+from fastexplain.text.sources import Sources
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +65,7 @@ def test_excerpts_are_the_distinct_windows_of_each_document_however_it_is_cut_in
 ):
     path = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", documents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastexplain.text.sources.PIECE", piece)
+        patch.setattr("fastexplain.text.pieces.SIZE", piece)
         patch.setattr("fastexplain.text.corpus._BATCH", batch)
         corpus = Corpus([path], words, tokens=4)
     expected = windows(documents, 4)
@@ -75,7 +76,7 @@ def test_excerpts_are_the_distinct_windows_of_each_document_however_it_is_cut_in
 def test_a_long_file_gives_the_windows_of_the_whole(words, tmp_path):
     ids = random_ids(30_000)
     (tmp_path / "long.txt").write_text(spelled(ids))
-    assert len(spelled(ids)) > 5 * PIECE
+    assert len(spelled(ids)) > 5 * pieces_module.SIZE
     assert held(Corpus([tmp_path / "long.txt"], words)) == windows([ids])
 
 
@@ -85,7 +86,7 @@ def test_pieces_are_bounded_and_join_to_the_document(tmp_path_factory, text, pie
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text(json.dumps({"text": text}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastexplain.text.sources.PIECE", piece)
+        patch.setattr("fastexplain.text.pieces.SIZE", piece)
         pieces = list(Sources([path]).pieces("text"))
     assert "".join(piece.text for piece in pieces) == text
     assert all(0 < len(cut.text) <= 2 * piece for cut in pieces)
@@ -285,7 +286,7 @@ def refused(error, *arguments, **settings) -> str:
         ("a.jsonl", b'\n["w1"]\n', ["a.jsonl", "line 2", "not a JSON object"]),
         ("a.jsonl", b'{"body": "w1", "id": 3}', ["line 1", "'text'", "'body', 'id'"]),
         ("a.jsonl", b"{}", ["line 1", "'text'", "none"]),
-        ("a.jsonl", b'{"text": 3}', ["line 1", "'text' is not a string"]),
+        ("a.jsonl", b'{"text": 3}', ["line 1", "'text' is int, not a string"]),
         ("a.jsonl", b'{"a\\nb": 3}', ["line 1", r"'a\nb'"]),
         ("a.jsonl", b'{"text": "\xe9"}', ["a.jsonl", "not UTF-8 text"]),
         ("a.jsonl.gz", b"not compressed", ["a.jsonl.gz"]),
@@ -309,7 +310,7 @@ def test_a_bad_column_of_parquet(words, tmp_path):
     pq.write_table(pa.table({"body": ["w1"], "id": [3]}), path)
     message = refused(CorpusError, [path], words)
     assert "a.parquet" in message and "'text'" in message and "'body', 'id'" in message
-    assert "'id' holds int64" in refused(CorpusError, [path], words, column="id")
+    assert "'id' is int, not a string" in refused(CorpusError, [path], words, column="id")
 
 
 def test_parquet_without_pyarrow(words, tmp_path, monkeypatch):
@@ -537,7 +538,7 @@ def f(x):
 
 
 def test_the_built_in_corpus_starts_with_the_topics_and_is_as_large_as_progress_takes_it():
-    texts = [text for _, text in stdlib.documents()]
+    texts = [piece.text for piece in stdlib.documents()]
     topics = stdlib._topics()
     assert texts[: len(topics)] == topics
     size = sum(len(text.encode()) for text in texts)
