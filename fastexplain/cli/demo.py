@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fastexplain.cli import jobs, requests
 from fastexplain.cli.tables import explanations_table, score_text
-from fastexplain.cli.terminal import messages, out
+from fastexplain.cli.terminal import out, print_line
 from fastexplain.errors import RunError
 from fastexplain.pipeline.models import Model, Settings
-from fastexplain.records import LayerMeans, StoredExplanation
+from fastexplain.records import StoredExplanation
 from fastexplain.report.neuron import explanation_data
 from fastexplain.run.database import Database
 from fastexplain.run.directory import check_free, is_run, open_run
@@ -33,18 +34,17 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
                 f"{run} holds a run of {name} over {swept} excerpts, not this demo's; "
                 "choose another directory with --out"
             )
-        messages.print(f"Continuing with the run in {run}.", markup=False)
+        print_line(f"Continuing with the run in {run}.")
     else:
         check_free(run)
-        subject = jobs.load("smollm2")
-        opened = jobs.sweep_corpus(subject, ["stdlib"], run, excerpts=excerpts)
+        opened = jobs.sweep_corpus(jobs.load("smollm2"), ["stdlib"], run, excerpts=excerpts)
     jobs.report_sweep(opened)
     jobs.explain_by_lookup(opened)
     with opened.database() as database:
         means = database.layer_means("lookup")
         chosen = _best_of_some_layers(database, [mean.layer for mean in means], neurons)
     if chosen:
-        messages.print(
+        print_line(
             f"Now a language model explains {len(chosen)} of them: SmolLM2 itself, which also "
             "simulates."
         )
@@ -61,7 +61,24 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
     mean_score = _mean([mean.top_and_random for mean in means])
     mean_random = _mean([mean.random_only for mean in means])
     if show:
-        _show(run, rows, chosen, means, mean_score, mean_random)
+        out.print(explanations_table(rows, "The best neuron by lookup in each of some layers"))
+        example = chosen[-1].neuron if chosen else "5:131"
+        lines = (
+            f"All {sum(mean.scored for mean in means):,} neurons have a lookup explanation; mean "
+            f"held-out correlation {score_text(mean_score)} on top and random excerpts, "
+            f"{score_text(mean_random)} on random ones.",
+            "smollm2, with 135 million parameters, is a weak explainer and a weaker simulator: its "
+            "scores show that the path works, not what it can do. A larger model, on any "
+            "OpenAI-compatible server:",
+        )
+        for line in lines:
+            out.print(line, markup=False)
+        for line in (
+            f"explain {run} {example} --explainer MODEL --base-url http://localhost:8000/v1",
+            f"show {run} {example}",
+            f"top {run}",
+        ):
+            out.print(f"  fastexplain {line}", markup=False, soft_wrap=True)
     return {
         "run": str(run),
         "sweep": opened.manifest["sweep"],
@@ -72,35 +89,9 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
     }
 
 
-def _show(
-    run: Path,
-    rows: list[StoredExplanation],
-    chosen: list[StoredExplanation],
-    means: list[LayerMeans],
-    mean_score: float | None,
-    mean_random: float | None,
-) -> None:
-    out.print(explanations_table(rows, "The best neuron by lookup in each of some layers"))
-    out.print(
-        f"All {sum(mean.scored for mean in means):,} neurons have a lookup explanation; mean "
-        f"held-out correlation {score_text(mean_score)} on top and random excerpts, "
-        f"{score_text(mean_random)} on random ones.\n"
-        "smollm2, with 135 million parameters, is a weak explainer and a weaker simulator: its "
-        "scores show that the path works, not what it can do. A larger model, on any "
-        "OpenAI-compatible server:",
-    )
-    example = chosen[-1].neuron if chosen else "5:131"
-    for line in (
-        f"  fastexplain explain {run} {example} --explainer MODEL --base-url http://localhost:8000/v1",
-        f"  fastexplain show {run} {example}",
-        f"  fastexplain top {run}",
-    ):
-        out.print(line, markup=False, soft_wrap=True)
-
-
 def _mean(values: list[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None
+    return fmean(defined) if defined else None
 
 
 def _best_of_some_layers(

@@ -6,16 +6,15 @@ import asyncio
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastexplain.cli.common import AsJson, RunPath, print_explanations, print_json
-from fastexplain.cli.terminal import out
+from fastexplain.cli.common import AsJson, RunPath, print_json, print_rows
+from fastexplain.cli.terminal import messages, out
 from fastexplain.errors import LLMError, UsageError
 
 if TYPE_CHECKING:
-    from fastexplain.ledger.budget import Estimate
     from fastexplain.records import NeuronId
     from fastexplain.run.directory import Run
 
@@ -24,8 +23,14 @@ _MANY = 1000
 # Of more explained neurons than these only the best are shown.
 _SHOWN = 50
 
+# What `explain` takes that has a meaning for lookup too.
+_FOR_LOOKUP = {
+    "run", "neurons", "explainer", "sample", "seed", "where", "fresh", "yes", "as_json",
+}  # fmt: skip
+
 
 def explain(
+    context: typer.Context,
     run: RunPath,
     neurons: Annotated[
         list[str] | None,
@@ -136,76 +141,66 @@ def explain(
 
     opened = open_run(run)
     chosen = select_neurons(opened, neurons or [], sample=sample, seed=seed, where=where)
-    outcome = None
     if explainer == "lookup":
-        _reject_model_options(
-            {
-                "--simulator": simulator, "--base-url": base_url, "--local": local,
-                "--simulator-url": simulator_url, "--simulator-local": simulator_local,
-                "--simulation": simulation, "--dry-run": dry_run, "--max-cost": max_cost,
-                "--max-requests": max_requests, "--price": price,
-                "--simulator-price": simulator_price, "--batch": batch, "--batch-file": batch_file,
-                "--requests-per-minute": requests_per_minute,
-                "--tokens-per-minute": tokens_per_minute,
-            }
-        )  # fmt: skip
+        _reject_model_options(context)
         from fastexplain.cli import jobs
 
         jobs.explain_by_lookup(opened, fresh=fresh)
-    else:
-        from fastexplain.cli import requests
-        from fastexplain.ledger.prices import parse_price
-        from fastexplain.pipeline.estimate import rehearse
-        from fastexplain.pipeline.models import Model, Settings, simulator_model
+        _print_explained(opened, chosen, explainer, as_json)
+        return
 
-        if not chosen:
-            raise UsageError(
-                f"name the neurons that {explainer} shall explain, such as 5:131, 5:* or all"
-            )
-        _reject_together({"--local": local, "--base-url": base_url})
-        _reject_together({"--simulator-local": simulator_local, "--simulator-url": simulator_url})
-        _reject_together({"--batch": batch, "--batch-file": batch_file})
-        explaining = Model(
-            explainer, base_url, local, None if price is None else parse_price(price)
+    from fastexplain.cli import requests
+    from fastexplain.cli.cost_table import estimate_data, estimate_table
+    from fastexplain.ledger.prices import parse_price
+    from fastexplain.pipeline.estimate import rehearse
+    from fastexplain.pipeline.models import Model, Settings, simulator_model
+
+    if not chosen:
+        raise UsageError(
+            f"name the neurons that {explainer} shall explain, such as 5:131, 5:* or all"
         )
-        simulating = simulator_model(
-            explaining,
-            simulator,
-            base_url=simulator_url,
-            local=simulator_local,
-            price=None if simulator_price is None else parse_price(simulator_price),
-        )
-        limits = {
-            "concurrency": concurrency,
-            "requests_per_minute": requests_per_minute,
-            "tokens_per_minute": tokens_per_minute,
-            "timeout": timeout,
-        }
-        settings = Settings(
-            explaining, simulating, simulation, readout, limits,
-            fresh=fresh, max_cost=max_cost, max_requests=max_requests,
-        )  # fmt: skip
-
-        def estimate() -> Estimate:
-            kind: Literal["server", "files"] | None = (
-                "server" if batch else "files" if batch_file else None
-            )
-            return asyncio.run(rehearse(opened, chosen, settings, batches=kind))
-
-        if dry_run:
-            _print_estimate(estimate(), as_json)
+    _reject_together({"--local": local, "--base-url": base_url})
+    _reject_together({"--simulator-local": simulator_local, "--simulator-url": simulator_url})
+    _reject_together({"--batch": batch, "--batch-file": batch_file})
+    explaining = Model(explainer, base_url, local, None if price is None else parse_price(price))
+    simulating = simulator_model(
+        explaining,
+        simulator,
+        base_url=simulator_url,
+        local=simulator_local,
+        price=None if simulator_price is None else parse_price(simulator_price),
+    )
+    limits = {
+        "concurrency": concurrency,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "timeout": timeout,
+    }
+    settings = Settings(
+        explaining, simulating, simulation, readout, limits,
+        fresh=fresh, max_cost=max_cost, max_requests=max_requests,
+    )  # fmt: skip
+    everything = "all" in (neurons or []) and sample is None and where is None
+    many = everything or len(chosen) > _MANY
+    if dry_run or (many and not yes):
+        files = batch_file is not None
+        estimate = asyncio.run(rehearse(opened, chosen, settings, batch=batch, files=files))
+        if dry_run and as_json:
+            print_json(estimate_data(estimate))
             return
-        everything = "all" in (neurons or []) and sample is None and where is None
-        if not yes and (everything or len(chosen) > _MANY):
-            _confirm(estimate(), len(chosen))
-        if batch or batch_file:
-            outcome = requests.explain_in_batches(opened, chosen, settings, batch_file)
-        else:
-            outcome = requests.explain_by_model(opened, chosen, settings)
-        if outcome.finished and outcome.stopped is None and not outcome.explained:
-            raise LLMError(f"{explainer} explained none of the {len(chosen)} neurons; see above")
+        if dry_run:
+            out.print(estimate_table(estimate))
+            return
+        messages.print(estimate_table(estimate))
+        _confirm(len(chosen))
+    if batch or batch_file:
+        outcome = requests.explain_in_batches(opened, chosen, settings, batch_file)
+    else:
+        outcome = requests.explain_by_model(opened, chosen, settings)
+    if outcome.finished and outcome.stopped is None and not outcome.explained:
+        raise LLMError(f"{explainer} explained none of the {len(chosen)} neurons; see above")
     _print_explained(opened, chosen, explainer, as_json)
-    if outcome is not None and outcome.stopped is not None:
+    if outcome.stopped is not None:
         raise outcome.stopped
 
 
@@ -250,11 +245,14 @@ def cost(run: RunPath, as_json: AsJson = False) -> None:
         out.print("No language model was asked yet.")
 
 
-def _reject_model_options(options: dict[str, object]) -> None:
+def _reject_model_options(context: typer.Context) -> None:
     """Raise UsageError where an option was given that only language models use."""
-    for name, value in options.items():
-        if value is not None and value is not False:
-            raise UsageError(f"{name} is for language models; name one with --explainer MODEL")
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and parameter.name not in _FOR_LOOKUP:
+            option = parameter.opts[0]
+            raise UsageError(f"{option} is for language models; name one with --explainer MODEL")
 
 
 def _reject_together(options: dict[str, object]) -> None:
@@ -264,21 +262,8 @@ def _reject_together(options: dict[str, object]) -> None:
         raise UsageError(f"{' and '.join(given)} exclude each other")
 
 
-def _print_estimate(estimate: Estimate, as_json: bool) -> None:
-    from fastexplain.cli.cost_table import estimate_data, estimate_table
-
-    if as_json:
-        print_json(estimate_data(estimate))
-    else:
-        out.print(estimate_table(estimate))
-
-
-def _confirm(estimate: Estimate, neurons: int) -> None:
-    """Have a large job confirmed, with what it will ask and cost."""
-    from fastexplain.cli.cost_table import estimate_table
-    from fastexplain.cli.terminal import messages
-
-    messages.print(estimate_table(estimate))
+def _confirm(neurons: int) -> None:
+    """Have a large job confirmed."""
     if not sys.stdin.isatty():
         raise UsageError(f"{neurons:,} neurons are many; add --yes if that is what you want")
     if not typer.confirm(f"Explain {neurons:,} neurons?", err=True):
@@ -287,8 +272,6 @@ def _confirm(estimate: Estimate, neurons: int) -> None:
 
 def _print_explained(run: Run, neurons: list[NeuronId], explainer: str, as_json: bool) -> None:
     """Print the explanations of neurons by one explainer; of very many the best."""
-    from fastexplain.cli.tables import explanations_table
-
     method = "lookup" if explainer == "lookup" else "model"
     best = not neurons or (len(neurons) > _SHOWN and not as_json)
     with run.database() as database:
@@ -301,9 +284,10 @@ def _print_explained(run: Run, neurons: list[NeuronId], explainer: str, as_json:
                 for row in database.explanations(neuron)
                 if row.method == method and row.model == explainer
             ]
-    if as_json:
-        print_explanations(rows)
-    elif rows:
-        out.print(explanations_table(rows, "The best of them" if best else None))
-    elif best and neurons:
-        out.print(f"None of the {len(neurons):,} neurons has a score that is defined.")
+    undefined = f"None of the {len(neurons):,} neurons has a score that is defined."
+    print_rows(
+        rows,
+        as_json,
+        title="The best of them" if best else None,
+        otherwise=undefined if best and neurons else None,
+    )

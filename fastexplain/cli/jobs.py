@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from fastexplain.bench import turns as bench
 from fastexplain.bench.geometries import random_subject
-from fastexplain.cli.terminal import interrupts, messages, progress, working
+from fastexplain.cli.terminal import interrupts, messages, print_line, progress, working
 from fastexplain.errors import RunError
-from fastexplain.explainers.lookup import METHOD, VERSION, store_lookup
+from fastexplain.explainers.lookup import lookup_is_stored, store_lookup
 from fastexplain.run.directory import Run
 from fastexplain.subject.model import Subject, load_subject
 from fastexplain.sweeping.loop import sweep
@@ -46,17 +46,16 @@ def sweep_corpus(
             progress=lambda fraction: advance(int(100 * fraction)),
         )  # fmt: skip
     if corpus.passed_over:
-        messages.print(f"Files left out because they are not UTF-8 text: {corpus.passed_over}.")
+        print_line(f"Files left out because they are not UTF-8 text: {corpus.passed_over}.")
     width = corpus.tokens.shape[1]
     with progress("Sweeping", len(corpus), tokens=width) as advance, interrupts() as interrupted:
 
         def after_a_batch(done: int) -> None:
             advance(done)
             if interrupted.is_set():
-                messages.print(
+                print_line(
                     f"Stopped after {done} of {len(corpus)} excerpts; the same command continues "
-                    "from there.",
-                    soft_wrap=True,
+                    "from there."
                 )
                 raise KeyboardInterrupt
 
@@ -66,12 +65,10 @@ def sweep_corpus(
 def report_sweep(run: Run) -> None:
     """Print the size, speed and place of a finished sweep."""
     done = run.manifest["sweep"]
-    messages.print(
+    print_line(
         f"{done['neurons']:,} neurons of {run.manifest['subject']['name']} over "
         f"{done['tokens']:,} tokens in {done['seconds']:.0f} s, "
-        f"{done['tokens_per_second']:,.0f} tokens/s: {run.path}",
-        markup=False,
-        soft_wrap=True,
+        f"{done['tokens_per_second']:,.0f} tokens/s: {run.path}"
     )
 
 
@@ -104,9 +101,6 @@ def run_bench(
 
 def explain_by_lookup(run: Run, *, fresh: bool = False) -> None:
     """Explain every neuron by lookup, unless that was done and is not wanted `fresh`."""
-    with run.database(read_only=True) as database:
-        neurons = run.manifest["sweep"]["neurons"]
-        if not fresh and database.explained(METHOD, VERSION) == neurons:
-            return
-    with progress("Explaining by lookup", len(run.layers)) as advance:
-        store_lookup(run, advance)
+    if fresh or not lookup_is_stored(run):
+        with progress("Explaining by lookup", len(run.layers)) as advance:
+            store_lookup(run, advance)

@@ -56,12 +56,9 @@ def display(progress: Progress, *, seconds: float = SECONDS) -> Iterator[None]:
     def line() -> str:
         return progress_line(progress, time.perf_counter() - began)
 
-    with contextlib.ExitStack() as stack:
-
-        def print_last() -> None:
-            if progress.requests_a_neuron:
-                print_line(line())
-
-        stack.callback(print_last)
-        stack.enter_context(changing_line(line, seconds=seconds))
-        yield
+    try:
+        with changing_line(line, seconds=seconds):
+            yield
+    finally:
+        if progress.requests_a_neuron:
+            print_line(line())

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fastexplain.cli.common import AsJson, RunPath, print_explanations, print_json
+from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_json, print_rows
 from fastexplain.cli.explain import cost, explain, ingest
 from fastexplain.cli.terminal import out, terminations
 from fastexplain.errors import FastexplainError, StoppedError, UsageError
@@ -127,8 +127,8 @@ def sweep(
     batch_size: Annotated[
         int | None, typer.Option(help="Excerpts in a forward pass; by free memory if left out.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Device = None,
+    dtype: DType = None,
     skip_positions: Annotated[
         int | None,
         typer.Option(
@@ -219,7 +219,7 @@ def show(
 @app.command()
 def top(
     run: RunPath,
-    limit: Annotated[int, typer.Option(min=1, help="Neurons to show.")] = 20,
+    limit: Limit = 20,
     layer: Annotated[int | None, typer.Option(help="Only neurons of this layer.")] = None,
     method: Annotated[
         str | None,
@@ -231,7 +231,6 @@ def top(
     as_json: AsJson = False,
 ) -> None:
     """Show the neurons with the best-scored explanations."""
-    from fastexplain.cli.tables import explanations_table
     from fastexplain.run.directory import open_run
 
     opened = open_run(run)
@@ -243,33 +242,22 @@ def top(
             there = f"there are {', '.join(methods)}" if methods else "nothing is explained yet"
             raise UsageError(f"nothing is explained by '{method}'; {there}")
         rows = database.best(limit, method, by, layer)
-    if as_json:
-        print_explanations(rows)
-    elif rows:
-        out.print(explanations_table(rows))
-    else:
-        out.print(f"Nothing is explained yet; run: fastexplain explain {run}", markup=False)
+    print_rows(rows, as_json, otherwise=f"Nothing is explained yet; run: fastexplain explain {run}")
 
 
 @app.command()
 def search(
     run: RunPath,
     words: Annotated[list[str], typer.Argument(metavar="WORD", help="Words that must all occur.")],
-    limit: Annotated[int, typer.Option(min=1, help="Explanations to show.")] = 20,
+    limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """Find explanations by their words, or by other forms of these."""
-    from fastexplain.cli.tables import explanations_table
     from fastexplain.run.directory import open_run
 
     with open_run(run).database(read_only=True) as database:
         rows = database.search(" ".join(words), limit)
-    if as_json:
-        print_explanations(rows)
-    elif rows:
-        out.print(explanations_table(rows))
-    else:
-        out.print(f"No explanation has: {' '.join(words)}", markup=False)
+    print_rows(rows, as_json, otherwise=f"No explanation has: {' '.join(words)}")
 
 
 @app.command()
@@ -302,8 +290,8 @@ def bench(
     no_compile: Annotated[
         bool, typer.Option("--no-compile", help="Leave out the methods that need compiling.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Device = None,
+    dtype: DType = None,
     record: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write the result here, as JSON.")
     ] = None,

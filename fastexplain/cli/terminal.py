@@ -14,15 +14,8 @@ from types import FrameType
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 # In a file or a pipe there is no width to keep to, unless COLUMNS gives one.
@@ -55,7 +48,7 @@ def working(title: str) -> Iterator[None]:
 def progress(
     title: str, total: int, *, tokens: int = 0, percent: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """Show how much is done, how fast, and the time left: a bar, or a line every ten seconds.
+    """Show how much is done, how fast, and the time left: on a terminal with a bar.
 
     Gives the function to call with the number of things that are done.
 
@@ -64,26 +57,11 @@ def progress(
         tokens: in each of them, to show tokens a second; 0 shows none.
         percent: the things are hundredths.
     """
-    rate = _Rate(title, total, tokens, percent)
     if not messages.is_terminal:
         print_line(title)
-        with changing_line(rate.line):
-            yield lambda done: rate.advance(done, time.perf_counter())
-        return
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(),
-        TaskProgressColumn() if percent else MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=messages, transient=True,
-    )  # fmt: skip
-    task = bar.add_task(escape(title), total=total, speed="")
-
-    def advance(done: int) -> None:
-        rate.advance(done, time.perf_counter())
-        bar.update(task, completed=done, speed=rate.speed())
-
-    with bar:
-        yield advance
+    rate = _Rate(title, total, tokens, percent)
+    with changing_line(rate.line, share=lambda: rate.done / max(total, 1)):
+        yield lambda done: rate.advance(done, time.perf_counter())
 
 
 class _Rate:
@@ -91,43 +69,48 @@ class _Rate:
 
     def __init__(self, title: str, total: int, tokens: int, percent: bool) -> None:
         self._title, self._total, self._tokens, self._percent = title, total, tokens, percent
-        self._done = 0
+        self.done = 0
         self._first: tuple[int, float] | None = None
         self._seconds = 0.0
 
     def advance(self, done: int, now: float) -> None:
         """Note that so much is done at this time, in seconds."""
         self._first = self._first or (done, now)  # what was done before is not our speed
-        self._done, self._seconds = done, now - self._first[1]
-
-    def speed(self) -> str:
-        """Tokens a second, or nothing where they are not known."""
-        new = self._new()
-        return f"{new * self._tokens / self._seconds:,.0f} tokens/s" if self._tokens and new else ""
+        self.done, self._seconds = done, now - self._first[1]
 
     def line(self) -> str:
-        """All of it, on one line."""
-        done = f"{self._done}%" if self._percent else f"{self._done:,} of {self._total:,}"
-        parts = [f"{self._title}: {done}", self.speed()]
-        if new := self._new():
-            left = (self._total - self._done) * self._seconds / new
-            parts.append(f"{duration(left)} left")
-        return "; ".join(filter(None, parts))
-
-    def _new(self) -> int:
-        return self._done - self._first[0] if self._first and self._seconds else 0
+        done = f"{self.done}%" if self._percent else f"{self.done:,} of {self._total:,}"
+        parts = [f"{self._title}: {done}"]
+        new = self.done - self._first[0] if self._first and self._seconds else 0
+        if new and self._tokens:
+            parts.append(f"{new * self._tokens / self._seconds:,.0f} tokens/s")
+        if new:
+            parts.append(f"{duration((self._total - self.done) * self._seconds / new)} left")
+        return "; ".join(parts)
 
 
 @contextlib.contextmanager
-def changing_line(line: Callable[[], str], *, seconds: float = SECONDS) -> Iterator[None]:
+def changing_line(
+    line: Callable[[], str],
+    *,
+    share: Callable[[], float] | None = None,
+    seconds: float = SECONDS,
+) -> Iterator[None]:
     """Show a line that changes: in its place on a terminal, else printed now and then.
 
     Args:
+        share: how much is done, from 0 to 1, for a bar before the line on a terminal.
         seconds: between two lines where standard error is no terminal.
     """
     if messages.is_terminal:
-        with Live(get_renderable=lambda: Text(line()), console=messages, refresh_per_second=4,
-                  transient=True):  # fmt: skip
+
+        def shown() -> Table:
+            row = Table.grid(padding=(0, 1))
+            bar = [] if share is None else [ProgressBar(1.0, share(), width=30)]
+            row.add_row(*bar, Text(line()))
+            return row
+
+        with Live(get_renderable=shown, console=messages, refresh_per_second=4, transient=True):
             yield
         return
     ended = threading.Event()

@@ -121,6 +121,12 @@ def store_lookup(run: Run, progress: Callable[[int], None] | None = None) -> int
     return neurons
 
 
+def lookup_is_stored(run: Run) -> bool:
+    """Whether `store_lookup` was done. Raises RunError if the database can't be read."""
+    with run.database(read_only=True) as database:
+        return database.explained(METHOD, VERSION) == run.manifest["sweep"]["neurons"]
+
+
 def text_of(entries: list[Entry]) -> str:
     """A lookup explanation as one line, such as `' order' after ' in' 3.1, ' sort' 2.4`."""
     return ", ".join(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from fastexplain.errors import UsageError
-from fastexplain.explainers.lookup import METHOD, VERSION, store_lookup
+from fastexplain.explainers.lookup import METHOD, VERSION, lookup_is_stored, store_lookup
 from fastexplain.explainers.model import ModelExplainer
 from fastexplain.notebook import table_html
 from fastexplain.pipeline import explaining
@@ -241,34 +241,29 @@ explain = _waiting(explain_async, "explain")
 
 def _run_in_thread(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Run a coroutine to its end in a thread of its own; Ctrl-C cancels it."""
-    begun: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[_T]]] = []
-    interrupted = threading.Event()
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    loop = runner.get_loop()
+    # The context says which cell of a notebook output belongs to.
+    task = loop.create_task(coroutine, context=contextvars.copy_context())
     done: Future[_T] = Future()
 
     async def main() -> _T:
-        task = asyncio.ensure_future(coroutine)
-        begun.append((asyncio.get_running_loop(), task))
-        if interrupted.is_set():
-            task.cancel()
         return await task
 
     def run() -> None:
         try:
-            done.set_result(asyncio.run(main()))
+            with runner:
+                done.set_result(runner.run(main()))
         except BaseException as error:
             done.set_exception(error)
 
-    # The context says which cell of a notebook output belongs to.
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(run,), name="fastexplain-call", daemon=True)
+    thread = threading.Thread(target=run, name="fastexplain-call", daemon=True)
     try:
         thread.start()
         return done.result()
     except KeyboardInterrupt:
-        interrupted.set()
-        for loop, task in begun:
-            with contextlib.suppress(RuntimeError):  # the loop has just ended
-                loop.call_soon_threadsafe(task.cancel)
+        with contextlib.suppress(RuntimeError):  # the loop has just ended
+            loop.call_soon_threadsafe(task.cancel)
         if thread.ident is not None:  # else it has not begun, and won't do anything
             done.exception()
         raise
@@ -278,9 +273,7 @@ async def _by_lookup(
     run: Run, neurons: list[NeuronId], *, fresh: bool, progress: bool | Report
 ) -> Explained:
     """Explain all by lookup, unless that was done and is not wanted `fresh`."""
-    with run.database(read_only=True) as database:
-        done = database.explained(METHOD, VERSION) == run.manifest["sweep"]["neurons"]
-    if fresh or not done:
+    if fresh or not lookup_is_stored(run):
         with reported(progress, "Explaining by lookup", len(run.layers), "layers") as report:
             await asyncio.to_thread(store_lookup, run, report)
     return Explained(METHOD, neurons, _stored(run, neurons, METHOD, METHOD, (METHOD, VERSION)))

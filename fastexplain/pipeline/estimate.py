@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -109,7 +108,8 @@ async def rehearse(
     neurons: list[NeuronId],
     settings: Settings,
     *,
-    batches: Literal["server", "files"] | None = None,
+    batch: bool = False,
+    files: bool = False,
 ) -> Estimate:
     """What `explain_by_model` would ask and cost at the most, without sending anything.
 
@@ -117,7 +117,8 @@ async def rehearse(
     record of a former probe; where there is none, that they can do what their kind mostly can.
 
     Args:
-        batches: whether it is to be asked in batches, by a server or by files.
+        batch: it is to be asked in batches.
+        files: in files of batches, for an offline engine.
 
     Raises:
         UnusableError: the simulator is known to lack what is asked for.
@@ -138,11 +139,12 @@ async def rehearse(
         def stand_in(model: Model, purpose: str) -> Rehearsal:
             address = address_of(model.base_url, local=model.local)
             price = model.price or price_of(model.name, address)
-            if batches is not None and not model.local and price is not None:
+            if (batch or files) and not model.local and price is not None:
                 price = price.times(BATCH_FACTOR)
-            can = responses.capabilities(model.name, address) or _usual(model, address)
-            if batches == "files" and not model.local:
+            if files and not model.local:
                 can = recorded_for_files(responses, model.name, address)
+            else:
+                can = responses.capabilities(model.name, address) or _usual(model, address)
             return Rehearsal(
                 model.name, address, can, responses, purpose, price, total, fresh=settings.fresh
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -207,7 +208,6 @@ async def put_behind_store(
     explainer, simulator = settings.explainer, settings.simulator
     concurrency = settings.limits.get("concurrency") or 1
     requests: Callable[[int], int] = lambda tokens: 0  # noqa: E731
-    asked = None
     if isinstance(explainer, Model):
         assert explaining is not None
         asked = behind(explaining, explainer, "explanation")
@@ -216,30 +216,20 @@ async def put_behind_store(
     if isinstance(simulator, Model):
         assert simulating is not None
         stored = behind(simulating, simulator, "simulation")
-        mode = await stored.probe_for(simulates(settings))
+        mode = await stored.probe_for(lambda can: choose_mode(can, settings.mode, settings.readout))
         simulator = ModelSimulator(stored, mode, settings.readout)
         requests = simulator.requests
     if isinstance(explainer, Model):
-        assert asked is not None
-        await asked.probe_for(explains(explainer.name, asked.address))
+        await asked.probe_for(functools.partial(_check_chats, asked))
         explainer = ModelExplainer(asked)
     return Ready(explainer, simulator, prices, concurrency, requests)
 
 
-def simulates(settings: Settings) -> Callable[[Capabilities], str]:
-    """Gives the mode in which a model simulates; raises UnusableError if it can't."""
-    return lambda can: choose_mode(can, settings.mode, settings.readout)
-
-
-def explains(model: str, address: str) -> Callable[[Capabilities], None]:
-    """Raises UnusableError if a model can't explain."""
-
-    def check(can: Capabilities) -> None:
-        if not can.chat:
-            why = (can.lacks or {}).get("chat")
-            raise UnusableError(
-                f"'{model}' at {address} answers no chats, so it can't explain"
-                f"{f' ({why})' if why else ''}; choose a model that was trained on instructions"
-            )
-
-    return check
+def _check_chats(connection: Connection, can: Capabilities) -> None:
+    """Raise UnusableError if a model can't explain."""
+    if not can.chat:
+        why = (can.lacks or {}).get("chat")
+        raise UnusableError(
+            f"'{connection.model}' at {connection.address} answers no chats, so it can't explain"
+            f"{f' ({why})' if why else ''}; choose a model that was trained on instructions"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -18,14 +19,12 @@ import numpy as np
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.records import (
-    CORRELATION,
     Exemplar,
     Explanation,
     ExplanationRow,
     Measured,
     NeuronId,
     NeuronRecord,
-    Scores,
     Simulated,
 )
 from fastexplain.run.database import Database
@@ -55,12 +54,6 @@ class NeuronResult:
     failures: list[str] = field(default_factory=list)
     waiting: bool = False
     complete: bool = False
-
-    @property
-    def correlation(self) -> Scores | None:
-        """The correlation scores, if there are any."""
-        measured = (self.scores or {}).get(CORRELATION)
-        return None if measured is None else Scores.of(measured)
 
 
 async def explain_neurons(
@@ -93,59 +86,47 @@ async def explain_neurons(
     """
     work = _Work(database, explainer, simulator, scorers, fresh)
     source = iter(records)
-    results: asyncio.Queue[NeuronResult | None] = asyncio.Queue()
-    ends: list[BudgetError | UnusableError] = []
-
-    async def worker() -> None:
-        for record in source:
-            try:
-                results.put_nowait(await work.on(record))
-            except (BudgetError, UnusableError) as error:
-                ends.append(error)
-            if ends:  # what others have in flight may have been paid for: they end their neurons
-                return
-            await asyncio.sleep(0)  # where nothing had to be asked, nobody else had a turn
-
-    async def workers() -> None:
-        crew: list[asyncio.Task[None]] = []
-        try:
-            crew += [asyncio.create_task(worker()) for _ in range(concurrency)]
-            await asyncio.gather(*crew)
-        finally:
-            for each in crew:
-                each.cancel()
-            await asyncio.gather(*crew, return_exceptions=True)
-            results.put_nowait(None)
-
-    running = asyncio.create_task(workers())
+    running: list[asyncio.Task[NeuronResult]] = []
+    done: list[asyncio.Task[NeuronResult]] = []
+    ended: BudgetError | UnusableError | None = None
     try:
-        while (result := await results.get()) is not None:
-            yield result
-        await running
+        while True:
+            # What is in flight when it ends may have been paid for: those neurons are completed.
+            wanted = concurrency - len(running) if ended is None else 0
+            running += [asyncio.create_task(work.on(r)) for r in itertools.islice(source, wanted)]
+            if not running:
+                break
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            done = [task for task in running if task.done()]
+            running = [task for task in running if not task.done()]
+            for task in done:
+                try:
+                    result = task.result()
+                except (BudgetError, UnusableError) as error:
+                    ended = error
+                else:
+                    yield result
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-    if ends:
-        raise ends[-1]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, *done, return_exceptions=True)
+    if ended is not None:
+        raise ended
 
 
+@dataclass(frozen=True)
 class _Work:
     """What is done for one neuron."""
 
-    def __init__(
-        self,
-        database: Database,
-        explainer: Explainer,
-        simulator: Simulator,
-        scorers: Sequence[Scorer],
-        fresh: bool,
-    ) -> None:
-        self._database = database
-        self._explainer, self._simulator, self._scorers = explainer, simulator, scorers
-        self._fresh = fresh
+    database: Database
+    explainer: Explainer
+    simulator: Simulator
+    scorers: Sequence[Scorer]
+    fresh: bool
 
     async def on(self, record: NeuronRecord) -> NeuronResult:
-        found = None if self._fresh else self._stored_explanation(record.id)
+        asked = (self.explainer.method, self.explainer.model, self.explainer.version)
+        found = None if self.fresh else self.database.find_explanation(record.id, *asked)
         row: ExplanationRow | None = None
         if found is None:
             try:
@@ -153,7 +134,7 @@ class _Work:
             except Deferred:
                 return NeuronResult(record.id, None, None, waiting=True)
             if row.text is None:
-                await self._database.write(self._database.add_explanations, [row])
+                await self.database.write(self.database.add_explanations, [row])
                 return NeuronResult(record.id, None, None, [f"explanation: {row.failure}"])
             text = row.text
         else:
@@ -166,7 +147,7 @@ class _Work:
         excerpts = [record.top[r] for r in split.top] + [record.random[s] for s in split.random]
         have: dict[int, np.ndarray] = {}
         if row is None:
-            have = self._database.simulated(number, self._simulator.model, self._simulator.version)
+            have = self.database.simulated(number, self.simulator.model, self.simulator.version)
         missing = [e for e in excerpts if e.excerpt not in have]
         if row is None and not missing:
             stored = self._stored_scores(number)
@@ -193,8 +174,8 @@ class _Work:
                 )
                 for place, e in enumerate(excerpts)
             ]
-            scores = {scorer.name: scorer.score(simulated) for scorer in self._scorers}
-        await self._database.write(
+            scores = {scorer.name: scorer.score(simulated) for scorer in self.scorers}
+        await self.database.write(
             self._store, row if row is not None else number, simulations, scores
         )
         for outcome in outcomes:
@@ -214,70 +195,58 @@ class _Work:
         simulations: dict[int, _Outcome],
         scores: dict[str, list[Measured]],
     ) -> None:
-        """Store what came of a neuron.
+        """Store what came of a neuron, with its new explanation or that of which the id is given.
 
-        Args:
-            explanation: a new one, or the id of one that is stored.
-            simulations: by excerpt id.
-            scores: by the scorer's name.
+        Simulations are by excerpt id, scores by the scorer's name.
         """
-        model, version = self._simulator.model, self._simulator.version
-        with self._database.transaction():
+        model, version = self.simulator.model, self.simulator.version
+        with self.database.transaction():
             if isinstance(explanation, ExplanationRow):
-                [explanation] = self._database.add_explanations([explanation])
+                [explanation] = self.database.add_explanations([explanation])
             for excerpt, outcome in simulations.items():
-                self._database.add_simulation(
+                self.database.add_simulation(
                     explanation, model, version, excerpt, "test", outcome.values, outcome.failure
                 )
             for scorer, measured in scores.items():
-                self._database.add_scores(explanation, scorer, model, version, measured)
-
-    def _stored_explanation(self, neuron: NeuronId) -> tuple[int, str] | None:
-        return self._database.find_explanation(
-            neuron, self._explainer.method, self._explainer.model, self._explainer.version
-        )
+                self.database.add_scores(explanation, scorer, model, version, measured)
 
     def _stored_scores(self, explanation: int) -> dict[str, list[Measured]] | None:
         """What the scorers gave an explanation before, if all of them did."""
-        found: dict[str, list[Measured]] = {scorer.name: [] for scorer in self._scorers}
-        asked = (self._simulator.model, self._simulator.version)
-        for score in self._database.scores(explanation):
+        found: dict[str, list[Measured]] = {scorer.name: [] for scorer in self.scorers}
+        asked = (self.simulator.model, self.simulator.version)
+        for score in self.database.scores(explanation):
             if score.scorer in found and (score.judge, score.version) == asked:
                 found[score.scorer].append(score.measured)
         return found if all(found.values()) else None
 
     async def _explain(self, record: NeuronRecord) -> ExplanationRow:
         """The explanation, or why there is none."""
-        made: Explanation | None = None
-        failure = None
+        asked = (self.explainer.method, self.explainer.model, self.explainer.version)
         try:
-            made = await _awaited(self._explainer.explain(record))
+            made = await _awaited(self.explainer.explain(record))
         except UnusableError:
             raise
         except LLMError as error:
-            failure = str(error)
-        if failure is None and not isinstance(made, Explanation):
+            return ExplanationRow(record.id, *asked, None, failure=str(error))
+        if not isinstance(made, Explanation):
             raise UsageError(
-                f"the explainer '{self._explainer.model}' gave a {type(made).__name__}; it has to "
+                f"the explainer '{self.explainer.model}' gave a {type(made).__name__}; it has to "
                 "give a fastexplain.records.Explanation"
             )
         return ExplanationRow(
             record.id,
-            self._explainer.method,
-            self._explainer.model,
-            self._explainer.version,
-            None if made is None else made.text,
-            data={} if made is None else made.data,
-            parameters={} if made is None else made.parameters,
-            failure=failure,
-            parent=None if made is None else made.parent,
+            *asked,
+            made.text,
+            data=made.data,
+            parameters=made.parameters,
+            parent=made.parent,
         )
 
     async def _simulate(self, record: NeuronRecord, text: str, exemplar: Exemplar) -> _Outcome:
         """One excerpt's simulation, or what went wrong."""
         tokens = exemplar.tokens[record.skip :]
         try:
-            found = await _awaited(self._simulator.simulate(text, tokens))
+            found = await _awaited(self.simulator.simulate(text, tokens))
         except UnusableError:
             raise
         except LLMError as error:
@@ -287,7 +256,7 @@ class _Work:
         values = np.asarray(found.values, dtype=np.float64)
         if values.shape != (len(tokens),):
             raise UsageError(
-                f"the simulator '{self._simulator.model}' gave {values.shape} values for "
+                f"the simulator '{self.simulator.model}' gave {values.shape} values for "
                 f"{len(tokens)} tokens; it has to give one for each"
             )
         if np.isinf(values).any():

@@ -152,7 +152,7 @@ def test_a_job_on_a_terminal_has_a_bar(monkeypatch, percent):
         advance(0)
         advance(34)
     assert "Reading [x]" in shown.getvalue() and "━" in shown.getvalue()
-    assert ("34%" if percent else " 34/100") in shown.getvalue()
+    assert ("34%" if percent else "34 of 100") in shown.getvalue()
     with working("Loading [x]"):
         pass
     assert "Loading [x]" in shown.getvalue()

@@ -14,7 +14,15 @@ from fastexplain.ledger.stored import StoredConnection
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Usage
 from fastexplain.pipeline.neurons import explain_neurons
-from fastexplain.records import Exemplar, Explanation, Measured, NeuronId, NeuronRecord
+from fastexplain.records import (
+    CORRELATION,
+    Exemplar,
+    Explanation,
+    Measured,
+    NeuronId,
+    NeuronRecord,
+    Scores,
+)
 from fastexplain.run.database import Database
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import Simulator
@@ -90,6 +98,10 @@ def record(index, count=20):
     return NeuronRecord(NeuronId(0, index), SKIP, top, [], RANDOM, None)
 
 
+def correlation(result):
+    return Scores.of(result.scores[CORRELATION])
+
+
 def run(database, records, explainer, simulator=None, **options):
     simulating = Simulator(simulator or explainer, "prompt-logprobs", "expected")
 
@@ -129,11 +141,11 @@ def test_neurons_are_explained_simulated_scored_and_stored(database):
     assert sorted(found) == list(range(5))
     for index, result in found.items():
         assert result.text == "long words"
-        assert result.correlation.top_and_random == pytest.approx(1)
-        assert (result.correlation.excerpts_top, result.correlation.excerpts_random) == (5, 5)
+        assert correlation(result).top_and_random == pytest.approx(1)
+        assert (correlation(result).excerpts_top, correlation(result).excerpts_random) == (5, 5)
         assert result.failures == [] and not result.waiting
         [stored] = database.explanations(NeuronId(0, index))
-        assert stored.scores == result.correlation
+        assert stored.scores == correlation(result)
         simulations = database.simulations(stored.id)
         asked = {20 * index + rank for rank in (3, 7, 11, 15, 19)} | {502, 505, 508, 511, 514}
         assert {s.excerpt for s in simulations} == asked
@@ -183,8 +195,8 @@ def test_another_simulator_scores_the_same_explanation(database):
 def test_an_excerpt_that_fails_costs_only_itself_and_is_asked_again(database):
     failing = run(database, [record(0), record(1)], Scripted(refuse=["e007"]))
     assert failing[0].failures == ["simulation of excerpt 7: refused"]
-    assert (failing[0].correlation.excerpts_top, failing[0].correlation.excerpts_random) == (4, 5)
-    assert failing[0].correlation.top_and_random == pytest.approx(1)
+    assert (correlation(failing[0]).excerpts_top, correlation(failing[0]).excerpts_random) == (4, 5)
+    assert correlation(failing[0]).top_and_random == pytest.approx(1)
     assert failing[1].failures == []
     [stored] = database.explanations(NeuronId(0, 0))
     [failed] = [s for s in database.simulations(stored.id) if s.values is None]
@@ -193,7 +205,7 @@ def test_an_excerpt_that_fails_costs_only_itself_and_is_asked_again(database):
     model = Scripted()
     result = run(database, [record(0), record(1)], model)[0]
     assert (model.chats, len(model.reads)) == ([], 1)
-    assert result.correlation.excerpts_top == 5
+    assert correlation(result).excerpts_top == 5
 
 
 def test_a_neuron_that_fails_costs_only_itself(database):
@@ -287,7 +299,7 @@ def test_a_budget_stops_before_it_is_passed_and_the_next_call_goes_on(database):
     found = run(database, records, stored(again))
     # All explanations are alike, so the simulations of random excerpts are too.
     assert len(again.chats) + len(again.reads) == 6 * 6 + 5 - 30
-    assert all(result.correlation.top_and_random == pytest.approx(1) for result in found.values())
+    assert all(correlation(result).top_and_random == pytest.approx(1) for result in found.values())
 
 
 def test_an_interrupted_call_keeps_what_it_has(database):
@@ -336,9 +348,9 @@ def test_a_simulator_that_is_told_the_truth_scores_one(planted_run, tmp_path):
         planted.RIVER_OR_STONE: "river stone",
     }
     for result in results.values():
-        assert result.correlation.top_and_random == pytest.approx(1, abs=1e-6)
-        assert result.correlation.random_only == pytest.approx(1, abs=1e-6)
-        assert (result.correlation.excerpts_top, result.correlation.excerpts_random) == (5, 5)
+        assert correlation(result).top_and_random == pytest.approx(1, abs=1e-6)
+        assert correlation(result).random_only == pytest.approx(1, abs=1e-6)
+        assert (correlation(result).excerpts_top, correlation(result).excerpts_random) == (5, 5)
 
 
 class LongestToken:
@@ -380,7 +392,7 @@ def custom(database, records, **options):
 
 def test_explainer_simulator_and_scorers_may_be_the_users_own(database):
     results = custom(database, map(record, range(3)), scorers=[Correlation(), Count()])
-    assert results[0].correlation.top_and_random == pytest.approx(1)
+    assert correlation(results[0]).top_and_random == pytest.approx(1)
     assert results[2].failures == ["explanation: no rule applies"]
     [stored] = database.explanations(NeuronId(0, 1))
     assert (stored.method, stored.model, stored.data) == ("rule", "longest token", {"rule": 1})
@@ -420,4 +432,4 @@ def test_what_comes_of_a_neuron_is_one_transaction(database):
         return [result async for result in explain_neurons([record(0)], database, **how)]
 
     [result] = asyncio.run(main())
-    assert result.correlation is not None and len(begun) == 1
+    assert correlation(result) is not None and len(begun) == 1
