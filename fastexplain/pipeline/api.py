@@ -205,14 +205,14 @@ async def explain_async(
 
 def _check(explainer: object, simulator: object, scorers: Sequence[object]) -> None:
     """Raise UsageError for what can't explain, simulate or score."""
-    kinds: list[tuple[str, object, tuple[type, ...], str]] = [
-        ("explainer", explainer, (Model, Explainer), "method, model, version and explain"),
-        ("simulator", simulator, (Model, Simulator), "model, version and simulate"),
-        *(("scorer", scorer, (Scorer,), "name and score") for scorer in scorers),
-    ]
-    for role, given, known, attributes in kinds:
-        if not isinstance(given, known):
-            model = "a fastexplain.Model, or " * (Model in known)
+    for role, given, model, kind, attributes in (
+        ("explainer", explainer, "a fastexplain.Model, or ", Explainer,
+         "method, model, version and explain"),
+        ("simulator", simulator, "a fastexplain.Model, or ", Simulator,
+         "model, version and simulate"),
+        *(("scorer", scorer, "", Scorer, "name and score") for scorer in scorers),
+    ):  # fmt: skip
+        if not (isinstance(given, kind) or (model and isinstance(given, Model))):
             raise UsageError(
                 f"the {role} {given!r} can't be used; give {model}an object with {attributes}"
             )

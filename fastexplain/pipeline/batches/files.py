@@ -228,12 +228,19 @@ def ingest(
     for text in file:
         if not text.strip():
             continue
-        line = _parse(text)
-        if line is None:
+        line = wire.parse(text)
+        # A request has a name too, and the address to send it to.
+        if (
+            not isinstance(line, dict)
+            or "url" in line
+            or not isinstance(line.get("custom_id"), str)
+        ):
             found.unreadable += 1
-        elif (request := responses.pending(line["custom_id"])) is None:
+            continue
+        error = line.get("error")
+        if (request := responses.pending(line["custom_id"])) is None:
             found.unknown += 1
-        elif _is_left(line):
+        elif isinstance(error, dict) and error.get("code") in _NOT_REACHED:
             found.left += 1
         elif reason := _take(line, request, responses, can, prices.get(request.model)):
             found.failed += 1
@@ -265,19 +272,6 @@ def _take(
     spent = cost(response.usage, price)
     responses.add(request.key, request.model, request.purpose, response, spent)
     return None
-
-
-def _parse(text: bytes) -> dict[str, Any] | None:
-    """A line of an output file; None if it is no JSON of that form, as a request is none."""
-    line = wire.parse(text)
-    named = isinstance(line, dict) and isinstance(line.get("custom_id"), str)
-    return line if named and "url" not in line else None
-
-
-def _is_left(line: dict[str, Any]) -> bool:
-    """Whether the batch ended before it got to a line's request."""
-    error = line.get("error")
-    return isinstance(error, dict) and error.get("code") in _NOT_REACHED
 
 
 def _body(line: dict[str, Any]) -> dict[str, Any]:

@@ -70,9 +70,8 @@ async def explain_in_batches(
         async with contextlib.AsyncExitStack() as stack:
             explaining, simulating = [
                 await _reach(stack, model, settings, responses, purpose, offline=file is not None)
-                for model, purpose in (
-                    (settings.models[0], "explanation"),
-                    (settings.models[1], "simulation"),
+                for model, purpose in zip(
+                    settings.models, ("explanation", "simulation"), strict=True
                 )
             ]
             collectors = [c for c in (explaining, simulating) if isinstance(c, Collector)]
