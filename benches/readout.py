@@ -25,7 +25,8 @@ from fastexplain import Corpus, load_subject
 from fastexplain.llm import Connection, connect
 from fastexplain.llm.requests import Distribution
 from fastexplain.prompts import simulator
-from fastexplain.scorers.correlation import score
+from fastexplain.records import Scores, Simulated
+from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import EMPTY
 from fastexplain.simulators.readouts import contrast, expected
 
@@ -214,10 +215,16 @@ def _score(
     found: dict[tuple[str, int], np.ndarray],
     form: Form,
 ) -> float | None:
-    true = [neuron.values(texts[place]) for place in places]
-    simulated = [form(found[neuron.explanation, p], found[EMPTY, p]) for p in places]
-    top = [place >= _SHARED for place in places]
-    return score(true, simulated, top).top_and_random
+    simulated = [
+        Simulated(
+            place,
+            place >= _SHARED,
+            neuron.values(texts[place]),
+            form(found[neuron.explanation, place], found[EMPTY, place]),
+        )
+        for place in places
+    ]
+    return Scores.of(Correlation().score(simulated)).top_and_random
 
 
 if __name__ == "__main__":

@@ -170,10 +170,10 @@ def by_vllm(url: str, requests: Sequence[Reading]) -> list[np.ndarray]:
 
 def print_floor(connection: LocalConnection, requests: Sequence[Reading]) -> None:
     """What a simulation's products would take at the rate of one large product."""
-    network, pieces = connection._engine._network, connection._pieces
+    network, pieces = connection._engine.network, connection._pieces
     prompts = [pieces.prompt(each) for each in requests]
     tokens = statistics.mean(len(each.rest) for each in prompts)
-    before = len(prompts[0].shared) + len(prompts[0].head)
+    before = len(prompts[0].shared)
     config = network.config
     head = network.get_output_embeddings().weight.numel()
     weights = sum(w.numel() for w in network.parameters() if w.dim() == 2) - head

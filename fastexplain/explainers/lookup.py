@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,69 +35,47 @@ _ENTRIES = 8  # of an explanation: as many as a reader takes in at a glance
 _PAIR_GAIN = 1.5  # a pair is named where it is so much stronger than its token alone
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of a lookup explanation: a token, or a token after `previous`.
+def explain_by_lookup(run: Run) -> Iterator[list[ExplanationRow]]:
+    """Explain and score every neuron of a run, layer by layer, a row a neuron; stores nothing.
 
-    Attributes:
-        mean: estimated mean of max(activation, 0) there.
-        count: counted tokens of the corpus that it rests on.
-    """
-
-    token: str
-    previous: str | None
-    mean: float
-    count: int
-
-
-@dataclass(frozen=True)
-class LookupLayer:
-    """The lookup explanations of one layer, and their scores.
-
-    Attributes:
-        layer: which.
-        entries: for each neuron its strongest entries, strongest first.
-        random_only, top_and_random, top_only: float64 `[neurons]`, correlations, NaN if undefined.
-        random_excerpts, top_excerpts: int64 `[neurons]`, test excerpts that the scores rest on.
-    """
-
-    layer: int
-    entries: list[list[Entry]]
-    random_only: np.ndarray
-    top_and_random: np.ndarray
-    top_only: np.ndarray
-    random_excerpts: np.ndarray
-    top_excerpts: np.ndarray
-
-
-def explain_by_lookup(run: Run) -> Iterator[LookupLayer]:
-    """Explain and score every neuron of a run, layer by layer; stores nothing.
+    A row's `data` are its entries, strongest first: `token`, `previous` (of a pair, else None),
+    `mean` (the estimated mean of max(activation, 0) there) and `count` (the counted tokens of the
+    corpus that it rests on).
 
     Raises:
         RunError: the sweep kept no tables.
     """
     rows = run.tables.rows(run.excerpts)
     entries_of = _entry_finder(run)
+    tops = len(TEST_RANKS)
+    splits = slice(tops, None), slice(None), slice(tops)
     for layer in run.layers:
         tables = _layer_tables(run, layer)
         ids, activations = _test_split(run, layer)
         predicted = kernels.lookup(tables, HeldOut(ids, activations, *rows, run.skip))
         true = np.maximum(activations, 0)
-        tops = len(TEST_RANKS)
-
-        def score(places: slice, true: np.ndarray = true, predicted: np.ndarray = predicted):
-            counted = (x[:, places, run.skip :] for x in (true, predicted))
-            return kernels.correlate(*counted).correlation
-
-        yield LookupLayer(
-            layer,
-            entries_of(tables),
-            random_only=score(slice(tops, None)),
-            top_and_random=score(slice(None)),
-            top_only=score(slice(tops)),
-            random_excerpts=(ids[:, tops:] >= 0).sum(axis=1),
-            top_excerpts=(ids[:, :tops] >= 0).sum(axis=1),
-        )
+        correlations = [
+            kernels.correlate(*(x[:, split, run.skip :] for x in (true, predicted))).correlation
+            for split in splits
+        ]
+        counts = [(ids[:, split] >= 0).sum(axis=1).tolist() for split in (splits[0], splits[2])]
+        each = zip(np.stack(correlations, axis=1).tolist(), *counts, strict=True)
+        scores = []
+        for found, random, top in each:
+            random_only, both, top_only = (None if np.isnan(r) else r for r in found)
+            scores.append(Scores(random_only, both, top_only, random, top))
+        yield [
+            ExplanationRow(
+                NeuronId(layer, index),
+                METHOD,
+                METHOD,
+                VERSION,
+                text_of(entries) or _NOTHING,
+                data=entries,
+                scores=own,
+            )
+            for index, (entries, own) in enumerate(zip(entries_of(tables), scores, strict=True))
+        ]
 
 
 def store_lookup(run: Run, progress: Callable[[int], None] | None = None) -> int:
@@ -114,8 +92,8 @@ def store_lookup(run: Run, progress: Callable[[int], None] | None = None) -> int
     neurons = 0
     with run.database() as database:
         for done, layer in enumerate(explain_by_lookup(run), start=1):
-            database.add_explanations(_rows(layer))
-            neurons += len(layer.entries)
+            database.add_explanations(layer)
+            neurons += len(layer)
             if progress is not None:
                 progress(done)
     return neurons
@@ -127,31 +105,14 @@ def lookup_is_stored(run: Run) -> bool:
         return database.explained(METHOD, VERSION) == run.manifest["sweep"]["neurons"]
 
 
-def text_of(entries: list[Entry]) -> str:
+def text_of(entries: list[dict[str, Any]]) -> str:
     """A lookup explanation as one line, such as `' order' after ' in' 3.1, ' sort' 2.4`."""
     return ", ".join(
-        f"{entry.token!r}"
-        + (f" after {entry.previous!r}" if entry.previous is not None else "")
-        + (f" {entry.mean:.2g}" if entry.mean < 100 else f" {entry.mean:.0f}")
+        repr(entry["token"])
+        + (f" after {entry['previous']!r}" if entry["previous"] is not None else "")
+        + (f" {entry['mean']:.2g}" if entry["mean"] < 100 else f" {entry['mean']:.0f}")
         for entry in entries
     )
-
-
-def _entry_finder(run: Run) -> Callable[[LookupTables], list[list[Entry]]]:
-    """What finds each neuron's entries in a layer's tables; texts are made once for all layers."""
-    second = run.tables.rows(run.tables.pairs[:, 1:])[0][:, 0]
-    table_counts = np.concatenate([run.tables.token_counts, run.tables.pair_counts])
-    shown = functools.cache(functools.partial(_shown, run))
-
-    def entries_of(tables: LookupTables) -> list[list[Entry]]:
-        rows, means = strongest(tables, second, count=_ENTRIES, gain=_PAIR_GAIN)
-        found = (x.tolist() for x in (rows, means, table_counts[rows]))
-        return [
-            [Entry(*shown(row), *rest) for row, *rest in zip(*own, strict=True) if row >= 0]
-            for own in zip(*found, strict=True)
-        ]
-
-    return entries_of
 
 
 def simulate_by_lookup(run: Run, record: NeuronRecord) -> dict[int, np.ndarray]:
@@ -167,34 +128,32 @@ def simulate_by_lookup(run: Run, record: NeuronRecord) -> dict[int, np.ndarray]:
     return {int(i): own for i, own in zip(ids[0], predicted[0], strict=True) if i >= 0}
 
 
-def _rows(layer: LookupLayer) -> list[ExplanationRow]:
-    values = np.stack([layer.random_only, layer.top_and_random, layer.top_only], axis=1)
-    counts = zip(layer.random_excerpts.tolist(), layer.top_excerpts.tolist(), strict=True)
-    scores = []
-    for own, (random, top) in zip(values.tolist(), counts, strict=True):
-        random_only, both, top_only = (None if np.isnan(value) else value for value in own)
-        scores.append(Scores(random_only, both, top_only, random, top))
-    return [
-        ExplanationRow(
-            NeuronId(layer.layer, index),
-            METHOD,
-            METHOD,
-            VERSION,
-            text_of(entries) or _NOTHING,
-            data=[vars(entry) for entry in entries],
-            scores=own,
-        )
-        for index, (entries, own) in enumerate(zip(layer.entries, scores, strict=True))
-    ]
-
-
-def _shown(run: Run, row: int) -> tuple[str, str | None]:
-    """Token and previous token, as text, of a row; pairs are counted on from the tokens."""
+def _entry_finder(run: Run) -> Callable[[LookupTables], list[list[dict[str, Any]]]]:
+    """What finds each neuron's entries in a layer's tables; texts are made once for all layers."""
     known = run.tables
-    if row < len(known.tokens):
-        return run.token_text(int(known.tokens[row])), None
-    previous, token = known.pairs[row - len(known.tokens)]
-    return run.token_text(int(token)), run.token_text(int(previous))
+    second = known.rows(known.pairs[:, 1:])[0][:, 0]
+    table_counts = np.concatenate([known.token_counts, known.pair_counts])
+
+    @functools.cache
+    def shown(row: int) -> dict[str, str | None]:
+        if row < len(known.tokens):
+            return {"token": run.token_text(int(known.tokens[row])), "previous": None}
+        previous, token = known.pairs[row - len(known.tokens)].tolist()
+        return {"token": run.token_text(token), "previous": run.token_text(previous)}
+
+    def entries_of(tables: LookupTables) -> list[list[dict[str, Any]]]:
+        rows, means = strongest(tables, second, count=_ENTRIES, gain=_PAIR_GAIN)
+        found = (x.tolist() for x in (rows, means, table_counts[rows]))
+        return [
+            [
+                shown(row) | {"mean": mean, "count": count}
+                for row, mean, count in zip(*own, strict=True)
+                if row >= 0
+            ]
+            for own in zip(*found, strict=True)
+        ]
+
+    return entries_of
 
 
 def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTables:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from fastexplain.errors import Deferred, LLMError, UnusableError, UsageError
-from fastexplain.llm.requests import Answer, Capabilities, Distribution, Request, Response
+from fastexplain.llm.base import Connection
+from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Request, Response
 from fastexplain.prompts import answers, simulator, simulator_chats
 from fastexplain.simulators.readouts import contrast, expected
 
@@ -36,13 +36,6 @@ EMPTY = "something"
 # Of the requests for one excerpt's single tokens, so many are there at once. Excerpts are
 # simulated many at a time, and their prompts would add up.
 _AT_ONCE = 8
-
-
-class _Connection(Protocol):
-    model: str
-    capabilities: Capabilities | None
-
-    async def ask(self, request: Request) -> Response: ...
 
 
 @dataclass(frozen=True)
@@ -79,15 +72,14 @@ def choose_mode(capabilities: Capabilities, wanted: str | None, readout: str) ->
             f"{' or '.join(fitting)}; choose one of these, or --readout expected"
         )
     lacking = {mode: _lacking(mode, capabilities) for mode in MODES}
-    for mode in (wanted,) if wanted else fitting:
-        if lacking[mode] is None:
-            return mode
     usable = [mode for mode in fitting if lacking[mode] is None]
-    ways = [f"--simulation {mode}" for mode in usable]
-    if not ways and readout == "contrast" and any(lacking[mode] is None for mode in MODES):
+    if wanted in usable or (wanted is None and usable):
+        return wanted or usable[0]
+    ways = [f"--simulation {mode}" for mode in usable[:1]]
+    if not ways and readout == "contrast" and None in lacking.values():
         ways = ["--readout expected"]
     needed = dict.fromkeys(str(lacking[mode]) for mode in ((wanted,) if wanted else fitting))
-    use = ", ".join(["use vLLM", "a local model (--simulator-local)", *ways[:1]])
+    use = ", ".join(["use vLLM", "a local model (--simulator-local)", *ways])
     before, comma, last = use.rpartition(", ")
     raise UnusableError(f"the simulator gives {', and '.join(needed)}; {before}{comma}or {last}")
 
@@ -109,7 +101,7 @@ class Simulator:
         UsageError: there is no such mode or readout.
     """
 
-    def __init__(self, connection: _Connection, mode: str, readout: str = "expected") -> None:
+    def __init__(self, connection: Connection, mode: str, readout: str = "expected") -> None:
         _check(mode, readout)
         self.model = connection.model
         self.version = f"{simulator.VERSION} {mode} {readout}"
@@ -132,16 +124,22 @@ class Simulator:
         """
         if not tokens:
             return Simulation(np.empty(0))
+        largest = self._capabilities.largest
         if self._mode == "json":
-            return await self._structured(explanation, tokens)
+            held = self._capabilities.schema is not None
+            chat = simulator_chats.structured(explanation, tokens, held=held)
+            answer = await self._answer(chat)
+            return Simulation(*answers.structured(answer, tokens, simulator_chats.LARGEST))
         if self._mode == "generated-logprobs":
-            rows, reason = await self._repeated(explanation, tokens)
+            answer = await self._answer(simulator_chats.repeating(explanation, tokens, largest))
+            rows, reason = answers.repeated(answer, tokens, largest)
             return Simulation(expected(rows), reason)
-        if not self._contrast:
-            [(rows, reason)] = await self._distributions([explanation], tokens)
-            return Simulation(expected(rows), reason)
-        (rows, reason), (empty, other) = await self._distributions([explanation, EMPTY], tokens)
-        return Simulation(contrast(rows, empty), reason or other)
+        explanations = [explanation, EMPTY] if self._contrast else [explanation]
+        ask = self._singles if self._mode == "one-at-a-time" else self._at_once
+        read = await ask(explanations, tokens)
+        reason = next((why for _, why in read if why), None)
+        values = contrast if self._contrast else expected
+        return Simulation(values(*(rows for rows, _ in read)), reason)
 
     def requests(self, tokens: int) -> int:
         """How many requests a simulation of so many tokens takes at the most."""
@@ -151,39 +149,36 @@ class Simulator:
     def _capabilities(self) -> Capabilities:
         return self._connection.capabilities or Capabilities()
 
-    async def _structured(self, explanation: str, tokens: Sequence[str]) -> Simulation:
-        held = self._capabilities.schema is not None
-        request = simulator_chats.structured(explanation, tokens, held=held)
-        [answer] = await self._ask_all([request])
+    async def _answer(self, chat: Chat) -> Answer:
+        [answer] = await self._ask_all([chat])
         assert isinstance(answer, Answer)
-        return Simulation(*answers.structured(answer, tokens, simulator_chats.LARGEST))
+        return answer
 
-    async def _repeated(self, explanation: str, tokens: Sequence[str]) -> answers.Read:
-        largest = self._capabilities.largest
-        [answer] = await self._ask_all([simulator_chats.repeating(explanation, tokens, largest)])
-        assert isinstance(answer, Answer)
-        return answers.repeated(answer, tokens, largest)
-
-    async def _distributions(
+    async def _at_once(
         self, explanations: Sequence[str], tokens: Sequence[str]
     ) -> list[answers.Read]:
         """Logarithms of probabilities `[tokens, largest + 1]` under each of the explanations."""
-        if self._mode == "one-at-a-time":
-            return await self._singles(explanations, tokens)
-        largest = self._capabilities.largest
         filler = _filler(self._capabilities, self._contrast)
         responses = await self._ask_all(
-            [simulator.reading(text, tokens, largest, filler) for text in explanations]
+            [simulator.reading(t, tokens, self._capabilities.largest, filler) for t in explanations]
         )
-        result = []
+        result: list[answers.Read] = []
         for response in responses:
             assert isinstance(response, Distribution)
-            result.append((response.log_probabilities, _why(response.log_probabilities, tokens)))
+            rows = response.log_probabilities
+            missing = np.flatnonzero(np.isnan(rows).any(axis=1)).tolist()
+            why = (
+                f"no probabilities of numbers at {answers.named(missing[0], tokens)}"
+                if missing
+                else None
+            )
+            result.append((rows, why))
         return result
 
     async def _singles(
         self, explanations: Sequence[str], tokens: Sequence[str]
     ) -> list[answers.Read]:
+        """As `_at_once`, by one request a token."""
         largest, plain = self._capabilities.largest, bool(self._capabilities.next_logprobs)
         ask = simulator.single_reading if plain else simulator_chats.single_chat
         places = [(text, place) for text in explanations for place in range(len(tokens))]
@@ -246,30 +241,35 @@ def _check(mode: str | None, readout: str) -> None:
         raise UsageError(f"there is no readout '{readout}'; choose one of {', '.join(READOUTS)}")
 
 
-def _lacking(mode: str, capabilities: Capabilities) -> str | None:
+def _lacking(mode: str, can: Capabilities) -> str | None:
     """What a connection doesn't give that a mode needs, in words; None if it has it all."""
-    reasons = capabilities.lacks or {}
-
-    def missing(what: str, *names: str) -> str:
-        why = next((reasons[name] for name in names if reasons.get(name)), None)
-        return f"no {what} ({why})" if why else f"no {what}"
-
-    match mode:
-        case "prompt-logprobs":
-            if not capabilities.prompt_logprobs:
-                return missing("log-probabilities of prompts (echo)", "prompt_logprobs")
-            if not capabilities.fillers:
-                return missing("token of its own to a word behind a tab", "fillers")
-        case "generated-logprobs":
-            if not (capabilities.chat and capabilities.chat_logprobs):
-                return missing("log-probabilities in chats", "chat_logprobs", "chat")
-        case "json":
-            if not capabilities.chat:
-                return missing("answers to chats", "chat")
-        case "one-at-a-time":
-            if not (capabilities.next_logprobs or capabilities.chat_logprobs):
-                what = "log-probabilities of answers"
-                return missing(what, "next_logprobs", "chat_logprobs")
+    # Whether it is there, what it is, and under which names the server's reasons are noted.
+    needs: dict[str, list[tuple[object, str, tuple[str, ...]]]] = {
+        "prompt-logprobs": [
+            (can.prompt_logprobs, "log-probabilities of prompts (echo)", ("prompt_logprobs",)),
+            (can.fillers, "token of its own to a word behind a tab", ("fillers",)),
+        ],
+        "generated-logprobs": [
+            (
+                can.chat and can.chat_logprobs,
+                "log-probabilities in chats",
+                ("chat_logprobs", "chat"),
+            ),
+        ],
+        "json": [(can.chat, "answers to chats", ("chat",))],
+        "one-at-a-time": [
+            (
+                can.next_logprobs or can.chat_logprobs,
+                "log-probabilities of answers",
+                ("next_logprobs", "chat_logprobs"),
+            )
+        ],
+    }
+    reasons = can.lacks or {}
+    for there, what, names in needs[mode]:
+        if not there:
+            why = next((reasons[name] for name in names if reasons.get(name)), None)
+            return f"no {what} ({why})" if why else f"no {what}"
     return None
 
 
@@ -287,11 +287,3 @@ def _single(outcome: Response | LLMError, largest: int) -> answers.Read:
         return answers.single(outcome, largest)
     missing = bool(np.isnan(outcome.log_probabilities).any())
     return outcome.log_probabilities, "no probabilities of numbers" if missing else None
-
-
-def _why(log_probabilities: np.ndarray, tokens: Sequence[str]) -> str | None:
-    """The reason of the first row of `[tokens, integers]` that is missing, if one is."""
-    missing = np.flatnonzero(np.isnan(log_probabilities).any(axis=1))
-    if not missing.size:
-        return None
-    return f"no probabilities of numbers at {answers.named(int(missing[0]), tokens)}"

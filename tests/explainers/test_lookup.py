@@ -20,29 +20,35 @@ def layer(planted_run):
     return only
 
 
+def scores_of(layer, split) -> np.ndarray:
+    return np.array([getattr(row.scores, split) for row in layer], float)  # NaN for None
+
+
 def test_planted_neurons_score_near_one(layer) -> None:
-    for scores in (layer.random_only, layer.top_and_random):
+    for scores in (scores_of(layer, "random_only"), scores_of(layer, "top_and_random")):
         assert (scores[TOKEN_NEURONS] > 0.95).all()
         assert scores[planted.MOON_AFTER_BRIGHT] > 0.9
-    assert (layer.top_excerpts[TOKEN_NEURONS] == 5).all()
-    assert (layer.random_excerpts[TOKEN_NEURONS] == 5).all()
+    for neuron in TOKEN_NEURONS:
+        assert layer[neuron].scores.excerpts_top == layer[neuron].scores.excerpts_random == 5
 
 
 def test_neurons_that_do_not_vary_have_no_score(layer) -> None:
-    for scores in (layer.random_only, layer.top_and_random, layer.top_only):
-        assert np.isnan(scores[[planted.ALWAYS, planted.NEVER]]).all()
+    for split in ("random_only", "top_and_random", "top_only"):
+        assert np.isnan(scores_of(layer, split)[[planted.ALWAYS, planted.NEVER]]).all()
 
 
 def test_entries_name_what_drives_the_neuron(layer) -> None:
     def tokens(neuron: int) -> list[str]:
-        return [entry.token for entry in layer.entries[neuron] if entry.previous is None]
+        return [entry["token"] for entry in layer[neuron].data if entry["previous"] is None]
 
     assert tokens(planted.CAT) == ["cat"]
     assert sorted(tokens(planted.DIGIT)) == list("012345")
-    first = layer.entries[planted.MOON_AFTER_BRIGHT][0]
-    assert (first.previous, first.token) == ("bright", "moon")
-    assert layer.entries[planted.NEVER] == []
-    assert text_of(layer.entries[planted.MOON_AFTER_BRIGHT]).startswith("'moon' after 'bright' 2.")
+    row = layer[planted.MOON_AFTER_BRIGHT]
+    assert (row.data[0]["previous"], row.data[0]["token"]) == ("bright", "moon")
+    assert row.text == text_of(row.data)
+    assert row.text.startswith("'moon' after 'bright' 2.")
+    assert layer[planted.NEVER].data == []
+    assert layer[planted.NEVER].text.startswith("nothing: no token")
 
 
 def test_one_neurons_simulation_is_what_its_score_rests_on(planted_run, layer) -> None:
@@ -55,12 +61,14 @@ def test_one_neurons_simulation_is_what_its_score_rests_on(planted_run, layer) -
     assert set(simulated) == {e.excerpt for e in exemplars}
     true = np.concatenate([np.maximum(e.activations[record.skip :], 0) for e in exemplars])
     predicted = np.concatenate([simulated[e.excerpt][record.skip :] for e in exemplars])
-    assert np.corrcoef(true, predicted)[0, 1] == pytest.approx(layer.top_and_random[planted.DIGIT])
+    assert np.corrcoef(true, predicted)[0, 1] == pytest.approx(
+        layer[planted.DIGIT].scores.top_and_random
+    )
 
 
 def test_all_neurons_of_a_real_model_get_a_score(stdlib_run) -> None:
     layers = list(explain_by_lookup(stdlib_run))
-    scores = np.stack([layer.top_and_random for layer in layers])
+    scores = np.stack([scores_of(layer, "top_and_random") for layer in layers])
     assert scores.shape == (30, 1536)
     assert np.isfinite(scores).mean() > 0.99
     # 200 excerpts are few; what is near the tokens, layer 0, is well explained all the same.
@@ -79,5 +87,5 @@ def test_a_run_without_random_exemplars_scores_top_alone(
     run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", random=0)
     (layer,) = explain_by_lookup(run)
     assert run.neuron("0:0").random == []
-    assert np.isnan(layer.random_only).all()
-    assert (layer.top_and_random[TOKEN_NEURONS] > 0.9).all()
+    assert np.isnan(scores_of(layer, "random_only")).all()
+    assert (scores_of(layer, "top_and_random")[TOKEN_NEURONS] > 0.9).all()

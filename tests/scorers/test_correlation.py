@@ -7,14 +7,21 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastexplain.records import Scores
-from fastexplain.scorers import correlation as score
+from fastexplain.records import Scores, Simulated
+from fastexplain.scorers.correlation import Correlation
+
+
+def score(true, simulated, top) -> Scores:
+    excerpts = [
+        Simulated(i, *each) for i, each in enumerate(zip(top, true, simulated, strict=True))
+    ]
+    return Scores.of(Correlation().score(excerpts))
 
 
 def test_a_perfect_simulation_scores_one_and_negative_activations_count_as_zero():
     true = [np.array([1.0, -3.0, 2.0]), np.array([0.0, -1.0, 4.0])]
     simulated = [np.array([1.0, 0.0, 2.0]), np.array([0.0, 0.0, 4.0])]
-    scores = score.score(true, simulated, [True, False])
+    scores = score(true, simulated, [True, False])
     assert scores.top_and_random == pytest.approx(1)
     assert scores.random_only == pytest.approx(1)
     assert scores.top_only == pytest.approx(1)
@@ -25,7 +32,7 @@ def test_excerpts_are_pooled_before_they_are_correlated():
     rng = np.random.default_rng(1)
     true = [rng.random(9) for _ in range(4)]
     simulated = [rng.random(9) for _ in range(4)]
-    scores = score.score(true, simulated, [True, True, False, False])
+    scores = score(true, simulated, [True, True, False, False])
     for found, part in [
         (scores.top_and_random, slice(None)),
         (scores.top_only, slice(2)),
@@ -39,8 +46,8 @@ def test_a_failed_simulation_is_left_out_and_not_taken_for_zeros():
     rng = np.random.default_rng(2)
     true, simulated = [rng.random(9) for _ in range(3)], [rng.random(9) for _ in range(3)]
     top = [True, True, False]
-    failed = score.score(true, [simulated[0], None, simulated[2]], top)
-    without = score.score([true[0], true[2]], [simulated[0], simulated[2]], [True, False])
+    failed = score(true, [simulated[0], None, simulated[2]], top)
+    without = score([true[0], true[2]], [simulated[0], simulated[2]], [True, False])
     assert dataclasses.astuple(failed) == pytest.approx(dataclasses.astuple(without))
     assert (failed.excerpts_top, failed.excerpts_random) == (1, 1)
 
@@ -48,13 +55,13 @@ def test_a_failed_simulation_is_left_out_and_not_taken_for_zeros():
 def test_missing_tokens_are_left_out():
     true, simulated = [np.array([1.0, 2.0, 9.0, 4.0])], [np.array([1.0, 2.0, np.nan, 3.0])]
     expected = np.corrcoef([1, 2, 4], [1, 2, 3])[0, 1]
-    assert score.score(true, simulated, [True]).top_only == pytest.approx(expected)
+    assert score(true, simulated, [True]).top_only == pytest.approx(expected)
 
 
 def test_without_variance_a_score_is_undefined():
     dead, varied = np.array([0.0, -1.0, -2.0]), np.array([1.0, 2.0, 3.0])
     for true, simulated in [(dead, varied), (varied, np.ones(3))]:
-        scores = score.score([true, true], [simulated, simulated], [True, False])
+        scores = score([true, true], [simulated, simulated], [True, False])
         assert (scores.random_only, scores.top_and_random, scores.top_only) == (None,) * 3
         assert (scores.excerpts_top, scores.excerpts_random) == (1, 1)
-    assert score.score([], [], []) == Scores(None, None, None, 0, 0)
+    assert score([], [], []) == Scores(None, None, None, 0, 0)

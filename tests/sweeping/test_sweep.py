@@ -231,7 +231,7 @@ def test_our_own_version_is_known_where_it_was_never_installed(monkeypatch) -> N
 def test_a_layer_subset_leaves_the_others_out(tiny_subject, planted_corpus, tmp_path) -> None:
     run = fastexplain.sweep(tiny_subject, planted_corpus, tmp_path / "run", layers=[3, 1])
     assert run.layers == [1, 3] and run.manifest["sweep"]["neurons"] == 96
-    assert [layer.layer for layer in explain_by_lookup(run)] == [1, 3]
+    assert [layer[0].neuron.layer for layer in explain_by_lookup(run)] == [1, 3]
     assert len(run.neuron("3:7").top) == 20
     with pytest.raises(UsageError, match="has layers 1, 3"):
         run.neuron("2:7")

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fastexplain.errors import FastexplainError, LLMError, UnusableError
 from fastexplain.llm.base import Connection
-from fastexplain.llm.local.engine import Engine, Writing, Written
+from fastexplain.llm.local.engine import Engine
 from fastexplain.llm.local.pieces import Pieces, Prompt
+from fastexplain.llm.local.writing import Writer, Writing, Written
 from fastexplain.llm.requests import (
     Answer,
     Capabilities,
     Chat,
     Distribution,
     Message,
-    Reading,
     Request,
     Response,
     Token,
@@ -43,11 +41,11 @@ _CHATS = 16
 _FILLERS = ("unknown", "?", "0")
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """A request, and where its answer is awaited."""
+class _Waiting(NamedTuple):
+    """A request, as tokens (`Prompt` or `Writing`) and as it was asked, and where it is awaited."""
 
-    work: Prompt | Writing
+    work: Any
+    request: Any
     answer: asyncio.Future[Response]
 
 
@@ -91,8 +89,9 @@ class LocalConnection(Connection):
         self._integers = _integer_tokens(tokenizer)
         config: Any = network.config.get_text_config()
         self._limit: int | None = getattr(config, "max_position_embeddings", None)
-        ends = _ends(network, tokenizer)
-        self._engine = Engine(network, self._pieces.digits, list(self._integers), ends)
+        ends = _ends(network, tokenizer)  # before the engine drops the model's own settings
+        self._engine = Engine(network, self._pieces.digits)
+        self._writer = Writer(self._engine, list(self._integers), ends)
 
     async def probe(self) -> Capabilities:
         listed = len(self._pieces.digits)
@@ -117,40 +116,31 @@ class LocalConnection(Connection):
         return self.capabilities
 
     async def ask(self, request: Request) -> Response:
-        work = self._writing(request) if isinstance(request, Chat) else self._prompt(request)
+        work = self._writing(request) if isinstance(request, Chat) else self._pieces.prompt(request)
+        most = len(work.ids) + work.max_tokens if isinstance(work, Writing) else len(work)
+        if self._limit is not None and most > self._limit:
+            raise LLMError(
+                f"a prompt of {most} tokens is too long for '{self.model}' ({self._limit})"
+            )
         answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(work, answer))
+        self._waiting.append(_Waiting(work, request, answer))
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
-        response = await answer
-        if isinstance(request, Reading) and isinstance(response, Distribution):
-            # The engine reads all integers that are one token.
-            asked = response.log_probabilities[:, : request.largest + 1]
-            return Distribution(asked, response.usage)
-        if isinstance(response, Answer) and response.text.lstrip().startswith("<think>"):
-            raise LLMError(
-                f"'{self.model}' can't be kept from thinking before it answers, for which the "
-                "local engine leaves no room; have a server such as vLLM run it"
-            )
-        return response
+        return await answer
 
     async def close(self) -> None:
         self._engine.stop()
         await asyncio.to_thread(self._thread.shutdown)
 
-    def _prompt(self, request: Any) -> Prompt:
-        prompt = self._pieces.prompt(request)
-        self._check_length(len(prompt))
-        return prompt
-
     def _writing(self, chat: Chat) -> Writing:
         if chat.schema is not None:
             raise LLMError("the local engine can't hold an answer to a schema; ask without one")
+        if chat.temperature:
+            raise LLMError("the local engine writes the likeliest answer; ask at temperature 0")
         if self._tokenizer.chat_template is None:
             raise LLMError(self._why_no_chat())
         ids = self._tokenizer(self._render(chat.messages), add_special_tokens=False)["input_ids"]
-        self._check_length(len(ids) + chat.max_tokens)
-        return Writing(ids, chat.max_tokens, chat.temperature, chat.seed, chat.integers)
+        return Writing(ids, chat.max_tokens, chat.integers)
 
     def _render(self, messages: Sequence[Message]) -> str:
         """A chat as the model's template writes it, at the point where the answer begins.
@@ -177,12 +167,6 @@ class LocalConnection(Connection):
     def _why_no_chat(self) -> str:
         return f"'{self.model}' has no chat template; choose a model trained on instructions"
 
-    def _check_length(self, tokens: int) -> None:
-        if self._limit is not None and tokens > self._limit:
-            raise LLMError(
-                f"a prompt of {tokens} tokens is too long for '{self.model}' ({self._limit})"
-            )
-
     async def _work(self) -> None:
         """Have what waits answered, until nothing does."""
         try:
@@ -197,16 +181,22 @@ class LocalConnection(Connection):
         self._waiting = [each for each in self._waiting if not each.answer.done()]
         if not self._waiting:
             return []
-        taken = _together(self._waiting, self._engine, _READINGS[self._device.type])
-        self._waiting = [each for each in self._waiting if each not in taken]
+        first = self._waiting[0].work
+        shared, most = None, _CHATS
+        if isinstance(first, Prompt):
+            shared, most = first.shared, _READINGS[self._device.type]
+        taken: list[_Waiting] = []
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            fits = getattr(each.work, "shared", None) == shared and len(taken) < most
+            (taken if fits else self._waiting).append(each)
         return taken
 
     async def _answer(self, taken: list[_Waiting]) -> None:
-        works = [each.work for each in taken]
         try:
             self._engine.check()
             answers = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._run, works
+                self._thread, self._run, taken
             )
         except BaseException as error:
             for each in taken:
@@ -223,42 +213,41 @@ class LocalConnection(Connection):
             else:
                 each.answer.set_result(answer)
 
-    def _run(self, works: Sequence[Any]) -> list[Response | LLMError]:
+    def _run(self, taken: Sequence[_Waiting]) -> list[Response | LLMError]:
         """Answer requests together, or half of them at a time where there is not enough memory."""
-        answer = self._write if isinstance(works[0], Writing) else self._read
+        works = [each.work for each in taken]
         try:
-            return [*answer(works)]
+            if isinstance(works[0], Writing):
+                return [
+                    self._as_answer(*pair)
+                    for pair in zip(works, self._writer.write(works), strict=True)
+                ]
+            read = self._engine.read(works)
         except torch.OutOfMemoryError:
             if len(works) == 1:
                 return [LLMError(f"'{self.model}' has too little memory left for this request")]
-        half = len(works) // 2
-        return self._run(works[:half]) + self._run(works[half:])
-
-    def _read(self, prompts: Sequence[Prompt]) -> list[Response]:
-        read = self._engine.read(prompts)
+            half = len(works) // 2
+            return self._run(taken[:half]) + self._run(taken[half:])
+        # The engine reads all integers that are one token.
         return [
-            Distribution(values, Usage(prompt_tokens=len(prompt)))
-            for prompt, values in zip(prompts, read, strict=True)
+            Distribution(values[:, : request.largest + 1], Usage(len(prompt)))
+            for (prompt, request, _), values in zip(taken, read, strict=True)
         ]
 
-    def _write(self, writings: Sequence[Writing]) -> list[Response]:
-        written = self._engine.write(writings)
-        return [self._as_answer(*pair) for pair in zip(writings, written, strict=True)]
-
-    def _as_answer(self, writing: Writing, written: Written) -> Answer:
+    def _as_answer(self, writing: Writing, written: Written) -> Answer | LLMError:
+        text = self._decode(written.ids)
+        if text.lstrip().startswith("<think>"):
+            return LLMError(
+                f"'{self.model}' can't be kept from thinking before it answers, for which the "
+                "local engine leaves no room; have a server such as vLLM run it"
+            )
         tokens: tuple[Token, ...] = ()
         if written.integers is not None:
             texts = self._token_texts(written.ids)
-            tokens = tuple(
-                Token(text, self._by_text(row))
-                for text, row in zip(texts, written.integers, strict=True)
-            )
-        return Answer(
-            self._decode(written.ids),
-            "stop" if written.finished else "length",
-            tokens,
-            Usage(len(writing.ids), len(written.ids) + written.finished),
-        )
+            rows = zip(texts, written.integers, strict=True)
+            tokens = tuple(Token(text, self._by_text(row)) for text, row in rows)
+        usage = Usage(len(writing.ids), len(written.ids) + written.finished)
+        return Answer(text, "stop" if written.finished else "length", tokens, usage)
 
     def _by_text(self, row: np.ndarray) -> dict[str, float]:
         """Log-probabilities by the text of the integer; several tokens may have the same."""
@@ -280,29 +269,6 @@ class LocalConnection(Connection):
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _together(waiting: list[_Waiting], engine: Engine, most: int) -> list[_Waiting]:
-    """The oldest request that waits, and those that can be answered with it.
-
-    Readings of one head are a group where it pays to run that head once. Others are mixed.
-    """
-    first = waiting[0].work
-    if isinstance(first, Writing):
-        chats = [each for each in waiting if isinstance(each.work, Writing)]
-        return chats[:_CHATS]
-    tokens: Counter[tuple[int, ...]] = Counter()
-    readings = []
-    for each in waiting:
-        if isinstance(each.work, Prompt) and each.work.shared == first.shared:
-            readings.append(each)
-            tokens[each.work.head] += len(each.work.rest)
-
-    def group(each: _Waiting) -> tuple[int, ...] | None:
-        head = each.work.head  # type: ignore[union-attr]
-        return head if tokens[head] >= engine.group_tokens else None
-
-    return [each for each in readings if group(each) == group(waiting[0])][:most]
 
 
 def _ends(network: Any, tokenizer: Any) -> list[int]:

@@ -29,21 +29,20 @@ _KEPT_TEXTS = 1024
 
 @dataclass(frozen=True)
 class Prompt:
-    """A reading as token ids: `shared`, then `head`, then `rest`.
+    """A reading as token ids: `shared`, then `rest`.
 
     Attributes:
-        shared, head: of the texts that have these names in `Reading`.
-        rest: the lines with their fillers; what stands behind the last place is left out.
+        shared: of the text of this name in `Reading`.
+        rest: the head and the lines with their fillers, up to the last place.
         rows: in `rest`, the last token before each place.
     """
 
     shared: tuple[int, ...]
-    head: tuple[int, ...]
     rest: list[int]
     rows: list[int]
 
     def __len__(self) -> int:
-        return len(self.shared) + len(self.head) + len(self.rest)
+        return len(self.shared) + len(self.rest)
 
 
 class Pieces:
@@ -83,15 +82,13 @@ class Pieces:
                 f"behind a tab; ask about 0 to {len(self.digits) - 1}"
             )
         behind = self._filler(reading.filler)
-        rest: list[int] = []
+        rest = list(self._head(reading.head) if reading.shared else self._encode(reading.head))
         rows = []
         for line in reading.lines:
             rest += self._line(line)
             rows.append(len(rest) - 1)
             rest += behind
-        del rest[rows[-1] + 1 :]
-        head = self._head(reading.head) if reading.shared else tuple(self._encode(reading.head))
-        return Prompt(self._shared(reading.shared), head, rest, rows)
+        return Prompt(self._shared(reading.shared), rest[: rows[-1] + 1], rows)
 
     def why_no_digits(self) -> str:
         return (

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
@@ -24,26 +24,27 @@ class State(NamedTuple):
 EMPTY = State(0, [])
 
 
-def passing(state: State) -> Cache:
+def passing(state: State) -> Cache | None:
     """The state for one pass of many texts, whose own keys and values are not kept."""
-    return Cache(layers=[_Passing(*layer) for layer in state.layers])
+    return Cache(layers=[_Passing(*layer) for layer in state.layers]) if state.length else None
 
 
 def growing(state: State) -> Cache:
     """The state for a text whose keys and values are added to it; `state` stays as it is."""
-    return Cache(layers=[_grown(*layer) for layer in state.layers])
+    if not state.length:
+        return DynamicCache()
+    layers: list[Any] = [DynamicLayer() for _ in state.layers]
+    for layer, (keys, values) in zip(layers, state.layers, strict=True):
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+    return Cache(layers=layers)
 
 
-def room_behind(state: State, texts: int, most: int) -> Cache:
+def room_behind(state: State, texts: int, most: int) -> Cache | None:
     """The state for `texts` texts that become `most` tokens long."""
+    if not state.length:
+        return None
     return Cache(layers=[_Room(*layer, texts, most) for layer in state.layers])
-
-
-def _grown(keys: Tensor, values: Tensor) -> DynamicLayer:
-    layer = DynamicLayer()
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    return layer
 
 
 class _Passing(DynamicLayer):
@@ -71,7 +72,11 @@ class _Room(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys, values)
         self._length = keys.shape[2]
-        self._keys, self._values = (self._with_room(each, texts, most) for each in (keys, values))
+        self._keys, self._values = (
+            each.new_empty(texts, each.shape[1], most, each.shape[3]) for each in (keys, values)
+        )
+        self._keys[:, :, : self._length] = keys
+        self._values[:, :, : self._length] = values
         self._show()
 
     def update(
@@ -87,10 +92,3 @@ class _Room(DynamicLayer):
         self.keys = keys = self._keys[:, :, : self._length]
         self.values = values = self._values[:, :, : self._length]
         return keys, values
-
-    @staticmethod
-    def _with_room(given: Tensor, texts: int, most: int) -> Tensor:
-        _, groups, length, d = given.shape
-        room = given.new_empty(texts, groups, most, d)
-        room[:, :, :length] = given
-        return room
