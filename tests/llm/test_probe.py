@@ -10,7 +10,7 @@ from faulty_server import Faulty
 from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm import connect
 from fastexplain.llm.openai.probe import probe
-from fastexplain.llm.openai.wire import Broken, Refused, Unanswered
+from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
 from fastexplain.llm.requests import Capabilities
 
 SINGLE_DIGITS = r"\t|\n|\d|[^\t\n\d]+"

@@ -25,6 +25,7 @@ import numpy as np
 
 from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm.openai import wire
+from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
 from fastexplain.llm.requests import (
     Answer,
     Capabilities,
@@ -94,12 +95,12 @@ async def probe(send: Send, model: str) -> Capabilities:
 
     Args:
         send: posts a JSON object below the API's address and returns the one that is answered;
-            raises `wire.Refused` where the server won't have it.
+            raises `Refused` where the server won't have it.
         model: the name by which the server knows it.
 
     Raises:
         UnusableError: nothing can be asked at all, or nothing that is of use to us.
-        wire.Unanswered: a request was not answered, for a reason that may pass.
+        Unanswered: a request was not answered, for a reason that may pass.
     """
     return await _Prober(send, model).probe()
 
@@ -117,7 +118,7 @@ class _Prober:
         fields = chats | completions
         if not fields:
             reasons = "; ".join(dict.fromkeys(self._lacks.values()))
-            if all(isinstance(failure, wire.Broken) for failure in self._failures):
+            if all(isinstance(failure, Broken) for failure in self._failures):
                 raise UnusableError(
                     f"{reasons}: it fails whatever it is asked; its log may say why"
                 )
@@ -131,7 +132,7 @@ class _Prober:
         """What an ability adds to the capabilities; nothing, and the reason noted, if it lacks."""
         try:
             return await ability
-        except (UnusableError, wire.Unanswered):  # which say nothing of the ability
+        except (UnusableError, Unanswered):  # which say nothing of the ability
             raise
         except LLMError as error:
             self._lacks[name] = str(error)
@@ -266,7 +267,7 @@ def _user(content: str) -> tuple[Message, ...]:
 async def _first(
     forms: Iterable[_Form],
     ask: Callable[[_Form], Awaitable[_T]],
-    but: type[LLMError] = wire.Refused,
+    but: type[LLMError] = Refused,
 ) -> tuple[_Form, _T]:
     """The first form of a request that the server takes, and what comes of it.
 
@@ -278,11 +279,11 @@ async def _first(
     for form in forms:
         try:
             return form, await ask(form)
-        except (UnusableError, wire.Unanswered):
+        except (UnusableError, Unanswered):
             raise
         except but as error:
             refusal = refusal or error
-            if but is wire.Refused and getattr(error, "status", 0) in _NOT_THERE:
+            if but is Refused and getattr(error, "status", 0) in _NOT_THERE:
                 break
     assert refusal is not None
     raise refusal
