@@ -143,38 +143,30 @@ def _base(price: Any) -> float:
 def _users_prices() -> dict[str, Price]:
     file = users_file()
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        models = tomllib.loads(file.read_text(encoding="utf-8")).get("models")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UsageError(f"{file} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of the encoding, or of TOML
         raise UsageError(f"{file} is not valid TOML: {error}") from error
-    models = table.pop("models", None)
-    table.pop("updated", None)
-    if table:
-        raise UsageError(f"{file}: '{next(iter(table))}' is not known; prices stand in [models]")
     if not isinstance(models, dict):
-        raise UsageError(f"{file} has no table [models]")
+        raise UsageError(f"{file} has no table [models], where prices stand")
     return {name: _read_price(name, fields, file) for name, fields in models.items()}
 
 
 def _read_price(name: str, fields: Any, file: Path) -> Price:
-    known = ("input", "cached_input", "output")
-    if not isinstance(fields, dict) or not {"input", "output"} <= fields.keys():
-        quoted = "" if not isinstance(fields, dict) else "; put a name with dots in quotes"
-        raise UsageError(f"{file}: '{name}' needs input and output{quoted}")
-    for field, value in fields.items():
-        if field not in known:
-            raise UsageError(f"{file}: '{name}' has '{field}', not one of {', '.join(known)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_price(value):
-            raise UsageError(
-                f"{file}: {field} of '{name}' is no number of US dollars per million tokens"
-            )
-    given = float(fields["input"])
-    return Price(given, float(fields.get("cached_input", given)), float(fields["output"]))
+    try:
+        price = Price(**{"cached_input": fields["input"], **fields})
+        if all(type(value) in (int, float) and _is_price(value) for value in fields.values()):
+            return price
+    except (KeyError, TypeError):
+        pass
+    raise UsageError(
+        f"{file}: '{name}' has no price that can be read: {fields}; write US dollars per million "
+        "tokens, as in { input = 0.15, output = 0.6 }, perhaps with cached_input, and put a name "
+        "with dots in quotes"
+    )
 
 
 def _is_price(value: float) -> bool:

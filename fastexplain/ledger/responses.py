@@ -10,7 +10,7 @@ import json
 import sqlite3
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import NamedTuple
 
 from fastexplain.llm.requests import (
@@ -103,11 +103,10 @@ class Responses:
             cost: in US dollars, None if unknown.
         """
         usage = response.usage
-        counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         with self.database.transaction() as sqlite:
             sqlite.execute(
                 "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (key, model, response.encode(), *counts, cost, now()),
+                (key, model, response.encode(), *astuple(usage), cost, now()),
             )
             sqlite.execute("DELETE FROM pending WHERE request = ?", (key,))
             self._book(sqlite, model, purpose, usage, cost, answered=1)
@@ -154,11 +153,7 @@ class Responses:
             "SELECT capabilities FROM connections WHERE model = ? AND address = ?",
             (model, address),
         )
-        if not rows:
-            return None
-        fields = json.loads(rows[0][0])
-        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        return Capabilities(**(fields | lists))
+        return Capabilities.from_json(rows[0][0]) if rows else None
 
     def record_capabilities(self, model: str, address: str, found: Capabilities) -> None:
         """Record what a probe found, in place of a former record."""

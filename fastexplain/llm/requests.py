@@ -202,8 +202,12 @@ def to_json(request: Request) -> str:
 def from_json(text: str) -> Request:
     """The request that `to_json` wrote."""
     kind, fields = json.loads(text)
-    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return (Chat if kind == "chat" else Reading)(**(fields | lists))
+    return (Chat if kind == "chat" else Reading)(**_with_tuples(fields))
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a dataclass that were written as JSON, which knows lists only."""
+    return {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
 
 
 @dataclass(frozen=True)
@@ -244,3 +248,8 @@ class Capabilities:
     largest: int = 9
     fillers: tuple[str, ...] = ()
     lacks: dict[str, str] | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> Capabilities:
+        """Those of which `asdict` was written as JSON."""
+        return cls(**_with_tuples(json.loads(text)))

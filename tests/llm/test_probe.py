@@ -9,8 +9,8 @@ from faulty_server import Faulty
 
 from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm import connect
-from fastexplain.llm.openai.probe import probe
 from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
+from fastexplain.llm.openai.probe import probe
 from fastexplain.llm.requests import Capabilities
 
 SINGLE_DIGITS = r"\t|\n|\d|[^\t\n\d]+"
@@ -311,7 +311,7 @@ def test_an_echo_that_is_ignored_is_noticed():
         capabilities = found(echo="ignored", content=content, ids=False)
         lacks = ["prompt_logprobs", "digits"]
         assert same(capabilities, prompt_logprobs=0, fillers=(), digits=(), lacks=lacks)
-        assert "does not echo" in capabilities.lacks["prompt_logprobs"]
+        assert "not those of the prompt" in capabilities.lacks["prompt_logprobs"]
 
 
 def test_log_probabilities_that_are_ignored_are_noticed():

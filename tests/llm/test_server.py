@@ -19,9 +19,9 @@ import pytest
 from faulty_server import LASTING, PASSING, Faulty
 
 from fastexplain.errors import LLMError, UnusableError, UsageError
+from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
 from fastexplain.llm.openai.limits import Backoff, Limiter
 from fastexplain.llm.openai.server import ServerConnection
-from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
 from fastexplain.llm.requests import Chat, UselessAnswerError
 from fastexplain.prompts import simulator
 

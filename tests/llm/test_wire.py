@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fastexplain.errors import LLMError
 from fastexplain.llm.openai import wire
+from fastexplain.llm.openai.listings import indices
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Reading, Token, Usage
 from fastexplain.llm.tokens import estimate
 from fastexplain.prompts import simulator, simulator_chats
@@ -548,9 +549,11 @@ def test_the_token_behind_a_text_is_read():
     np.testing.assert_array_equal(row, EXPECTED[0])
     [row] = read_rows(next_data(["x"], ROWS[2:]), reading=SINGLE)
     assert np.isnan(row).all()
-    # As llama.cpp's own server writes it. Where two tokens look alike, the likelier is meant.
+    # As llama.cpp's own server writes it. Where two tokens look alike, both are meant.
     content = [entry("0", -0.5, ROWS[0])]
-    content[0]["top_logprobs"].append({"token": "3", "logprob": -7.0})
+    [three] = [each for each in content[0]["top_logprobs"] if each["token"] == "3"]
+    three["logprob"] -= math.log(2)
+    content[0]["top_logprobs"].append(three)
     data = {"choices": [{"text": "0", "logprobs": {"content": content}}]}
     np.testing.assert_array_equal(read_rows(data, reading=SINGLE), EXPECTED[:1])
 
@@ -618,7 +621,7 @@ def echoes(draw):
 @given(echoes())
 def test_places_of_any_excerpt_are_found(case):
     reading, tokens, expected = case
-    assert wire.indices(tokens, reading.text, reading.places) == expected
+    assert indices(tokens, reading.text, reading.places) == expected
 
 
 @given(EXCERPTS, st.text(max_size=8), st.booleans())

@@ -16,29 +16,20 @@ don't know, and some answer 500 to it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from itertools import accumulate, product
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 
 from fastexplain.errors import LLMError, UnusableError
-from fastexplain.llm.openai import wire
+from fastexplain.llm.openai import listings, wire
 from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
-from fastexplain.llm.requests import (
-    Answer,
-    Capabilities,
-    Chat,
-    Message,
-    Reading,
-    Request,
-)
+from fastexplain.llm.requests import Capabilities, Chat, Message, Reading, Request
 
-_Form = TypeVar("_Form")
-_T = TypeVar("_T")
-
-Send = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+Fields = dict[str, Any]
+Send = Callable[[str, Fields], Awaitable[Fields]]
 
 # Alternatives to ask for at each token: the limit of vLLM and of OpenAI's chats, then what other
 # services allow, then the limit of OpenAI's completions.
@@ -46,7 +37,6 @@ _ALTERNATIVES = (20, 10, 5)
 
 # The forms of a chat, those that say the most first. OpenAI's models that think refuse the first
 # limit and a temperature, and several services a seed.
-_LIMITS: tuple[Literal["max_tokens", "max_completion_tokens"], ...]
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _SAMPLING = (("temperature", "seed"), ("temperature",), ("seed",), ())
 _FORMS = ("json_schema", "json_object_schema", "json_object")
@@ -87,8 +77,6 @@ _SHIFTS = range(2)
 # and may be at a wrong one.
 _CERTAIN, _CHANCE = 0.4, 0.2
 
-Fields = dict[str, Any]
-
 
 async def probe(send: Send, model: str) -> Capabilities:
     """What a server's model can do.
@@ -109,24 +97,21 @@ class _Prober:
     def __init__(self, send: Send, model: str) -> None:
         self._send = send
         self._model = model
-        self._lacks: dict[str, str] = {}
-        self._failures: list[LLMError] = []
+        self._failures: dict[str, LLMError] = {}
 
     async def probe(self) -> Capabilities:
         chats, completions = await _together(self._chats(), self._completions())
-        # Completions tell the tokens behind a tab more exactly than chats do.
-        fields = chats | completions
-        if not fields:
-            reasons = "; ".join(dict.fromkeys(self._lacks.values()))
-            if all(isinstance(failure, Broken) for failure in self._failures):
-                raise UnusableError(
-                    f"{reasons}: it fails whatever it is asked; its log may say why"
-                )
-            raise UnusableError(
-                f"'{self._model}' answers neither chats nor completions with log-probabilities "
-                f"({reasons}); use a server that does, such as vLLM, or a local model"
-            )
-        return Capabilities(**fields, lacks=self._lacks)
+        lacks = {name: str(failure) for name, failure in self._failures.items()}
+        if chats or completions:
+            # Completions tell the tokens behind a tab more exactly than chats do.
+            return Capabilities(**(chats | completions), lacks=lacks)
+        reasons = "; ".join(dict.fromkeys(lacks.values()))
+        if all(isinstance(failure, Broken) for failure in self._failures.values()):
+            raise UnusableError(f"{reasons}: it fails whatever it is asked; its log may say why")
+        raise UnusableError(
+            f"'{self._model}' answers neither chats nor completions with log-probabilities "
+            f"({reasons}); use a server that does, such as vLLM, or a local model"
+        )
 
     async def _able(self, name: str, ability: Awaitable[Fields]) -> Fields:
         """What an ability adds to the capabilities; nothing, and the reason noted, if it lacks."""
@@ -135,75 +120,59 @@ class _Prober:
         except (UnusableError, Unanswered):  # which say nothing of the ability
             raise
         except LLMError as error:
-            self._lacks[name] = str(error)
-            self._failures.append(error)
+            self._failures[name] = error
             return {}
 
     async def _ask(self, request: Request, able: Capabilities) -> tuple[Fields, Any]:
-        """The JSON object that answers a request, and what we read in it."""
+        """The choice that answers a request, and what we read in it."""
         data = await self._send(*wire.body(request, self._model, able))
-        return data, wire.read(request, data, able)
+        return wire.choice(data), wire.read(request, data, able)
 
     async def _chats(self) -> Fields:
-        found = await self._able("chat", self._chat())
-        if not found:
-            return {}
-        able = Capabilities(**found)
-        more = await _together(
-            self._able("chat_logprobs", self._chat_logprobs(able)),
-            self._able("schema", self._schema(able)),
-        )
-        return found | more[0] | more[1]
-
-    async def _chat(self) -> Fields:
-        """In the first form in which a chat is answered."""
-        forms: Iterator[Fields] = (
+        forms = (
             # Only models that think refuse the other limit.
             {"system": system, "thinks": limit != _LIMITS[0], "limit": limit, "sampling": sampling}
             for system, sampling, limit in product((True, False), _SAMPLING, _LIMITS)
         )
-        form, thinks = await _first(forms, lambda form: self._thinks(Capabilities(**form)))
-        return form | {"chat": True, "thinks": thinks}
+        found = await self._able("chat", _first(forms, self._chat))
+        if not found:
+            return {}
+        able = Capabilities(**found)
+        more = await _together(
+            self._able("chat_logprobs", _first(_ALTERNATIVES, self._chat_logprobs, able)),
+            self._able("schema", _first(_FORMS, self._schema, able, but=LLMError)),
+        )
+        return found | more[0] | more[1]
 
-    async def _thinks(self, form: Capabilities) -> bool:
-        """Whether a model thinks before it answers in chats of this form."""
+    async def _chat(self, form: Fields) -> Fields:
+        """In one form; with it, whether a model thinks before it answers."""
+        able = Capabilities(**form)
         for most in _HELLO_TOKENS:
             hello = Chat((_BRIEF, *_user(_HELLO)), max_tokens=most)
-            data = await self._send(*wire.body(hello, self._model, form))
-            if form.thinks or wire.thinks(data):
-                return True
-            answer = wire.read(hello, data, form)
-            assert isinstance(answer, Answer)
-            if answer.finish == "stop":
+            data = await self._send(*wire.body(hello, self._model, able))
+            if form["thinks"] or wire.thinks(data):
+                return form | {"chat": True, "thinks": True}
+            if wire.read(hello, data, able).finish == "stop":  # type: ignore[union-attr]
                 break
-        return False
+        return form | {"chat": True}
 
-    async def _chat_logprobs(self, able: Capabilities) -> Fields:
+    async def _chat_logprobs(self, count: int, able: Capabilities) -> Fields:
         chat = Chat(_user(_TEN), max_tokens=8, integers=True)
-
-        async def ask(count: int) -> wire.Listing:
-            data, _ = await self._ask(chat, replace(able, chat_logprobs=count))
-            return _of_several(wire.listing(wire.choice(data)))
-
-        count, listing = await _first(_ALTERNATIVES, ask)
-        single = any(token.strip() == "10" for token in listing.tokens)
+        choice, _ = await self._ask(chat, replace(able, chat_logprobs=count))
+        tokens = _of_several(choice).tokens
+        single = any(token.strip() == "10" for token in tokens)
         return {"chat_logprobs": count} | ({"largest": 10} if single else {})
 
-    async def _schema(self, able: Capabilities) -> Fields:
-        """In the first form in which an answer follows a schema."""
+    async def _schema(self, form: Any, able: Capabilities) -> Fields:
         chat = Chat(_user(_ANIMAL), max_tokens=64, schema=_SCHEMA)
-
-        async def ask(form: Any) -> None:
-            _, answer = await self._ask(chat, replace(able, schema=form))
-            _check_schema(answer.text, form)
-
-        form, _ = await _first(_FORMS, ask, but=LLMError)
+        _, answer = await self._ask(chat, replace(able, schema=form))
+        _check_schema(answer.text, form)
         return {"schema": form}
 
     async def _completions(self) -> Fields:
         behind, echo, digits = await _together(
-            self._able("next_logprobs", self._next_logprobs()),
-            self._able("prompt_logprobs", self._prompt_logprobs()),
+            self._able("next_logprobs", _first(_ALTERNATIVES, self._next_logprobs)),
+            self._able("prompt_logprobs", _first(_ALTERNATIVES, self._prompt_logprobs)),
             self._able("digits", self._digits()),
         )
         found = behind | echo
@@ -211,40 +180,28 @@ class _Prober:
             found["digits"] = digits["digits"][: found["largest"] + 1]
         return found
 
-    async def _next_logprobs(self) -> Fields:
-        async def ask(count: int) -> dict[str, float]:
-            data = await self._complete(_BEFORE_TEN, logprobs=count)
-            return wire.next_token(data)
-
-        count, listed = await _first(_ALTERNATIVES, ask)
-        _of_several(wire.Listing([""], [listed]))
+    async def _next_logprobs(self, count: int) -> Fields:
+        choice = await self._complete(_BEFORE_TEN, logprobs=count)
+        _of_several(choice)
+        listed = listings.next_token(choice)
         if not any(str(value) in listed for value in range(11)):
             raise LLMError("the server lists no integer behind a tab where only one can follow")
         return {"next_logprobs": count, "largest": 10 if "10" in listed else 9}
 
-    async def _prompt_logprobs(self) -> Fields:
-        async def ask(count: int) -> wire.Listing:
-            data = await self._complete(_TEXT, logprobs=count, echo=True)
-            listing = wire.listing(wire.choice(data))
-            if len(listing.tokens) == 1:
-                raise LLMError("the server does not echo the prompt's tokens")
-            return _of_several(listing)
-
-        count, listing = await _first(_ALTERNATIVES, ask)
-        tokens = listing.tokens
-        behind = _behind_tabs(tokens, _TEXT)
+    async def _prompt_logprobs(self, count: int) -> Fields:
+        listing = _of_several(await self._complete(_TEXT, logprobs=count, echo=True))
+        behind = _behind_tabs(listing.tokens, _TEXT)
         return {
             "prompt_logprobs": count,
             "shift": _shift(listing),
-            "largest": len(_integers(tokens, behind)) - 1,
+            "largest": len(_integers(listing.tokens, behind)) - 1,
             "fillers": tuple(word for word in _FILLERS if behind[word] is not None),
         }
 
     async def _digits(self) -> Fields:
         """The ids of the integers' tokens, where a server (vLLM) lists the tokens of given ids."""
-        data = await self._complete(_BLOCK, logprobs=1, echo=True, return_token_ids=True)
-        choice = wire.choice(data)
-        tokens, ids = wire.listing(choice).tokens, choice.get("prompt_token_ids")
+        choice = await self._complete(_BLOCK, logprobs=1, echo=True, return_token_ids=True)
+        tokens, ids = listings.listing(choice).tokens, choice.get("prompt_token_ids")
         integers = _integers(tokens, _behind_tabs(tokens, _BLOCK))
         if not isinstance(ids, list) or len(ids) not in (len(tokens), len(tokens) - 1):
             raise LLMError("the server does not tell the ids of a text's tokens")
@@ -257,7 +214,9 @@ class _Prober:
         return {"digits": digits}
 
     async def _complete(self, prompt: str, **more: Any) -> Fields:
-        return await self._send("/completions", wire.completion(prompt, self._model, **more))
+        """The choice that completes a text."""
+        body = wire.completion(prompt, self._model, **more)
+        return wire.choice(await self._send("/completions", body))
 
 
 def _user(content: str) -> tuple[Message, ...]:
@@ -265,20 +224,21 @@ def _user(content: str) -> tuple[Message, ...]:
 
 
 async def _first(
-    forms: Iterable[_Form],
-    ask: Callable[[_Form], Awaitable[_T]],
+    forms: Iterable[Any],
+    ask: Callable[..., Awaitable[Fields]],
+    *arguments: Any,
     but: type[LLMError] = Refused,
-) -> tuple[_Form, _T]:
-    """The first form of a request that the server takes, and what comes of it.
+) -> Fields:
+    """What comes of the first form of a request that the server takes.
 
     Args:
-        forms: the best first.
+        forms: the best first; `ask` is called with one and the arguments.
         but: errors behind which the next form is tried; if all fail, the first of them is raised.
     """
     refusal: LLMError | None = None
     for form in forms:
         try:
-            return form, await ask(form)
+            return await ask(form, *arguments)
         except (UnusableError, Unanswered):
             raise
         except but as error:
@@ -289,14 +249,14 @@ async def _first(
     raise refusal
 
 
-def _of_several(listing: wire.Listing) -> wire.Listing:
-    """A listing that holds numbers, and more than the tokens themselves."""
+def _of_several(choice: Fields) -> listings.Listing:
+    """What a choice lists: numbers, and more than the tokens themselves."""
+    listing = listings.listing(choice)
     rows = [row for row in listing.listed if isinstance(row, dict)]
-    if not all(
-        isinstance(value, float | int) and value < np.inf for r in rows for value in r.values()
-    ):
+    values = [value for row in rows for value in row.values()]
+    if not all(isinstance(value, float | int) and value < np.inf for value in values):
         raise LLMError("the log-probabilities that the server lists are no numbers")
-    if not any(len(row) > 1 for row in rows):
+    if len(values) == len(rows):
         raise LLMError("the server lists the log-probabilities of the tokens, but no alternatives")
     return listing
 
@@ -319,7 +279,7 @@ def _behind_tabs(tokens: list[str], text: str) -> dict[str, int | None]:
     """Which token begins each word of the last lines; None where it is one with the tab."""
     ends = accumulate(map(len, _BLOCK.splitlines(keepends=True)), initial=len(text) - len(_BLOCK))
     places = [start + len(line) for start, line in zip(ends, _LINES, strict=False)]
-    return dict(zip(_WORDS, wire.indices(tokens, text, places), strict=True))
+    return dict(zip(_WORDS, listings.indices(tokens, text, places), strict=True))
 
 
 def _integers(tokens: list[str], behind: dict[str, int | None]) -> list[int]:
@@ -335,12 +295,13 @@ def _integers(tokens: list[str], behind: dict[str, int | None]) -> list[int]:
     return single
 
 
-def _shift(listing: wire.Listing) -> int:
+def _shift(listing: listings.Listing) -> int:
     """By how many tokens the alternatives come before their token."""
     tokens, listed = listing
     certain = range(len(tokens) // _TIMES, len(tokens))
+    likeliest = [max(row, key=row.__getitem__) if row else None for row in listed]
     shares = [
-        sum(_likeliest(listed[index - shift]) == tokens[index] for index in certain) / len(certain)
+        sum(likeliest[index - shift] == tokens[index] for index in certain) / len(certain)
         for shift in _SHIFTS
     ]
     best = max(shares)
@@ -350,10 +311,6 @@ def _shift(listing: wire.Listing) -> int:
             "where a text repeats itself, the likeliest are not its tokens"
         )
     return shares.index(best)
-
-
-def _likeliest(row: dict[str, float] | None) -> str | None:
-    return max(row, key=row.__getitem__) if row else None
 
 
 async def _together(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
