@@ -45,12 +45,16 @@ class LedgerRow(NamedTuple):
 
 
 class PendingRequest(NamedTuple):
-    """A request that waits for a batch; `key` is its name in the store."""
+    """A request that waits for a batch.
+
+    `key` is its name in the store; `failure` says why a batch did not answer it, if one failed to.
+    """
 
     key: str
     model: str
     purpose: str
     request: Request
+    failure: str | None = None
 
 
 class Batch(NamedTuple):
@@ -60,9 +64,8 @@ class Batch(NamedTuple):
     name: str
     model: str
     address: str
-    file: str | None
-    batch: str | None
-    status: str
+    file: str | None = None
+    batch: str | None = None
 
 
 class Responses:
@@ -186,11 +189,6 @@ class Responses:
             )
             self._book(sqlite, request.model, request.purpose, usage, cost)
 
-    def pending_failure(self, key: str) -> str | None:
-        """Why a batch did not answer a request; None if none failed to."""
-        rows = self.database.query("SELECT failure FROM pending WHERE request = ?", (key,))
-        return rows[0][0] if rows else None
-
     def forget_failures(self) -> None:
         """Have what batches failed to answer asked again."""
         with self.database.transaction() as sqlite:
@@ -200,23 +198,22 @@ class Responses:
         """Make a batch of noted requests, which is to be submitted."""
         name = f"fastexplain-{uuid.uuid4().hex}.jsonl"
         with self.database.transaction() as sqlite:
-            [number] = sqlite.execute(
-                """INSERT INTO batches (name, model, address, status, created)
-                VALUES (?, ?, ?, 'new', ?) RETURNING id""",
+            number = sqlite.execute(
+                "INSERT INTO batches (name, model, address, created) VALUES (?, ?, ?, ?)",
                 (name, model, address, now()),
-            ).fetchone()
+            ).lastrowid
+            assert number is not None
             sqlite.executemany(
                 "UPDATE pending SET batch = ? WHERE request = ?", ((number, key) for key in keys)
             )
-        return Batch(number, name, model, address, None, None, "new")
+        return Batch(number, name, model, address)
 
     def record_batch(self, row: Batch, **changes: str | None) -> Batch:
-        """Record how far a batch has got: its `file`, `batch` or `status`, as it is now."""
+        """Record how far a batch has got: its `file` or `batch`, as it is now."""
         row = row._replace(**changes)  # type: ignore[arg-type]
         with self.database.transaction() as sqlite:
             sqlite.execute(
-                "UPDATE batches SET file = ?, batch = ?, status = ? WHERE id = ?",
-                (row.file, row.batch, row.status, row.id),
+                "UPDATE batches SET file = ?, batch = ? WHERE id = ?", (row.file, row.batch, row.id)
             )
         return row
 
@@ -234,18 +231,22 @@ class Responses:
 
     def requests_of(self, batch: Batch) -> list[PendingRequest]:
         """A batch's requests that are not answered yet, in order of keys."""
-        return self._pending("WHERE batch = ? ORDER BY request", batch.id)
+        return self._pending("batch = ? ORDER BY request", batch.id)
 
     def pending(self, key: str) -> PendingRequest | None:
-        """The request of this name, if it waits for a batch's answer."""
-        return next(iter(self._pending("WHERE request = ?", key)), None)
+        """The request of this name, if no batch has answered it yet."""
+        return next(iter(self._pending("request = ?", key)), None)
 
     def pending_models(self) -> list[str]:
         """The models that batches are to ask."""
         return [name for (name,) in self.database.query("SELECT DISTINCT model FROM pending")]
 
-    def _pending(self, rest: str, value: str | int) -> list[PendingRequest]:
+    def _pending(self, condition: str, value: str | int) -> list[PendingRequest]:
         rows = self.database.query(
-            f"SELECT request, model, purpose, content FROM pending {rest}", (value,)
+            f"SELECT request, model, purpose, content, failure FROM pending WHERE {condition}",
+            (value,),
         )
-        return [PendingRequest(k, model, purpose, from_json(c)) for k, model, purpose, c in rows]
+        return [
+            PendingRequest(key, model, purpose, from_json(text), failure)
+            for key, model, purpose, text, failure in rows
+        ]

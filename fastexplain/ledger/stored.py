@@ -83,7 +83,7 @@ class StoredConnection(Connection):
         self._responses = responses
         self._purpose = purpose
         self._price = price
-        self._budget = budget
+        self._budget = budget or Budget(None, None)
         self._fresh = fresh
         self._asked: set[str] = set()
         self._deferred: dict[str, float] = {}  # requests that wait for a batch: what they reserve
@@ -124,7 +124,9 @@ class StoredConnection(Connection):
             response = self._responses.find(name, request)
             if response is not None:
                 self.meter.stored += 1
-                self._settle(self._deferred.pop(name, None), cost(response.usage, self._price))
+                if name in self._deferred:
+                    spent = cost(response.usage, self._price) or 0.0
+                    self._budget.settle(self._deferred.pop(name), spent)
                 return response
         self._in_flight[name] = asyncio.create_task(self._send(name, request))
         try:
@@ -134,27 +136,30 @@ class StoredConnection(Connection):
 
     async def _send(self, name: str, request: Request) -> Response:
         async with self._inner.slots:  # what waits may still be called off, and reserves nothing
-            reserved = self._reserve(name, request)
-            spent: float | None = 0.0
+            if name in self._deferred:
+                reserved = self._deferred.pop(name)
+            else:
+                answer = most_tokens(request, self._inner.capabilities or Capabilities())
+                most = Usage(estimate(request), answer)
+                reserved = self._budget.reserve(cost(most, self._price) or 0.0)
             try:
                 response = await self._inner.ask(request)
-                spent = cost(response.usage, self._price)
             except Deferred:  # it will be asked and paid for, only not by us
-                if reserved is not None:
-                    self._deferred[name] = reserved
-                reserved = None
+                self._deferred[name] = reserved
                 raise
-            except LLMError as error:
+            except BaseException as error:
                 usage = getattr(error, "usage", Usage())
                 spent = cost(usage, self._price)
-                self.meter.failed += 1
-                self.meter.add(usage, spent)
-                await self._responses.database.write(
-                    self._responses.add_failure, self.model, self._purpose, usage, spent
-                )
+                self._budget.settle(reserved, spent or 0.0)
+                if isinstance(error, LLMError):
+                    self.meter.failed += 1
+                    self.meter.add(usage, spent)
+                    await self._responses.database.write(
+                        self._responses.add_failure, self.model, self._purpose, usage, spent
+                    )
                 raise
-            finally:
-                self._settle(reserved, spent)
+            spent = cost(response.usage, self._price)
+            self._budget.settle(reserved, spent or 0.0)
             await self._responses.database.write(
                 self._responses.add, name, self.model, self._purpose, response, spent
             )
@@ -163,13 +168,3 @@ class StoredConnection(Connection):
             self.meter.answered += 1
             self.meter.add(response.usage, spent)
             return response
-
-    def _reserve(self, name: str, request: Request) -> float | None:
-        if self._budget is None or name in self._deferred:
-            return self._deferred.pop(name, None)
-        answer = most_tokens(request, self._inner.capabilities or Capabilities())
-        return self._budget.reserve(cost(Usage(estimate(request), answer), self._price) or 0.0)
-
-    def _settle(self, reserved: float | None, spent: float | None) -> None:
-        if self._budget is not None and reserved is not None:
-            self._budget.settle(reserved, spent or 0.0)

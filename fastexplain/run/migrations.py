@@ -182,6 +182,7 @@ MIGRATIONS: dict[str, tuple[str, ...]] = {
     "1 explanations": _EXPLANATIONS,
     "2 responses": _RESPONSES,
     "3 units and long scores": _UNITS_AND_LONG_SCORES,
+    "4 batches without a status": ("ALTER TABLE batches DROP COLUMN status",),
 }
 
 

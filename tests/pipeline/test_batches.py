@@ -141,8 +141,8 @@ def test_answers_are_stored_and_a_file_may_come_twice(responses):
         "lines that answer nothing that waits: 1; lines that can't be read: 2"
     )
     assert responses.find(b, chat("b")).text == "This neuron reacts to b"
-    assert responses.pending_failure(c) == "the batch has no answer: too hard (status 429)"
-    assert responses.pending_failure(a) is None
+    assert responses.pending(c).failure == "the batch has no answer: too hard (status 429)"
+    assert responses.pending(a).failure is None
     [row] = responses.ledger()
     assert (row.answered, row.prompt_tokens, row.cost) == (1, 10, pytest.approx(30e-6))
     ingested(io.BytesIO(answer(b)), responses)
@@ -179,7 +179,7 @@ def test_a_line_without_an_answer_is_a_failure(responses, line, reason):
     responses.add_pending([request])
     text = json.dumps({"custom_id": request.key, **line}).encode()
     assert ingested([text], responses).failed == 1
-    assert reason in responses.pending_failure(request.key)
+    assert reason in responses.pending(request.key).failure
 
 
 def test_what_a_batch_did_not_get_to_still_waits(responses):
@@ -193,7 +193,7 @@ def test_what_a_batch_did_not_get_to_still_waits(responses):
     found = ingested(file, responses)
     assert found == Ingested(left=2)
     assert found.line() == "answers stored: 0; requests not got to: 2"
-    assert [responses.pending_failure(r.key) for r in requests] == [None, None]
+    assert [responses.pending(r.key).failure for r in requests] == [None, None]
 
 
 def test_a_line_nested_too_deep_is_no_answer(responses):
@@ -250,7 +250,7 @@ def test_a_batch_is_answered(server, responses):
     prices = {"m": Price(1, 1, 1)}
     assert submit_and_finish(server.url, responses, "abc", reported, waits, prices)
     found = [responses.find(r.key, r.request) for r in waiting("abc")]
-    failures = [responses.pending_failure(r.key) for r in waiting("abc")]
+    failures = [getattr(responses.pending(r.key), "failure", None) for r in waiting("abc")]
     assert sum(f is not None for f in found) == 2
     assert [f for f in failures if f] == ["the batch has no answer: too hard (status 400)"]
     assert responses.batches() == []
@@ -312,7 +312,7 @@ def test_a_server_that_keeps_failing_is_given_up_and_goes_on_later(server, respo
     server.fail_next = [500, 0, 500, 0, 500]
     with pytest.raises(LLMError, match="a fault: 500"):
         submit_and_finish(server.url, responses, "ab")
-    assert [batch.status for batch in responses.batches()] == ["new"]
+    assert [batch.file for batch in responses.batches()] == [None]
     assert submit_and_finish(server.url, responses)
     assert (server.uploads, server.creations) == (1, 1)
 

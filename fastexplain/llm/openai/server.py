@@ -80,12 +80,12 @@ class ServerConnection(Connection):
         retries: int = 6,
         backoff: Backoff | None = None,
     ) -> None:
-        _check_above_0(
-            concurrency=concurrency,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            timeout=timeout,
-        )
+        for name, number in (
+            ("concurrency", concurrency), ("requests per minute", requests_per_minute),
+            ("tokens per minute", tokens_per_minute), ("timeout", timeout),
+        ):  # fmt: skip
+            if number is not None and number <= 0:
+                raise UsageError(f"{name} has to be above 0")
         key = _key(key_variable)
         if not (base_url or os.environ.get("OPENAI_BASE_URL") or key):
             raise UnusableError(
@@ -99,11 +99,10 @@ class ServerConnection(Connection):
         # The longest first: one may be part of another.
         secrets = {key, basic, login, login.partition(":")[2]} - {""}
         self._secrets = sorted(secrets, key=len, reverse=True)
+        wrong = f"refused the key in {key_variable}" if key else "wants a key"
+        self._key_refused = f"{wrong}; set {key_variable} to one that may use '{model}'"
         if login:
             self._key_refused = "refused the name and password in its address; correct them"
-        else:
-            wrong = f"refused the key in {key_variable}" if key else "wants a key"
-            self._key_refused = f"{wrong}; set {key_variable} to one that may use '{model}'"
         self._http = openai.DefaultAioHttpClient(
             timeout=httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
             limits=httpx2.Limits(
@@ -352,9 +351,3 @@ def _tokens(body: dict[str, Any]) -> int:
     texts = [body.get("prompt", ""), *(m["content"] for m in body.get("messages", ()))]
     most = body.get("max_tokens") or body.get("max_completion_tokens") or 0
     return sum(map(count, texts)) + int(most)
-
-
-def _check_above_0(**numbers: float | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number <= 0:
-            raise UsageError(f"{name.replace('_', ' ')} has to be above 0")

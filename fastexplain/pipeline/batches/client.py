@@ -4,11 +4,11 @@ A batch goes through these steps. Each one's outcome is recorded before the next
 that ended anywhere goes on from there; where it ended between a step and its record, the server is
 asked what it has.
 
-1. A batch is made of noted requests: status `new`.
-2. Their file is uploaded under a name of its own: `uploaded`.
-3. The server begins to work on it: `created`.
+1. A batch is made of noted requests.
+2. Their file is uploaded under a name of its own: the batch has a `file`.
+3. The server begins to work on it: it has a `batch`.
 4. Its state is asked for until it has ended, in whatever way. One for which the server's queue has
-   no room is `uploaded` again, and created again when those before it have ended.
+   no room loses its `batch`, and is created again when those before it have ended.
 5. Output and errors are fetched and ingested; what was not answered may be asked again.
 """
 
@@ -147,13 +147,13 @@ class BatchClient:
             try:
                 if batch.file is None:
                     file = await self._once(upload, lambda: self._uploaded(batch.name), fresh)
-                    batch = self._responses.record_batch(batch, file=file, status="uploaded")
+                    batch = self._responses.record_batch(batch, file=file)
                 made = await self._once(create, lambda: self._created(batch.file), fresh)
             except openai.APIStatusError as error:
                 if error.status_code in _NEVER:
                     self._responses.end_batch(batch)
                 raise
-        return self._responses.record_batch(batch, batch=made, status="created")
+        return self._responses.record_batch(batch, batch=made)
 
     async def _once(
         self,
@@ -230,7 +230,7 @@ class BatchClient:
         if any(error.code == _QUEUE_FULL for error in errors) and (requests > 1 or not alone):
             self._report(f"batch {state.id} has to wait: {why}")
             if not alone:
-                self._responses.record_batch(batch, batch=None, status="uploaded")
+                self._responses.record_batch(batch, batch=None)
                 return False
             self._most_requests = requests // 2
             self._responses.end_batch(batch)

@@ -104,9 +104,9 @@ class Collector(Connection):
             LLMError: a batch of this command was to answer it, and failed to.
         """
         name = key(self.model, request)
-        failure = self._responses.pending_failure(name)
-        if failure is not None:
-            raise LLMError(failure)
+        known = self._responses.pending(name)
+        if known is not None and known.failure is not None:
+            raise LLMError(known.failure)
         self._responses.add_pending([PendingRequest(name, self.model, self._purpose, request)])
         self.noted[name] = None
         raise Deferred("noted for a batch")
