@@ -224,8 +224,6 @@ class Capabilities:
         schema: how it can be held to a JSON schema: "json_schema", "json_object_schema" (the
             same in another form), "json_object" (JSON, if not the schema), or None.
         next_logprobs: alternatives that it lists to the token behind a plain text, 0 if none.
-        digits: ids of the tokens 0, 1, ... `largest`, where their probabilities behind a plain
-            text can be asked for whether they are among the likeliest or not; else empty.
         prompt_logprobs: alternatives that it lists to each token of a plain text, 0 if none.
         shift: tokens by which these stand before the token that they are alternatives to.
         largest: the largest integer that is one token behind a tab: 10, or 9 where "10" is two.
@@ -242,7 +240,6 @@ class Capabilities:
     chat_logprobs: int = 0
     schema: Literal["json_schema", "json_object_schema", "json_object"] | None = None
     next_logprobs: int = 0
-    digits: tuple[int, ...] = ()
     prompt_logprobs: int = 0
     shift: int = 0
     largest: int = 9
@@ -251,5 +248,6 @@ class Capabilities:
 
     @classmethod
     def from_json(cls, text: str) -> Capabilities:
-        """Those of which `asdict` was written as JSON."""
-        return cls(**_with_tuples(json.loads(text)))
+        """Those of which `asdict` was written as JSON, perhaps by another version with more."""
+        known = cls.__dataclass_fields__.keys()
+        return cls(**{k: v for k, v in _with_tuples(json.loads(text)).items() if k in known})

@@ -1,6 +1,8 @@
 """The store of responses and the ledger; and the connection behind it."""
 
 import asyncio
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -136,6 +138,11 @@ def test_the_ledger_adds_up(responses):
 def test_capabilities_are_recorded(responses):
     assert responses.capabilities("m", "here") is None
     responses.record_capabilities("m", "here", FOUND)
+    assert responses.capabilities("m", "here") == FOUND
+    # A record of a version that looked for more.
+    other = json.dumps(asdict(FOUND) | {"digits": [1, 2]})
+    with responses.database.transaction() as sqlite:
+        sqlite.execute("UPDATE connections SET capabilities = ?", (other,))
     assert responses.capabilities("m", "here") == FOUND
 
 

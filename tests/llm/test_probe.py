@@ -20,7 +20,6 @@ EVERYTHING = Capabilities(
     chat_logprobs=20,
     schema="json_schema",
     next_logprobs=20,
-    digits=tuple(range(100, 110)),
     prompt_logprobs=20,
     largest=9,
     fillers=("unknown", "0", "?"),
@@ -44,7 +43,6 @@ class Server:
         completions, chats: "given", "refused" (no such address), "bare" (without log-probabilities,
             which may be asked for), or "broken" (answers 500 to whatever asks for them).
         content: whether completions list their alternatives in the form for chats.
-        ids: whether it knows tokens by ids.
         refused: parameters of chats that it refuses.
         system: whether a chat may begin with a system message.
         thoughts: how it tells what it thinks before it answers in a chat, for which it takes 100
@@ -59,7 +57,7 @@ class Server:
         self.token, self.bos = SINGLE_DIGITS, ""
         self.most = self.most_in_chats = 20
         self.shift = 0
-        self.alternatives = self.ids = self.certain = True
+        self.alternatives = self.certain = True
         self.echo = self.completions = self.chats = "given"
         self.content = False
         self.refused = ()
@@ -155,16 +153,11 @@ class Server:
         rows = [{token: -9.0} | row for token, row in zip(tokens, rows, strict=True)]
         rows[0] = None
         first = 0 if body.get("echo") and self.echo == "given" else length
-        if self.ids and "logprob_token_ids" in body:
-            rows[-1] = {str(number - 100): -2.0 for number in body["logprob_token_ids"]}
         choice = {"text": "".join(tokens[first:]), "logprobs": None}
         if self.completions == "given" and self.content:
             choice["logprobs"] = {"content": [self.spoken(token) for token in tokens[first:]]}
         elif self.completions == "given":
             choice["logprobs"] = {"tokens": tokens[first:], "top_logprobs": rows[first:]}
-        if self.ids and body.get("return_token_ids"):
-            ids = [100 + int(token) if token.isdigit() else 7 for token in tokens[:length]]
-            choice["prompt_token_ids"] = ids
         return {"choices": [choice]}
 
 
@@ -199,7 +192,7 @@ def test_a_server_that_can_do_everything():
 
 @pytest.mark.parametrize("bos", ["", "<s>"])
 def test_a_shift_is_found(bos):
-    assert same(found(shift=1, bos=bos, ids=False), shift=1, digits=(), lacks=["digits"])
+    assert same(found(shift=1, bos=bos), shift=1)
 
 
 def test_a_shift_that_can_not_be_told_is_not_guessed():
@@ -210,16 +203,15 @@ def test_a_shift_that_can_not_be_told_is_not_guessed():
 
 
 def test_the_tokenizer_is_learnt_from_an_echo():
-    ten = tuple(range(100, 111))
-    assert same(found(token=WHOLE_NUMBERS), largest=10, digits=ten)
+    assert same(found(token=WHOLE_NUMBERS), largest=10)
     assert same(found(token=rf"\tunknown|{SINGLE_DIGITS}"), fillers=("0", "?"))
     assert same(found(token=r"\?\n|" + SINGLE_DIGITS))
 
 
 def test_a_tokenizer_that_joins_tabs_with_digits_is_of_no_use_for_echoes():
     capabilities = found(token=r"\t\d|\t|\n|\d|[^\t\n\d]+")
-    lacks = ["prompt_logprobs", "digits"]
-    assert same(capabilities, prompt_logprobs=0, fillers=(), digits=(), lacks=lacks)
+    lacks = ["prompt_logprobs"]
+    assert same(capabilities, prompt_logprobs=0, fillers=(), lacks=lacks)
     assert "no single tokens for 0 to 9 behind a tab" in capabilities.lacks["prompt_logprobs"]
 
 
@@ -233,27 +225,25 @@ def test_as_many_alternatives_as_the_server_gives(most):
 def test_a_server_that_gives_too_few_alternatives_lacks_them():
     capabilities = found(most=4)
     lacks = ["prompt_logprobs", "next_logprobs"]
-    assert same(
-        capabilities, prompt_logprobs=0, next_logprobs=0, fillers=(), digits=(), lacks=lacks
-    )
+    assert same(capabilities, prompt_logprobs=0, next_logprobs=0, fillers=(), lacks=lacks)
     assert "too large" in capabilities.lacks["prompt_logprobs"]
 
 
 def test_tokens_without_alternatives_are_of_no_use():
-    capabilities = found(alternatives=False, ids=False)
-    lacks = ["chat_logprobs", "prompt_logprobs", "next_logprobs", "digits"]
+    capabilities = found(alternatives=False)
+    lacks = ["chat_logprobs", "prompt_logprobs", "next_logprobs"]
     changes = {"chat_logprobs": 0, "prompt_logprobs": 0, "next_logprobs": 0}
-    assert same(capabilities, **changes, fillers=(), digits=(), lacks=lacks)
+    assert same(capabilities, **changes, fillers=(), lacks=lacks)
     assert "no alternatives" in capabilities.lacks["chat_logprobs"]
 
 
-PLAIN = {"prompt_logprobs": 0, "next_logprobs": 0, "fillers": (), "digits": ()}
+PLAIN = {"prompt_logprobs": 0, "next_logprobs": 0, "fillers": ()}
 
 
 def test_openai_has_chats():
     """Newer models: no completions, numbers of up to three digits as one token."""
     capabilities = found(completions="refused", token=WHOLE_NUMBERS)
-    lacks = ["prompt_logprobs", "next_logprobs", "digits"]
+    lacks = ["prompt_logprobs", "next_logprobs"]
     assert same(capabilities, **PLAIN, largest=10, lacks=lacks)
     assert "This is a chat model" in capabilities.lacks["prompt_logprobs"]
 
@@ -261,7 +251,7 @@ def test_openai_has_chats():
 def test_openais_thinking_models_take_no_temperature():
     server = Server(completions="refused", refused=("max_tokens", "temperature", "logprobs"))
     capabilities = asyncio.run(probe(server.send, "o"))
-    lacks = ["prompt_logprobs", "next_logprobs", "digits", "chat_logprobs"]
+    lacks = ["prompt_logprobs", "next_logprobs", "chat_logprobs"]
     changes = {"limit": "max_completion_tokens", "sampling": ("seed",), "chat_logprobs": 0}
     changes["thinks"] = True
     assert same(capabilities, **PLAIN, **changes, lacks=lacks)
@@ -299,25 +289,25 @@ def test_models_without_system_messages_get_none():
 
 def test_llama_cpp_has_no_echo():
     """Its own server lists what comes behind a text in the form for chats."""
-    capabilities = found(echo="refused", content=True, ids=False)
-    lacks = ["prompt_logprobs", "digits"]
-    assert same(capabilities, prompt_logprobs=0, fillers=(), digits=(), lacks=lacks)
+    capabilities = found(echo="refused", content=True)
+    lacks = ["prompt_logprobs"]
+    assert same(capabilities, prompt_logprobs=0, fillers=(), lacks=lacks)
     assert "Only no echo is supported" in capabilities.lacks["prompt_logprobs"]
-    assert found(echo="refused", ids=False, token=WHOLE_NUMBERS).largest == 10
+    assert found(echo="refused", token=WHOLE_NUMBERS).largest == 10
 
 
 def test_an_echo_that_is_ignored_is_noticed():
     for content in (False, True):
-        capabilities = found(echo="ignored", content=content, ids=False)
-        lacks = ["prompt_logprobs", "digits"]
-        assert same(capabilities, prompt_logprobs=0, fillers=(), digits=(), lacks=lacks)
+        capabilities = found(echo="ignored", content=content)
+        lacks = ["prompt_logprobs"]
+        assert same(capabilities, prompt_logprobs=0, fillers=(), lacks=lacks)
         assert "not those of the prompt" in capabilities.lacks["prompt_logprobs"]
 
 
 def test_log_probabilities_that_are_ignored_are_noticed():
     """Ollama's older versions, and many proxies."""
     capabilities = found(completions="bare", chats="bare")
-    lacks = ["prompt_logprobs", "next_logprobs", "digits", "chat_logprobs"]
+    lacks = ["prompt_logprobs", "next_logprobs", "chat_logprobs"]
     assert same(capabilities, **PLAIN, chat_logprobs=0, lacks=lacks)
     assert set(capabilities.lacks.values()) == {"the answer came without log-probabilities"}
 
@@ -326,27 +316,10 @@ def test_a_server_that_fails_lacks_what_it_fails_at():
     """llama-cpp-python without --logits_all."""
     server = Server(completions="broken", chats="broken")
     capabilities = asyncio.run(probe(server.send, "m"))
-    lacks = ["prompt_logprobs", "next_logprobs", "digits", "chat_logprobs"]
+    lacks = ["prompt_logprobs", "next_logprobs", "chat_logprobs"]
     assert same(capabilities, **PLAIN, chat_logprobs=0, lacks=lacks)
     asked = [body.get("top_logprobs") for path, body in server.requests if "chat" in path]
     assert asked.count(20) == 1 and 10 not in asked  # tries take long where each is repeated
-
-
-def test_ids_that_a_server_ignores_are_not_used():
-    server = Server(ids=False)
-    plain = server.complete
-
-    def with_ids(body):
-        data = plain(body)
-        if body.get("return_token_ids"):
-            tokens = data["choices"][0]["logprobs"]["tokens"]
-            data["choices"][0]["prompt_token_ids"] = list(range(len(tokens) - 1))
-        return data
-
-    server.complete = with_ids
-    capabilities = asyncio.run(probe(server.send, "m"))
-    assert same(capabilities, digits=(), lacks=["digits"])
-    assert "does not list the tokens that are asked for" in capabilities.lacks["digits"]
 
 
 @pytest.mark.parametrize(
@@ -443,7 +416,7 @@ def test_a_faulty_answer_is_no_ability(kind):
 
     server.complete = spoilt
     capabilities = asyncio.run(probe(server.send, "m"))
-    assert capabilities.prompt_logprobs == 0 and capabilities.digits == ()
+    assert capabilities.prompt_logprobs == 0
     assert "prompt_logprobs" in capabilities.lacks
 
 
@@ -460,4 +433,4 @@ def test_over_http(monkeypatch):
         capabilities = asyncio.run(main())
     finally:
         faulty.close()
-    assert same(capabilities, digits=(), lacks=["digits"])
+    assert same(capabilities)

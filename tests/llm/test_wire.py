@@ -116,11 +116,6 @@ def test_a_reading_is_an_echo_of_one_token_more():
 def test_a_single_place_is_read_behind_the_text():
     plain = {"model": "m", "prompt": SINGLE.text, "max_tokens": 1, "temperature": 0.0}
     assert wire.body(SINGLE, "m", ABLE) == ("/completions", plain | {"logprobs": 10})
-    able = Capabilities(next_logprobs=10, digits=tuple(range(30, 41)), largest=10)
-    assert wire.body(SINGLE, "m", able) == (
-        "/completions",
-        plain | {"logprobs": 1, "logprob_token_ids": list(range(30, 40))},
-    )
 
 
 def test_what_the_connection_lacks_is_not_posted():

@@ -206,13 +206,11 @@ def test_an_offline_engine_is_asked_in_chats_only(responses):
         choose_mode(can, "prompt-logprobs", "expected")
     assert choose_mode(can, None, "expected") == "generated-logprobs"
 
-    probed = Capabilities(
-        limit="max_completion_tokens", prompt_logprobs=20, digits=(1, 2), fillers=("unknown",)
-    )
+    probed = Capabilities(limit="max_completion_tokens", prompt_logprobs=20, fillers=("unknown",))
     responses.record_capabilities("m", "here", probed)
     can = recorded_for_files(responses, "m", "here")
     assert can.limit == "max_completion_tokens" and not can.chat_logprobs
-    assert not (can.prompt_logprobs or can.next_logprobs or can.digits or can.fillers)
+    assert not (can.prompt_logprobs or can.next_logprobs or can.fillers)
 
 
 class Ended(Exception):

@@ -9,7 +9,6 @@ import asyncio
 import math
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -32,44 +31,11 @@ _PASSING = frozenset({408, 409, 429})
 _NOT_IMPLEMENTED = 501
 
 
-class Limit:
-    """So many a minute: never more in any 60 seconds, and spread evenly over them.
-
-    Args:
-        per_minute: requests or tokens, at least 1; None: no limit.
-    """
-
-    def __init__(self, per_minute: int | None) -> None:
-        self._per_minute = math.inf if per_minute is None else per_minute
-        self._even = -math.inf  # when, at an even pace, the next is due
-        self._recent: deque[tuple[float, float]] = deque()  # the last minute's: time, amount
-        self._taken = 0.0  # the sum of their amounts
-
-    def wait(self, now: float, amount: int) -> float:
-        """Seconds until `amount` may be taken, if nothing else is taken before; 0.0 is now.
-
-        More than a minute's worth waits until all the rest is a minute old, and is let through.
-        """
-        while self._recent and self._recent[0][0] + _MINUTE <= now:
-            self._taken -= self._recent.popleft()[1]
-        ready = self._even
-        excess = self._taken + min(amount, self._per_minute) - self._per_minute
-        for at, taken in self._recent:
-            if excess <= 0:
-                break
-            ready = max(ready, at + _MINUTE)
-            excess -= taken
-        return max(0.0, ready - now)
-
-    def take(self, now: float, amount: float) -> None:
-        amount = min(amount, self._per_minute)
-        self._even = max(self._even, now - _SLACK) + amount * _MINUTE / self._per_minute
-        self._recent.append((now, amount))
-        self._taken += amount
-
-
 class Limiter:
-    """Lets requests through one by one, in the order in which they came.
+    """Lets requests through one by one, in the order in which they came, evenly over each minute.
+
+    Never more than a minute's requests are let through in any 60 seconds, nor, but for the last
+    request in them, more than a minute's tokens.
 
     Args:
         requests_per_minute, tokens_per_minute: None: no limit.
@@ -85,8 +51,9 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._requests = Limit(requests_per_minute)
-        self._tokens = Limit(tokens_per_minute)
+        limits = requests_per_minute, tokens_per_minute
+        self._seconds = [(_MINUTE + _SLACK) / (limit or math.inf) for limit in limits]  # of each
+        self._due = [-math.inf, -math.inf]  # when the next one is, by each limit
         self._clock = clock
         self._sleep = sleep
         self._paused_until = -math.inf
@@ -95,14 +62,12 @@ class Limiter:
     async def admit(self, tokens: int = 0) -> None:
         """Return when a request that takes so many tokens may be sent."""
         async with self._turn:
-            while True:
-                now = self._clock()
-                waits = self._requests.wait(now, 1), self._tokens.wait(now, tokens)
-                if (seconds := max(*waits, self._paused_until - now)) <= 0:
-                    break
+            while (seconds := max(*self._due, self._paused_until) - self._clock()) > 0:
                 await self._sleep(max(seconds, _NAP))
-            self._requests.take(now, 1)
-            self._tokens.take(now, tokens)
+            earliest = self._clock() - _SLACK
+            for limit, amount in enumerate((1, tokens)):
+                due = max(self._due[limit], earliest)
+                self._due[limit] = due + amount * self._seconds[limit]
 
     def pause(self, seconds: float) -> None:
         """Let nothing through for so long, not even what waits already."""

@@ -26,7 +26,7 @@ import numpy as np
 from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm.openai import listings, wire
 from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
-from fastexplain.llm.requests import Capabilities, Chat, Message, Reading, Request
+from fastexplain.llm.requests import Capabilities, Chat, Message, Request
 
 Fields = dict[str, Any]
 Send = Callable[[str, Fields], Awaitable[Fields]]
@@ -170,15 +170,11 @@ class _Prober:
         return {"schema": form}
 
     async def _completions(self) -> Fields:
-        behind, echo, digits = await _together(
+        behind, echo = await _together(
             self._able("next_logprobs", _first(_ALTERNATIVES, self._next_logprobs)),
             self._able("prompt_logprobs", _first(_ALTERNATIVES, self._prompt_logprobs)),
-            self._able("digits", self._digits()),
         )
-        found = behind | echo
-        if behind and digits:
-            found["digits"] = digits["digits"][: found["largest"] + 1]
-        return found
+        return behind | echo
 
     async def _next_logprobs(self, count: int) -> Fields:
         choice = await self._complete(_BEFORE_TEN, logprobs=count)
@@ -190,28 +186,13 @@ class _Prober:
 
     async def _prompt_logprobs(self, count: int) -> Fields:
         listing = _of_several(await self._complete(_TEXT, logprobs=count, echo=True))
-        behind = _behind_tabs(listing.tokens, _TEXT)
+        behind = _behind_tabs(listing.tokens)
         return {
             "prompt_logprobs": count,
             "shift": _shift(listing),
-            "largest": len(_integers(listing.tokens, behind)) - 1,
+            "largest": _largest(listing.tokens, behind),
             "fillers": tuple(word for word in _FILLERS if behind[word] is not None),
         }
-
-    async def _digits(self) -> Fields:
-        """The ids of the integers' tokens, where a server (vLLM) lists the tokens of given ids."""
-        choice = await self._complete(_BLOCK, logprobs=1, echo=True, return_token_ids=True)
-        tokens, ids = listings.listing(choice).tokens, choice.get("prompt_token_ids")
-        integers = _integers(tokens, _behind_tabs(tokens, _BLOCK))
-        if not isinstance(ids, list) or len(ids) not in (len(tokens), len(tokens) - 1):
-            raise LLMError("the server does not tell the ids of a text's tokens")
-        digits = tuple(ids[index] for index in integers)
-        reading = Reading("", _BEFORE_TEN, ("",), "", largest=len(digits) - 1)
-        able = Capabilities(digits=digits, largest=reading.largest)
-        _, exact = await self._ask(reading, able)
-        if not np.isfinite(exact.log_probabilities).all():
-            raise LLMError("the server does not list the tokens that are asked for by their ids")
-        return {"digits": digits}
 
     async def _complete(self, prompt: str, **more: Any) -> Fields:
         """The choice that completes a text."""
@@ -275,24 +256,22 @@ def _check_schema(text: str, schema: str) -> None:
         raise LLMError("the server's answers do not follow a schema that is asked for")
 
 
-def _behind_tabs(tokens: list[str], text: str) -> dict[str, int | None]:
-    """Which token begins each word of the last lines; None where it is one with the tab."""
-    ends = accumulate(map(len, _BLOCK.splitlines(keepends=True)), initial=len(text) - len(_BLOCK))
+def _behind_tabs(tokens: list[str]) -> dict[str, int | None]:
+    """Which token of `_TEXT` begins each word of its last lines; None: it has the tab too."""
+    ends = accumulate(map(len, _BLOCK.splitlines(keepends=True)), initial=len(_TEXT) - len(_BLOCK))
     places = [start + len(line) for start, line in zip(ends, _LINES, strict=False)]
-    return dict(zip(_WORDS, listings.indices(tokens, text, places), strict=True))
+    return dict(zip(_WORDS, listings.indices(tokens, _TEXT, places), strict=True))
 
 
-def _integers(tokens: list[str], behind: dict[str, int | None]) -> list[int]:
-    """Which tokens are 0, 1, ... up to 10, or up to 9 where that is two."""
-    found = [behind[str(value)] for value in range(11)]
-    single = [
-        index
-        for value, index in enumerate(found)
-        if index is not None and tokens[index] == str(value)
-    ]
-    if single[:10] != found[:10]:
-        raise LLMError("the model's tokenizer has no single tokens for 0 to 9 behind a tab")
-    return single
+def _largest(tokens: list[str], behind: dict[str, int | None]) -> int:
+    """The largest integer that is one token: 10, or 9 where that is two."""
+    for value in range(11):
+        index = behind[str(value)]
+        if index is None or tokens[index] != str(value):
+            if value < 10:
+                raise LLMError("the model's tokenizer has no single tokens for 0 to 9 behind a tab")
+            return 9
+    return 10
 
 
 def _shift(listing: listings.Listing) -> int:

@@ -126,9 +126,6 @@ def _chat_body(request: Chat, model: str, capabilities: Capabilities) -> dict[st
 def _reading_body(request: Reading, model: str, capabilities: Capabilities) -> dict[str, Any]:
     if request.largest > capabilities.largest:
         raise LLMError(f"'{model}' has no single token for {request.largest} behind a tab")
-    if not request.filler and capabilities.digits:
-        digits = list(capabilities.digits[: request.largest + 1])
-        return completion(request.text, model, logprobs=1, logprob_token_ids=digits)
     listed = capabilities.prompt_logprobs if request.filler else capabilities.next_logprobs
     if not listed:
         raise LLMError(f"no log-probabilities come with the completions of '{model}'")

@@ -53,7 +53,6 @@ def recorded_for_files(responses: Responses, model: str, address: str) -> Capabi
     return replace(
         found,
         next_logprobs=0,
-        digits=(),
         prompt_logprobs=0,
         fillers=(),
         lacks=(found.lacks or {}) | lacks,
