@@ -6,7 +6,6 @@ Arrays go to the device by Numba, not by torch, so that the same code runs in Nu
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from numba import cuda
 from fastexplain import kernels
 from fastexplain.kernels import reference
 from fastexplain.kernels.cuda import capture as cuda_kernels
+from fastexplain.kernels.cuda import merge as cuda_merge
 from fastexplain.kernels.cuda import neurons as cuda_neurons
 from fastexplain.kernels.scalars import NO_ID, NONLINEARITIES
 from fastexplain.kernels.summary import (
@@ -40,7 +40,7 @@ if SIMULATED:  # which starts a Python thread for every CUDA thread
     cuda_kernels._INSERT_THREADS = 4
     cuda_kernels._THREADS = cuda_kernels._NEURON_THREADS = 8
     cuda_kernels._TABLE_THREADS, cuda_kernels._COPY_BLOCKS = (4, 2), 2
-    cuda_neurons._THREADS = cuda_neurons._TILE = 4
+    cuda_neurons._THREADS = cuda_neurons._TILE = cuda_merge._THREADS = 4
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 LAYOUTS = ("plain", "gated", "halves", "halves swapped", "padded")
@@ -231,10 +231,10 @@ def check_correlate(kind: str, shape: tuple[int, int, int], seed: int) -> None:
         simulated[0] = np.nan
     found = implementation("correlate")(to_device(true), to_device(simulated))
     expected = reference.correlate(true, simulated)
-    for field in dataclasses.fields(expected):
+    for name in expected._fields:
         np.testing.assert_allclose(
-            to_host(getattr(found, field.name)), getattr(expected, field.name),
-            rtol=1e-7, atol=1e-9, err_msg=field.name,
+            to_host(getattr(found, name)), getattr(expected, name),
+            rtol=1e-7, atol=1e-9, err_msg=name,
         )  # fmt: skip
 
 
@@ -263,15 +263,15 @@ def compare_summaries(fast: Summary, slow: Summary) -> None:
         ours, theirs = (_ordered(summary, end) for summary in (fast, slow))
         for what, x, y in zip(("keys", "ids", "activations"), ours, theirs, strict=True):
             _same(f"{end} {what}", x, y)
-    for field in dataclasses.fields(Summary):
-        x, y = getattr(fast, field.name), getattr(slow, field.name)
-        if field.name in _SUMS:
+    for name in Summary._fields:
+        x, y = getattr(fast, name), getattr(slow, name)
+        if name in _SUMS:
             largest = np.abs(y).max(initial=0)
             np.testing.assert_allclose(
-                x, y, rtol=_SUM_RELATIVE, atol=_SUM_OF_LARGEST * largest, err_msg=field.name
+                x, y, rtol=_SUM_RELATIVE, atol=_SUM_OF_LARGEST * largest, err_msg=name
             )
-        elif not field.name.startswith(("top", "bottom")):
-            _same(field.name, x, y)
+        elif not name.startswith(("top", "bottom")):
+            _same(name, x, y)
 
 
 def _ordered(summary: Summary, end: str) -> list[np.ndarray]:
@@ -369,7 +369,7 @@ def _on_device(
     gate = to_device(pre.gate)
     up = gate if pre.up is pre.gate else None if pre.up is None else to_device(pre.up)
     place = gate if in_place and pre.gate.shape == acts.shape else to_device(acts)
-    return place, dataclasses.replace(pre, gate=gate, up=up)
+    return place, pre._replace(gate=gate, up=up)
 
 
 def _tables(

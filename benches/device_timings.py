@@ -29,7 +29,7 @@ from fastexplain.bench.machine import (
 from fastexplain.bench.turns import BATCH, table_bytes
 from fastexplain.bench.ways import Way, make_ways
 from fastexplain.kernels.cuda import capture as cuda_capture
-from fastexplain.kernels.cuda import neurons as cuda_neurons
+from fastexplain.kernels.cuda.queue import Queue
 from fastexplain.kernels.summary import HeldOut, LookupTables
 
 CUDA = torch.device("cuda")
@@ -106,7 +106,7 @@ def _capture_steps() -> Steps:
 def _without_allocation(run: Callable[[], object]) -> Callable[[], object]:
     """The call with the arrays of its first time for its results, so that none is allocated."""
     kept: list[Any] = []
-    allocate = cuda_neurons._Queue.empty
+    allocate = Queue.empty
 
     def again() -> object:
         places = iter(kept)
@@ -118,7 +118,7 @@ def _without_allocation(run: Callable[[], object]) -> Callable[[], object]:
                 kept.append(array)
             return array
 
-        with mock.patch.object(cuda_neurons._Queue, "empty", empty):
+        with mock.patch.object(Queue, "empty", empty):
             return run()
 
     return again

@@ -29,7 +29,7 @@ from numba import cuda
 from numba.cuda import dispatcher
 
 from fastexplain.kernels.cuda import capture as kernels
-from fastexplain.kernels.cuda import capture_kernels as cuda_capture
+from fastexplain.kernels.cuda.fold import LOADS
 from fastexplain.kernels.summary import Batch, Preactivations, Summary
 
 CAPABILITY = (9, 0)
@@ -121,7 +121,7 @@ def main() -> int:
             counts = [
                 len(body) / (words / (1 + gated)) / _LANES
                 for body in loops(code)
-                if (words := sum("LDG.E.64" in each for each in body)) >= cuda_capture._LOADS
+                if (words := sum("LDG.E.64" in each for each in body)) >= LOADS
             ]
             shown = " ".join(f"{count:6.2f}" for count in counts)
             print(f"{name:12} {registers:5} {used:9} {spilled:8} {shared:7} {shown}", flush=True)

@@ -19,7 +19,6 @@ Apart from these, `cpu/ahead.py` compiles what a sweep needs on the CPU before i
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +75,11 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
     Raises:
         ValueError: the summaries were made for different neurons, settings or seeds.
     """
-    for field in dataclasses.fields(a):
-        x, y = getattr(a, field.name), getattr(b, field.name)
-        differ = x != y if field.name == "seed" else (x.shape, x.dtype) != (y.shape, y.dtype)
+    for name in a._fields:
+        x, y = getattr(a, name), getattr(b, name)
+        differ = x != y if name == "seed" else (x.shape, x.dtype) != (y.shape, y.dtype)
         if differ:
-            raise ValueError(f"summaries of different {field.name} can't be merged")
+            raise ValueError(f"summaries of different {name} can't be merged")
     return _run("neurons.merge", a.top_keys, (a, b), stream)
 
 

@@ -60,9 +60,9 @@ def capture(
 
     exact = counted.astype(np.float64)
     positive = np.maximum(exact, 0)
-    summary.sums += [*((exact**power).sum(axis=(0, 1)) for power in (1, 2, 3, 4)),
-                     positive.sum(axis=(0, 1))]  # fmt: skip
-    summary.positive += (exact > 0).sum(axis=(0, 1))
+    powers = [(exact**power).sum(axis=(0, 1)) for power in (1, 2, 3, 4)]
+    summary.sums[...] += [*powers, positive.sum(axis=(0, 1))]
+    summary.positive[...] += (exact > 0).sum(axis=(0, 1))
     np.maximum(summary.maximum, largest.max(axis=0), out=summary.maximum)
     np.minimum(summary.minimum, smallest.min(axis=0), out=summary.minimum)
 
@@ -130,9 +130,9 @@ def merge(a: Summary, b: Summary) -> Summary:
     )
     random_acts = np.zeros_like(a.random_acts)
     for source in (a, b):
-        for slot, excerpt in enumerate(source.random_ids):
-            if excerpt != NO_ID and excerpt in random_ids:
-                random_acts[list(random_ids).index(excerpt)] = source.random_acts[slot]
+        for slot in np.flatnonzero(np.isin(source.random_ids, random_ids[random_ids != NO_ID])):
+            place = np.flatnonzero(random_ids == source.random_ids[slot])
+            random_acts[place] = source.random_acts[slot]
 
     pairs = np.stack([a.histogram_ids, b.histogram_ids], axis=-1)
     with np.errstate(over="ignore"):

@@ -81,6 +81,35 @@ def excerpt_hash(excerpt, seed):
     return x ^ (x >> _SHIFT_31)
 
 
+def bfloat16_bits(x):
+    """The bits of a float32 as bfloat16, uint32, rounded to nearest, ties to even."""
+    bits = np.float32(x).view(np.uint32)
+    odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
+    rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd)
+    # A NaN of all ones, as devices make it, would round to zero.
+    return np.uint32(rounded >> np.uint32(16)) if x == x else np.uint32(0x7FC0)
+
+
+def float16_bits(x):
+    """The bits of a float32 as float16, uint32, rounded to nearest, ties to even."""
+    bits = np.float32(x).view(np.uint32)
+    sign = np.uint32((bits >> np.uint32(16)) & np.uint32(0x8000))
+    magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    odd = np.uint32((magnitude >> np.uint32(13)) & np.uint32(1))
+    # The difference in bias off the exponent, and half a unit on: a carry rounds up.
+    normal = np.uint32(np.uint32(magnitude - np.uint32(0x38000000)) + np.uint32(0xFFF))
+    result = np.uint32(np.uint32(normal + odd) >> np.uint32(13))
+    if magnitude < np.uint32(0x38800000):
+        # Below 2**-14 adding 0.5 leaves the float16's bits, rounded, at the mantissa's end.
+        shifted = np.float32(magnitude.view(np.float32) + np.float32(0.5))
+        result = np.uint32(shifted.view(np.uint32) - np.uint32(0x3F000000))
+    if magnitude >= np.uint32(0x477FF000):  # rounds to 2**16 or is above, infinity and NaN
+        result = np.uint32(0x7C00)
+    if magnitude > np.uint32(0x7F800000):
+        result = np.uint32(0x7E00)
+    return np.uint32(sign | result)
+
+
 def discretize_one(x, scale):
     """`discretize` of one float64 activation: an integer from 0 to 10."""
     if scale <= 0.0 or x <= 0.0:

@@ -1,20 +1,19 @@
 """What the kernels pass around: plain records of arrays, all on one device.
 
-Letters in shapes are those of `fastexplain.kernels`.
+They are named tuples, which compiled code takes whole. Letters in shapes are those of
+`fastexplain.kernels`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from fastexplain.kernels.scalars import BINS, NO_ID, excerpt_hash
 
-_Record = TypeVar("_Record", "Summary", "Batch", "LookupTables", "HeldOut")
+_Record = TypeVar("_Record", "Summary", "Batch", "Preactivations", "LookupTables", "HeldOut")
 
 MOMENTS = 5
 """Rows of `Summary.sums`: x, x**2, x**3, x**4 and max(x, 0)."""
@@ -23,8 +22,7 @@ MOST_ON_DEVICE = 2048
 """Top exemplars a neuron that a GPU's `capture` keeps: their keys lie in shared memory."""
 
 
-@dataclass
-class Summary:
+class Summary(NamedTuple):
     """What a sweep keeps of one layer; a mergeable summary of the excerpts seen.
 
     Attributes:
@@ -114,11 +112,10 @@ class Summary:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays together."""
-        return sum(value.nbytes for value in vars(self).values() if hasattr(value, "nbytes"))
+        return sum(value.nbytes for value in self if hasattr(value, "nbytes"))
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     """What all layers share about one batch of excerpts; made once on the host.
 
     The tables' work is laid out as *segments*: the counted tokens of the batch that belong to one
@@ -196,8 +193,7 @@ class Batch:
         )
 
 
-@dataclass
-class Preactivations:
+class Preactivations(NamedTuple):
     """What an MLP's elementwise part makes activations of: f(gate), times up where there is one.
 
     Attributes:
@@ -216,8 +212,7 @@ class Preactivations:
     up_start: int = 0
 
 
-@dataclass
-class LookupTables:
+class LookupTables(NamedTuple):
     """One layer's tables, as `lookup` needs them.
 
     Attributes:
@@ -232,11 +227,10 @@ class LookupTables:
     token_counts: Any
     pair_counts: Any
     positive_sums: Any
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method of that name is not used
 
 
-@dataclass
-class HeldOut:
+class HeldOut(NamedTuple):
     """Per neuron the excerpts to predict, which the tables must forget first.
 
     Attributes:
@@ -253,8 +247,7 @@ class HeldOut:
     skip: int
 
 
-@dataclass
-class Agreement:
+class Agreement(NamedTuple):
     """How well simulated activations s follow the true ones t, N neurons with E excerpts each.
 
     All but `by_excerpt` is over the tokens of a neuron's excerpts pooled together. Sums run over
@@ -286,9 +279,8 @@ class Agreement:
 
 def moved(record: _Record, move: Callable[[Any], Any]) -> _Record:
     """The record with `move` applied to each of its arrays: to a device, to the host, to views."""
-    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    arrays = {name: move(value) for name, value in values.items() if np.ndim(value) > 0}
-    return dataclasses.replace(record, **arrays)
+    values: tuple[Any, ...] = record
+    return type(record)(*(move(value) if np.ndim(value) > 0 else value for value in values))
 
 
 def smallest_hashes(ids: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -102,7 +102,7 @@ class Checkpoints:
             temporary.mkdir(parents=True)
             layers, seed = [], 0
             for layer, summary in summaries:
-                arrays = vars(summary) | {}
+                arrays = summary._asdict()
                 seed = arrays.pop("seed")
                 save_file(arrays, temporary / f"{layer:02}.safetensors")
                 layers.append(layer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -29,12 +28,12 @@ def prefetched(
         for token_ids, batch in batches:
             yield torch.from_numpy(token_ids), batch
         return
-    for copied in ahead(_copied(batches, device)):
+    for copied, there, tensors, done in ahead(_copied(batches, device)):
         stream = torch.cuda.current_stream(device)
-        stream.wait_event(copied.done)
-        for tensor in copied.tensors:  # else a later batch would get its memory too early
+        stream.wait_event(done)
+        for tensor in tensors:  # else a later batch would get its memory too early
             tensor.record_stream(stream)
-        yield copied.token_ids, for_kernels(copied.batch)
+        yield copied, for_kernels(there)
 
 
 def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
@@ -46,23 +45,13 @@ def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
             yield item
 
 
-@dataclass
-class _Copied:
-    """A batch on its way to a GPU.
+def _copied(
+    batches: Iterator[tuple[np.ndarray, Batch]], device: torch.device
+) -> Iterator[tuple[Tensor, Batch, list[Tensor], torch.cuda.Event]]:
+    """Batches copied on a stream of their own, from pinned memory: the host waits for neither.
 
-    Attributes:
-        tensors: all of it.
-        done: when they are there.
+    With each come all its tensors, and the event of their arrival.
     """
-
-    token_ids: Tensor
-    batch: Batch
-    tensors: list[Tensor]
-    done: torch.cuda.Event
-
-
-def _copied(batches: Iterator[tuple[np.ndarray, Batch]], device: torch.device) -> Iterator[_Copied]:
-    """Batches copied on a stream of their own, from pinned memory: the host waits for neither."""
     side = torch.cuda.Stream(device)
     for token_ids, batch in batches:
         tensors: list[Tensor] = []
@@ -74,4 +63,4 @@ def _copied(batches: Iterator[tuple[np.ndarray, Batch]], device: torch.device) -
         with torch.cuda.stream(side):
             made = copy(token_ids), moved(batch, copy)
             done = side.record_event()
-        yield _Copied(*made, tensors, done)
+        yield *made, tensors, done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from typing import Any
 
@@ -62,7 +61,7 @@ class Exemplars:
         it serves many layers. On a GPU all is queued on PyTorch's current stream.
         """
         if pre is not None:
-            pre = dataclasses.replace(pre, gate=_array(pre.gate), up=_array(pre.up))
+            pre = pre._replace(gate=_array(pre.gate), up=_array(pre.up))
         stream = 0
         if acts.device.type == "cuda":
             stream = torch.cuda.current_stream(acts.device).cuda_stream

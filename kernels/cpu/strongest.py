@@ -48,17 +48,7 @@ def strongest(
     # What must be exceeded; so the least that is kept has to be the number below.
     estimates = np.full(rows.shape, np.nextafter(_LEAST, 0))
     if count:
-        _strongest(
-            tables.token_sums,
-            tables.pair_sums,
-            tables.token_counts,
-            tables.pair_counts,
-            tables.positive_sums / max(tables.count, 1),
-            second,
-            gain,
-            rows,
-            estimates,
-        )
+        _strongest(tables, second, gain, rows, estimates)
     return rows, estimates
 
 
@@ -83,18 +73,13 @@ def _keep(estimate, limit, row, start, rows, estimates):
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def _strongest(
-    token_sums, pair_sums, token_counts, pair_counts, means, second, gain, rows, estimates
-):
+def _strongest(tables, second, gain, rows, estimates):
     """Fill `rows` and `estimates`, int32 and float64 `[F, count]`, strongest first.
 
-    Args:
-        token_sums, pair_sums, token_counts, pair_counts: as in `LookupTables`.
-        means: float64 `[F]`, each neuron's mean of max(activation, 0).
-        second: int32 `[P]`, the token row of each pair's second token, -1 where it has none.
-        gain: float, what a pair must exceed its second token's estimate by.
-        estimates: at first what must be exceeded.
+    The other arguments are those of `strongest`; `estimates` is at first what must be exceeded.
     """
+    token_sums, pair_sums, token_counts, pair_counts = tables[:4]
+    means = tables.positive_sums / max(tables.count, 1)
     neurons = len(means)
     for block in prange((neurons + _BLOCK - 1) // _BLOCK):
         start, stop = block * _BLOCK, min((block + 1) * _BLOCK, neurons)

@@ -33,22 +33,16 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
 
 from fastexplain.kernels.cuda import ptx
-from fastexplain.kernels.cuda.capture_kernels import (
-    add_up,
-    copy,
-    fold_kernel,
-    insert_kernel,
-    tables_kernel,
-)
+from fastexplain.kernels.cuda.after_fold import add_up, copy, insert_kernel, tables_kernel
+from fastexplain.kernels.cuda.fold import fold_kernel
+from fastexplain.kernels.cuda.queue import current_device, queue_of, view
 from fastexplain.kernels.cuda.words import MOST_PAIRED
 from fastexplain.kernels.summary import (
     MOMENTS,
@@ -58,9 +52,6 @@ from fastexplain.kernels.summary import (
     Summary,
     moved,
 )
-
-# Numba warns of every launch of fewer than 128 blocks; the small ones here follow a large one.
-warnings.filterwarnings("ignore", "Grid size .* low occupancy")
 
 _THREADS = 128
 """Threads of a block."""
@@ -87,8 +78,7 @@ _CHUNK = (4, 32)
 excerpts of 64 tokens have in bfloat16; 32 is the number of bits of a mark."""
 
 
-@dataclass
-class _Scratch:
+class _Scratch(NamedTuple):
     """What `fold` leaves for the launches that follow it.
 
     Attributes:
@@ -150,28 +140,6 @@ def capture(
         kernel[blocks, threads, queue](*arguments)
 
 
-def queue_of(stream: int) -> Any:
-    """Numba's form of a CUDA stream's handle, one for each: it knows a launch again by that."""
-    return _stream_of(_device(), stream) if stream else 0
-
-
-@functools.lru_cache(maxsize=256)
-def _stream_of(device: int, handle: int) -> Any:
-    return cuda.external_stream(handle)
-
-
-def _device() -> int:
-    return 0 if ptx.SIMULATED else cuda.get_current_device().id
-
-
-def view(array: Any) -> Any:
-    """A device array as Numba's, without a copy; 16-bit integers of either sign are bfloat16."""
-    if not getattr(array, "__cuda_ndarray__", False):
-        # No synchronisation: whoever queued the work on the array is on this stream too.
-        array = cuda.as_cuda_array(array, sync=False)
-    return array.view(np.uint16) if array.dtype == np.int16 else array
-
-
 def _lanes(acts: Any, random_acts: Any, pre: Preactivations | None) -> int:
     """How many neurons a thread can take at a time, by their number and the arrays' alignment."""
     arrays, neurons = [acts, random_acts], acts.shape[2]
@@ -203,7 +171,7 @@ def _kept_scratch(device: int, *shape: Any) -> _Scratch:
 
 def _scratch(*shape: Any) -> _Scratch:
     """Scratch that is kept: freeing device memory waits for the device, and a graph may use it."""
-    return _kept_scratch(_device(), *shape)
+    return _kept_scratch(current_device(), *shape)
 
 
 def _launches(
@@ -259,18 +227,11 @@ def _launches(
             _flat(words), width, length,
             batch.ids, lead + batch.skip, chunk, np.uint64(summary.seed),
             summary.top_keys, summary.top_ids, summary.bottom_keys, summary.bottom_ids,
-            summary.histogram, summary.histogram_ids, summary.fault,
-            scratch.powers, scratch.positive, scratch.minimum, scratch.maximum,
-            scratch.top_marks, scratch.bottom_marks, scratch.top_keys, scratch.bottom_keys,
+            summary.histogram, summary.histogram_ids, summary.fault, *scratch,
         ),
     )  # fmt: skip
-    yield (
-        add_up, (narrow, MOMENTS + 1), _NEURON_THREADS,
-        (
-            scratch.powers, scratch.positive, scratch.minimum, scratch.maximum,
-            summary.sums, summary.positive, summary.minimum, summary.maximum,
-        ),
-    )  # fmt: skip
+    totals = summary.sums, summary.positive, summary.minimum, summary.maximum
+    yield add_up, (narrow, MOMENTS + 1), _NEURON_THREADS, (*scratch[:4], *totals)
     for marks, passed_keys, keys, ids, rows in (
         (scratch.top_marks, scratch.top_keys,
          summary.top_keys, summary.top_ids, summary.top_acts),

@@ -72,71 +72,49 @@ else:
     from llvmlite import ir
     from numba.cuda.extending import intrinsic
 
-    def _emit(code, constraints):
-        """What puts one instruction, on float32 and uint32 operands, into the code."""
+    def _instruction(code, constraints, result, *operands):
+        """One instruction on float32 and uint32 operands, as a function that kernels call."""
 
         def codegen(_context, builder, signature, values):
-            result, *operands = (
+            kinds = [
                 ir.FloatType() if each == types.float32 else ir.IntType(32)
                 for each in (signature.return_type, *signature.args)
-            )
-            function = ir.FunctionType(result, operands)
-            return builder.call(ir.InlineAsm(function, code, constraints), values)
+            ]
+            assembly = ir.InlineAsm(ir.FunctionType(kinds[0], kinds[1:]), code, constraints)
+            return builder.call(assembly, values)
 
-        return codegen
+        if len(operands) == 1:
+            return intrinsic(lambda _context, x: (result(*operands), codegen))
+        return intrinsic(lambda _context, x, y: (result(*operands), codegen))
 
-    @intrinsic
-    def exp2(_context, x):
-        """Two to the power of a float32, to 2 ulp; 0 below the least normal number."""
-        return types.float32(types.float32), _emit("ex2.approx.ftz.f32 $0, $1;", "=f,f")
+    _F, _U = types.float32, types.uint32
 
-    @intrinsic
-    def reciprocal(_context, x):
-        """1 / x of a float32, to 1 ulp; 0 below the least normal number."""
-        return types.float32(types.float32), _emit("rcp.approx.ftz.f32 $0, $1;", "=f,f")
+    exp2 = _instruction("ex2.approx.ftz.f32 $0, $1;", "=f,f", _F, _F)
+    """Two to the power of a float32, to 2 ulp; 0 below the least normal number."""
 
-    @intrinsic
-    def pack_bfloat16(_context, high, low):
-        """Two float32 as bfloat16, rounded to nearest, ties to even, in one uint32."""
-        code = _emit("cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f")
-        return types.uint32(types.float32, types.float32), code
+    reciprocal = _instruction("rcp.approx.ftz.f32 $0, $1;", "=f,f", _F, _F)
+    """1 / x of a float32, to 1 ulp; 0 below the least normal number."""
 
-    @intrinsic
-    def pack_float16(_context, high, low):
-        """Two float32 as float16, rounded to nearest, ties to even, in one uint32."""
-        code = _emit("cvt.rn.f16x2.f32 $0, $1, $2;", "=r,f,f")
-        return types.uint32(types.float32, types.float32), code
+    pack_bfloat16 = _instruction("cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f", _U, _F, _F)
+    pack_float16 = _instruction("cvt.rn.f16x2.f32 $0, $1, $2;", "=r,f,f", _U, _F, _F)
+    """(high, low), two float32, as a pair, rounded to nearest, ties to even."""
 
-    @intrinsic
-    def low_float16(_context, pair):
-        """The first float16 of a pair as float32."""
-        code = "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, low; }"
-        return types.float32(types.uint32), _emit(code, "=f,r")
+    low_float16 = _instruction(
+        "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, low; }", "=f,r", _F, _U
+    )
+    high_float16 = _instruction(
+        "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, high; }", "=f,r", _F, _U
+    )
+    """The first and the second float16 of a pair as float32."""
 
-    @intrinsic
-    def high_float16(_context, pair):
-        """The second float16 of a pair as float32."""
-        code = "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, high; }"
-        return types.float32(types.uint32), _emit(code, "=f,r")
+    max_bfloat16 = _instruction("max.bf16x2 $0, $1, $2;", "=r,r,r", _U, _U, _U)
+    min_bfloat16 = _instruction("min.bf16x2 $0, $1, $2;", "=r,r,r", _U, _U, _U)
+    """The larger and the smaller of each half of two pairs; of NaN and a number, the number."""
 
-    @intrinsic
-    def max_bfloat16(_context, a, b):
-        """The larger of each half of two pairs of bfloat16; of NaN and a number, the number."""
-        return types.uint32(types.uint32, types.uint32), _emit("max.bf16x2 $0, $1, $2;", "=r,r,r")
+    above_zero_bfloat16 = _instruction(
+        "{ .reg .b32 z; mov.b32 z, 0; set.gt.bf16x2.bf16x2 $0, $1, z; }", "=r,r", _U, _U
+    )
+    """The pair of bfloat16 that are 1 where those of a pair are above 0, and 0 elsewhere."""
 
-    @intrinsic
-    def min_bfloat16(_context, a, b):
-        """The smaller of each half of two pairs of bfloat16; of NaN and a number, the number."""
-        return types.uint32(types.uint32, types.uint32), _emit("min.bf16x2 $0, $1, $2;", "=r,r,r")
-
-    @intrinsic
-    def above_zero_bfloat16(_context, a):
-        """The pair of bfloat16 that are 1 where those of a pair are above 0, and 0 elsewhere."""
-        code = _emit("{ .reg .b32 z; mov.b32 z, 0; set.gt.bf16x2.bf16x2 $0, $1, z; }", "=r,r")
-        return types.uint32(types.uint32), code
-
-    @intrinsic
-    def add_bfloat16(_context, a, b):
-        """The sums of each half of two pairs of bfloat16, rounded to nearest."""
-        code = _emit("add.rn.bf16x2 $0, $1, $2;", "=r,r,r")
-        return types.uint32(types.uint32, types.uint32), code
+    add_bfloat16 = _instruction("add.rn.bf16x2 $0, $1, $2;", "=r,r,r", _U, _U, _U)
+    """The sums of each half of two pairs of bfloat16, rounded to nearest."""

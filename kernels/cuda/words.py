@@ -52,30 +52,9 @@ def _lane_writer(name: str) -> Any:
     def of_float32(x):
         return x.view(np.uint32)
 
-    def of_bfloat16(x):
-        bits = x.view(np.uint32)
-        odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
-        rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-        # The device's NaN, all ones, would round to zero.
-        return rounded if x == x else np.uint32(0x7FC0)
-
-    def of_float16(x):
-        bits = x.view(np.uint32)
-        sign = np.uint32((bits >> np.uint32(16)) & np.uint32(0x8000))
-        magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
-        odd = np.uint32((magnitude >> np.uint32(13)) & np.uint32(1))
-        # The difference in bias off the exponent, and half a unit on: a carry rounds up.
-        normal = np.uint32(magnitude - np.uint32(0x38000000) + np.uint32(0xFFF) + odd)
-        result = np.uint32(normal >> np.uint32(13))
-        if magnitude < np.uint32(0x38800000):
-            # Below 2**-14 adding 0.5 leaves the float16's bits, rounded, at the mantissa's end.
-            shifted = np.float32(magnitude.view(np.float32) + np.float32(0.5))
-            result = np.uint32(shifted.view(np.uint32) - np.uint32(0x3F000000))
-        if magnitude >= np.uint32(0x477FF000):  # rounds to 2**16 or is above: infinity, and NaN
-            result = np.uint32(0x7C00)
-        return np.uint32(sign | result)
-
-    writers = {"float32": of_float32, "uint16": of_bfloat16, "float16": of_float16}
+    writers = {
+        "float32": of_float32, "uint16": scalars.bfloat16_bits, "float16": scalars.float16_bits
+    }  # fmt: skip
     return cuda.jit(device=True)(writers[name])
 
 

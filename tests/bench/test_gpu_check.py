@@ -293,7 +293,7 @@ def test_tuning_and_profiling_go_through_here_too(monkeypatch) -> None:
 
 def test_results_of_the_kernels_for_all_neurons_are_allocated_once(monkeypatch) -> None:
     made = []
-    queue = device_timings.cuda_neurons._Queue
+    queue = device_timings.Queue
     monkeypatch.setattr(queue, "empty", lambda self, shape, dtype: made.append(shape) or shape)
     asked = device_timings._without_allocation(
         lambda: [queue.empty(None, shape, "f4") for shape in (1, 2, 2)]

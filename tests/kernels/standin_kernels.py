@@ -117,7 +117,7 @@ def test_a_capture_launches_its_kernels_on_the_stream_it_is_given(case) -> None:
 
 def test_arrays_that_are_not_numbas_are_taken_by_their_interface() -> None:
     acts, batch, summary, pre = arrays(CASES[2])
-    pre = dataclasses.replace(pre, gate=signed(pre.gate), up=signed(pre.up))
+    pre = pre._replace(gate=signed(pre.gate), up=signed(pre.up))
     batch, summary = moved(batch, Bare), moved(summary, signed)
     assert launches_of(lambda: kernels.capture(signed(acts), batch, summary, pre))
 
@@ -159,9 +159,9 @@ def test_the_kernels_for_all_neurons_launch(dtype: str, neurons: int) -> None:
     acts = checks.to_device(np.zeros((neurons, 3, 7), checks.DTYPES[dtype]))
     scale = checks.to_device(np.ones(neurons, np.float32))
     merged = kernels.merge(summary, other, stream=stream)
-    for field in dataclasses.fields(merged):
-        mine, theirs = getattr(merged, field.name), getattr(summary, field.name)
-        assert np.shape(mine) == np.shape(theirs), field.name
+    for name in merged._fields:
+        mine, theirs = getattr(merged, name), getattr(summary, name)
+        assert np.shape(mine) == np.shape(theirs), name
     assert kernels.discretize(acts, scale, stream=stream).shape == (neurons, 3, 7)
     agreement = kernels.correlate(acts, acts, stream=stream)
     assert agreement.correlation.shape == (neurons,) and agreement.by_excerpt.shape == (neurons, 3)

@@ -60,11 +60,8 @@ def test_neurons_are_worked_on_where_their_arrays_live(device: bool, monkeypatch
             )
     acts, summary, tables, held_out = neuron_arrays("float32")
     if device:
-        for record, name in (
-            (summary, "top_keys"),
-            (held_out, "activations"),
-        ):
-            setattr(record, name, as_if_on_device(getattr(record, name)))
+        summary = summary._replace(top_keys=as_if_on_device(summary.top_keys))
+        held_out = held_out._replace(activations=as_if_on_device(held_out.activations))
         acts = as_if_on_device(acts)
     kernels.merge(summary, summary, stream=1)
     kernels.discretize(acts, np.zeros(4, np.float32), stream=2)
@@ -98,6 +95,7 @@ def neuron_arrays(dtype: str) -> tuple:
 
 def neuron_launches(dtype: str, monkeypatch) -> list[tuple]:
     """Kernels and arguments of all that works on neurons, with NumPy arrays for the device's."""
+    from fastexplain.kernels.cuda import merge as merging
     from fastexplain.kernels.cuda import neurons as kernels
 
     found = []
@@ -109,8 +107,9 @@ def neuron_launches(dtype: str, monkeypatch) -> list[tuple]:
         def run(self, kernel, blocks, threads, *arguments) -> None:
             found.append((kernel, arguments))
 
-    monkeypatch.setattr(kernels, "_Queue", Recorded)
-    monkeypatch.setattr(kernels, "view", lambda array: array)
+    for module in (kernels, merging):
+        monkeypatch.setattr(module, "Queue", Recorded)
+        monkeypatch.setattr(module, "view", lambda array: array)
     acts, summary, tables, held_out = neuron_arrays(dtype)
     kernels.merge(summary, summary)
     kernels.discretize(acts, np.zeros(4, np.float32))

@@ -123,10 +123,10 @@ def correlate_case(
 
 
 def assert_agree(fast: Agreement, slow: Agreement) -> None:
-    for field in dataclasses.fields(Agreement):
-        x, y = getattr(fast, field.name), getattr(slow, field.name)
+    for name in Agreement._fields:
+        x, y = getattr(fast, name), getattr(slow, name)
         assert x.dtype == y.dtype and x.shape == y.shape
-        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11, err_msg=field.name)
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11, err_msg=name)
 
 
 CORRELATE_KINDS = ["normal", "ties", "constant", "constant in an excerpt", "large"]
@@ -292,7 +292,7 @@ def held_out_case() -> tuple[LookupTables, HeldOut]:
     pair_rows = np.full((21, 8), -1, np.int32)
     tables = tables_of(acts, token_rows, pair_rows, (4, 0), 0)
     # What float32 tables would have rounded off, made large enough to be seen if it leaked.
-    tables.token_sums *= np.float32(1 + 2**-22)
+    tables.token_sums[...] *= np.float32(1 + 2**-22)
     ids = np.zeros((3, 1), np.int32)
     return tables, HeldOut(ids, own.transpose(2, 0, 1).copy(), token_rows, pair_rows, 0)
 
@@ -323,8 +323,10 @@ def test_lookup_of_pure_noise_scores_about_zero() -> None:
 @pytest.mark.parametrize("name", ["ids", "activations", "token_rows", "pair_rows", "token_sums"])
 def test_lookup_refuses_shapes_that_do_not_fit_together(name: str) -> None:
     tables, held_out = lookup_case(0, 0, False)
-    record = tables if name == "token_sums" else held_out
-    setattr(record, name, getattr(record, name)[..., :-1])
+    if name == "token_sums":
+        tables = tables._replace(token_sums=tables.token_sums[..., :-1])
+    else:
+        held_out = held_out._replace(**{name: getattr(held_out, name)[..., :-1]})
     with pytest.raises(ValueError, match="do not fit together"):
         kernels.lookup(tables, held_out)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator
 
@@ -72,7 +71,7 @@ ELEMENTWISE: dict[str, Elementwise | None] = {
 def fill(acts: Tensor, pre: Preactivations) -> None:
     """Compute activations as the reference does: in float64, rounded once."""
     up = None if pre.up is None else pre.up.numpy()
-    arrays = dataclasses.replace(pre, gate=pre.gate.numpy(), up=up)
+    arrays = pre._replace(gate=pre.gate.numpy(), up=up)
     acts.copy_(torch.from_numpy(reference.activations(arrays, acts.shape[2])))
 
 

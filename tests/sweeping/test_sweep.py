@@ -137,7 +137,7 @@ def test_sweep_equals_the_reference(dtype, planted_run, planted_corpus, tmp_path
             _: int, acts: torch.Tensor, pre: Preactivations | None, batch: Batch = batch
         ) -> None:
             assert pre is not None and pre.nonlinearity == "relu"  # exact in any precision
-            pre = dataclasses.replace(pre, gate=bits_of(pre.gate))
+            pre = pre._replace(gate=bits_of(pre.gate))
             reference.capture(bits_of(acts), batch, summary, pre)
 
         subject.trunk(torch.from_numpy(token_ids), fold=fold)

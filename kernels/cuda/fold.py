@@ -1,4 +1,4 @@
-"""The kernels of `capture` on a GPU, which `capture.py` launches and describes."""
+"""The kernel of `capture` on a GPU that reads every activation; `capture.py` launches it."""
 
 # mypy: no-check-untyped-defs
 # (compiled code has no annotations; Numba infers its types)
@@ -22,11 +22,9 @@ from fastexplain.kernels.cuda.words import (
 from fastexplain.kernels.scalars import NO_ID
 from fastexplain.kernels.summary import MOMENTS
 
-_LOADS = 8
+LOADS = 8
 """Loads that a thread has in flight. At 4.3 TB/s and 0.8 us of latency 26 KB a multiprocessor must
 be under way; 512 threads with 64 bytes each have 32 KB."""
-_ROWS_AHEAD = 4
-"""Exemplars that a thread of `insert` copies at a time: loads that it has in flight."""
 
 _bin = cuda.jit(device=True)(scalars.histogram_bin)
 _precedes = cuda.jit(device=True)(scalars.precedes)
@@ -74,7 +72,7 @@ def fold_kernel(
     """
     value_of = lane_reader(name)
     zero, infinity = np.float32(0), np.float32(np.inf)
-    loads, ups = (_LOADS // 2, _LOADS // 2) if gated else (_LOADS, 1)
+    loads, ups = (LOADS // 2, LOADS // 2) if gated else (LOADS, 1)
     word_type = word_type_of(name, lanes)
     activated = nonlinearity is not None
     f = nonlinearity_of(nonlinearity, name) if activated else None
@@ -323,226 +321,3 @@ def fold_kernel(
                 bottom_marks[part, column] = bottom_mark[lane]
 
     return fold
-
-
-@cuda.jit(cache=True)
-def add_up(
-    part_powers, part_positive, part_minimum, part_maximum, sums, positive, minimum, maximum
-):
-    """Add what the chunks have, in their order: a row of blocks per power, one for the rest.
-
-    Args:
-        part_powers, part_positive, part_minimum, part_maximum: as `fold` leaves them.
-        sums, positive, minimum, maximum: float64 `[5, F]`, int64, float32 and float32 `[F]`,
-            changed in place.
-    """
-    neuron = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    if neuron >= sums.shape[1]:
-        return
-    power = cuda.blockIdx.y
-    if power < sums.shape[0]:
-        total = 0.0
-        for part in range(part_powers.shape[0]):
-            total += part_powers[part, power, neuron]
-        sums[power, neuron] += total
-        return
-    count, low, high = 0, minimum[neuron], maximum[neuron]
-    for part in range(part_positive.shape[0]):
-        count += part_positive[part, neuron]
-        low = min(low, part_minimum[part, neuron])
-        high = max(high, part_maximum[part, neuron])
-    positive[neuron] += count
-    minimum[neuron], maximum[neuron] = low, high
-
-
-@functools.cache
-def insert_kernel(slots: int, threads: int) -> Any:
-    """The kernel that puts a neuron's marked excerpts among its K best; slot 0 has the worst.
-
-    A block has one neuron, and `slots` is K. Its threads fetch marks and keys side by side; one of
-    them goes through these in the excerpts' order, with all keys in shared memory, and leaves for
-    each slot where its activations come from; then all copy what is new, side by side along the
-    tokens. What waits for memory so is a handful of rounds, however many excerpts are taken.
-    """
-    ahead, word_bits = _ROWS_AHEAD, 32
-    keep, first_old = -1, -2
-    width = threads * word_bits
-
-    @cuda.jit(device=True)
-    def take(key, excerpt, position, slot_keys, slot_ids, sources):
-        """Put one excerpt in the worst one's place, if it precedes it, and find the next worst.
-
-        `key` is a float32, `excerpt` and `position` int32, and the arrays, float32, int32 and int32
-        `[K]`, lie in shared memory.
-        """
-        if not _precedes(key, excerpt, slot_keys[0], slot_ids[0]):
-            return
-        worst, worst_key, worst_id = 0, key, excerpt
-        for slot in range(1, slots):
-            other_key, other_id = slot_keys[slot], slot_ids[slot]
-            if _precedes(worst_key, worst_id, other_key, other_id):
-                worst, worst_key, worst_id = slot, other_key, other_id
-        if worst > 0:
-            slot_keys[0], slot_ids[0] = worst_key, worst_id
-            source = sources[worst]
-            sources[0] = source if source != keep else first_old - worst
-        slot_keys[worst], slot_ids[worst], sources[worst] = key, excerpt, position
-
-    @cuda.jit(cache=True)
-    def insert(acts, ids, lead, chunk, marks, passed_keys, keys, kept_ids, rows):
-        """Insert a neuron's marked excerpts.
-
-        Args:
-            acts, lead: the activations' bits `[B, L, F]`, and L - T.
-            ids, chunk: int32 `[B]`, and the excerpts of a chunk.
-            marks, passed_keys: uint32 `[C, F]` and float32 `[B, F]`, as `fold` leaves them.
-            keys, kept_ids, rows: float32 `[F, K]`, int32 `[F, K]` and bits `[F, K, T]`, changed in
-                place.
-        """
-        # On separate lines, by which the simulator tells shared arrays apart.
-        slot_keys = cuda.shared.array(slots, float32)
-        slot_ids = cuda.shared.array(slots, int32)
-        sources = cuda.shared.array(slots, int32)
-        part_marks = cuda.shared.array(threads, uint32)
-        new_keys = cuda.shared.array(width, float32)
-        new_ids = cuda.shared.array(width, int32)
-        values = cuda.local.array(ahead, acts.dtype)
-        neuron, thread = cuda.blockIdx.x, cuda.threadIdx.x
-        parts, tokens = marks.shape[0], rows.shape[2]
-        seen = False
-        for start in range(0, parts, threads):
-            part = start + thread
-            mark = marks[part, neuron] if part < parts else np.uint32(0)
-            if not cuda.syncthreads_or(int32(mark != 0)):
-                continue
-            if not seen:
-                for slot in range(thread, slots, threads):
-                    slot_keys[slot], slot_ids[slot] = keys[neuron, slot], kept_ids[neuron, slot]
-                    sources[slot] = keep
-                seen = True
-            part_marks[thread] = mark
-            while mark != 0:
-                bit = cuda.ffs(int32(mark)) - 1
-                position = part * chunk + bit
-                new_keys[thread * word_bits + bit] = passed_keys[position, neuron]
-                new_ids[thread * word_bits + bit] = ids[position]
-                mark &= np.uint32(mark - np.uint32(1))
-            cuda.syncthreads()
-            if thread == 0:
-                for other in range(min(threads, parts - start)):
-                    mark = part_marks[other]
-                    while mark != 0:
-                        bit = cuda.ffs(int32(mark)) - 1
-                        place = other * word_bits + bit
-                        position = (start + other) * chunk + bit
-                        take(new_keys[place], new_ids[place], position,
-                             slot_keys, slot_ids, sources)  # fmt: skip
-                        mark &= np.uint32(mark - np.uint32(1))
-            cuda.syncthreads()
-        if not seen:
-            return
-
-        for slot in range(thread, slots, threads):
-            keys[neuron, slot], kept_ids[neuron, slot] = slot_keys[slot], slot_ids[slot]
-        # A thread has the same tokens of every slot, and only slot 0 takes another's old row: it
-        # goes first, and no thread waits for another.
-        for t in range(thread, tokens, threads):
-            if sources[0] <= first_old:
-                rows[neuron, 0, t] = rows[neuron, first_old - sources[0], t]
-            for first in range(0, slots, ahead):
-                for place in range(ahead):
-                    if first + place < slots and sources[first + place] >= 0:
-                        values[place] = acts[sources[first + place], lead + t, neuron]
-                for place in range(ahead):
-                    if first + place < slots and sources[first + place] >= 0:
-                        rows[neuron, first + place, t] = values[place]
-
-    return insert
-
-
-@cuda.jit(cache=True)
-def copy(words, lead, random_slots, random_words):
-    """Copy the excerpts that have a slot among the random ones.
-
-    `words` is `[B, L, width]`, `lead` L - T, `random_slots` int32 `[B]`, `random_words`
-    `[R, T, width]`.
-    """
-    position = cuda.blockIdx.x
-    slot = random_slots[position]
-    if slot < 0:
-        return
-    for t in range(cuda.blockIdx.y, random_words.shape[1], cuda.gridDim.y):
-        for place in range(cuda.threadIdx.x, words.shape[2], cuda.blockDim.x):
-            random_words[slot, t, place] = words[position, lead + t, place]
-
-
-@functools.cache
-def tables_kernel(name: str, lanes: int, tokens: int, threads: tuple[int, int]) -> Any:
-    """The kernel that adds a batch to the tables; `tokens` is a constant of it, for its divisions.
-
-    A block has one table row and the neurons of `threads[0]` words. Its tokens are dealt out to
-    `threads[1]` rows of threads, whose sums are added in order: the commonest token of a text,
-    a twentieth of it, would keep a single thread busy for longer than all the rest.
-    """
-    value_of = lane_reader(name)
-    zero = np.float32(0)
-    loads, word_type = _LOADS // 2, word_type_of(name, lanes)
-    across, along = threads
-
-    @cuda.jit(device=True)
-    def word_at(words, lead, position, place):
-        position = np.uint32(position)
-        return words[position // np.uint32(tokens), lead + position % np.uint32(tokens), place]
-
-    @cuda.jit(device=True)
-    def add_word(word, total):
-        for lane in range(lanes):
-            total[lane] += max(value_of(word, lane), zero)
-
-    @cuda.jit(cache=True)
-    def add_to_tables(words, lead, positions, segment_starts, segment_rows, token_sums, pair_sums):
-        """Add one segment up.
-
-        `words` is `[B, L, width]` and `lead` L - T; `positions`, `segment_starts` and
-        `segment_rows` are those of `Batch`; `token_sums` and `pair_sums`, float32 `[V, F]` and
-        `[P, F]`, are changed in place.
-        """
-        segment = cuda.blockIdx.x
-        row = segment_rows[segment]
-        if row < 0:
-            return
-        first = cuda.blockIdx.y * across
-        x, y = cuda.threadIdx.x, cuda.threadIdx.y
-        place = first + x
-        totals = cuda.shared.array((along, lanes, across), float32)
-        loaded, total = cuda.local.array(loads, word_type), cuda.local.array(lanes, float32)
-        for lane in range(lanes):
-            total[lane] = zero
-        if place < words.shape[2]:
-            at, stop = segment_starts[segment] + y, segment_starts[segment + 1]
-            while at + (loads - 1) * along < stop:
-                for ahead in range(loads):
-                    loaded[ahead] = word_at(words, lead, positions[at + ahead * along], place)
-                for ahead in range(loads):
-                    add_word(loaded[ahead], total)
-                at += loads * along
-            while at < stop:
-                add_word(word_at(words, lead, positions[at], place), total)
-                at += along
-        for lane in range(lanes):
-            totals[y, lane, x] = total[lane]
-        cuda.syncthreads()
-
-        pair = row - token_sums.shape[0]
-        for offset in range(y * across + x, across * lanes, across * along):
-            neuron = first * lanes + offset
-            if neuron < words.shape[2] * lanes:
-                added = zero
-                for part in range(along):
-                    added += totals[part, offset % lanes, offset // lanes]
-                if pair < 0:
-                    token_sums[row, neuron] += added
-                else:
-                    pair_sums[pair, neuron] += added
-
-    return add_to_tables
