@@ -168,18 +168,6 @@ class NeuronRecord:
         return neuron_html(self)
 
 
-class Split(NamedTuple):
-    """One split of one neuron's excerpts.
-
-    Attributes:
-        top: int `[<= 5]`, ranks among the top exemplars.
-        random: int `[<= 5]`, slots among the random exemplars.
-    """
-
-    top: np.ndarray
-    random: np.ndarray
-
-
 @dataclass(frozen=True)
 class Scores:
     """How well simulated activations follow the true ones; Pearson's correlation, None undefined.
@@ -351,20 +339,6 @@ class StoredExplanation(ExplanationRow):
     simulator: str | None = None
     simulation: str | None = None
     cost: float | None = None
-
-
-class StoredSimulation(NamedTuple):
-    """A simulated excerpt; `values` is float32 `[tokens]`, NaN where missing, None if it failed.
-
-    `version` names the simulator's prompt, mode and readout.
-    """
-
-    simulator: str
-    version: str
-    excerpt: int
-    split: str
-    values: np.ndarray | None
-    failure: str | None
 
 
 class LayerMeans(NamedTuple):

@@ -24,7 +24,7 @@ from fastexplain.kernels.cpu.strongest import strongest
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
 from fastexplain.records import ExplanationRow, NeuronId, NeuronRecord, Scores
 from fastexplain.run.directory import Run
-from fastexplain.run.splits import TEST_RANKS, held_out_excerpts
+from fastexplain.run.splits import TEST_RANKS, held_out
 
 _NOTHING = "nothing: no token that the tables know drives it more than others"
 
@@ -172,7 +172,7 @@ def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupT
         known.token_counts,
         known.pair_counts,
         run.array(layer, "sums", neurons)[4],
-        run.counted_tokens,
+        run.sites[str(layer)].counted_tokens,
     )
 
 
@@ -181,16 +181,12 @@ def _test_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Test excerpts, top then random: ids `[neurons, E]`, activations `[neurons, E, tokens]`."""
     top_ids, random_ids = run.array(layer, "top.ids", neurons), run.array(layer, "random.ids")
-    test_ids, random_slots = held_out_excerpts(top_ids, random_ids)
-    random_slots = random_slots[:, : len(random_ids)]  # a sweep may have kept none
+    ranks, slots = held_out(top_ids, random_ids)
+    slots = slots[:, : len(random_ids)]  # a sweep may have kept none
     top_acts = widen(run.array(layer, "top.activations", neurons))
     random_acts = widen(run.array(layer, "random.activations", neurons)).transpose(2, 0, 1)
-
-    # held_out_excerpts keeps the order of ranks, so that a test excerpt is found at its id's slot.
-    slots = (test_ids[:, :, None] == top_ids[:, None, :]).argmax(axis=2)
     every = np.arange(len(top_ids))[:, None]
-    ids = np.concatenate(
-        [test_ids, np.where(random_slots >= 0, random_ids[random_slots], -1)], axis=1
-    )
-    activations = np.concatenate([top_acts[every, slots], random_acts[every, random_slots]], axis=1)
+    ids = np.concatenate([top_ids[every, ranks], random_ids[slots]], axis=1)
+    ids[np.concatenate([ranks, slots], axis=1) < 0] = -1
+    activations = np.concatenate([top_acts[every, ranks], random_acts[every, slots]], axis=1)
     return ids.astype(np.int32), np.ascontiguousarray(activations, np.float32)

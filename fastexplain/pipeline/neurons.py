@@ -28,7 +28,7 @@ from fastexplain.records import (
     Simulated,
 )
 from fastexplain.run.database import Database
-from fastexplain.run.splits import splits
+from fastexplain.run.splits import held_out
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import Simulation
 
@@ -140,11 +140,12 @@ class _Work:
         else:
             number, text = found
 
-        split = splits(
-            np.array([e.excerpt for e in record.top], dtype=np.int64),
+        [ranks], [slots] = held_out(
+            np.array([[e.excerpt for e in record.top]], dtype=np.int64),
             np.array([e.excerpt for e in record.random], dtype=np.int64),
-        )["test"]
-        excerpts = [record.top[r] for r in split.top] + [record.random[s] for s in split.random]
+        )
+        tops = [record.top[rank] for rank in ranks if rank >= 0]
+        excerpts = tops + [record.random[slot] for slot in slots if slot >= 0]
         have: dict[int, np.ndarray] = {}
         if row is None:
             have = self.database.simulated(number, self.simulator.model, self.simulator.version)
@@ -168,7 +169,7 @@ class _Work:
             simulated = [
                 Simulated(
                     e.excerpt,
-                    place < len(split.top),
+                    place < len(tops),
                     e.activations[record.skip :],
                     have[e.excerpt][record.skip :] if e.excerpt in have else None,
                 )

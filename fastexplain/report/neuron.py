@@ -77,13 +77,7 @@ def explanations_of(
             if row.method == "lookup":
                 simulated.append((row, simulate_by_lookup(run, record)))
                 continue
-            values = {
-                found.excerpt: found.values
-                for found in database.simulations(row.id)
-                if (found.simulator, found.version) == (row.simulator, row.simulation)
-                and found.values is not None
-            }
-            if values:
+            if values := database.simulated(row.id, row.simulator, row.simulation):
                 simulated.append((row, values))
     return rows, simulated
 

@@ -8,15 +8,14 @@ second take a few dozen transactions.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import os
-import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from fastexplain.errors import RunError
@@ -50,7 +49,9 @@ class Connections:
         self._read_only = read_only
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
-        self._writer: _Writer | None = None
+        self._calls: collections.deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]]
+        self._calls = collections.deque()
+        self._thread = ThreadPoolExecutor(1, "database")  # starts with the first call
         self._closed = False
         with self._errors():
             self._connection()
@@ -58,20 +59,14 @@ class Connections:
     def close(self) -> None:
         """Finish what `write` was handed, and close the file."""
         self._closed = True
-        if self._writer is not None:
-            self._writer.finish()
+        self._thread.shutdown()
         for sqlite in self._opened:
             sqlite.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def write(self, function: Callable[..., _T], *arguments: Any) -> _T:
@@ -85,9 +80,35 @@ class Connections:
         """
         if self._closed:
             raise RunError(f"the database {self._path} is closed")
-        if self._writer is None:
-            self._writer = _Writer(self)
-        return await asyncio.wrap_future(self._writer.add(function, arguments))
+        future: Future[_T] = Future()
+        future.set_running_or_notify_cancel()  # so that a caller's end does not cancel it
+        self._calls.append((future, function, arguments))
+        self._thread.submit(self._write_calls)
+        return await asyncio.wrap_future(future)
+
+    def _write_calls(self) -> None:
+        """Run the calls that came since the last turn, in the thread that writes."""
+        calls = [self._calls.popleft() for _ in range(min(len(self._calls), _GROUP))]
+        if not calls:
+            return
+        outcomes: list[tuple[Any, BaseException | None]] = []
+        try:
+            with self.transaction() as sqlite:
+                for _, function, arguments in calls:
+                    try:
+                        with self.transaction():
+                            outcomes.append((function(*arguments), None))
+                    except Exception as error:
+                        if not sqlite.in_transaction:  # SQLite has ended it itself
+                            raise
+                        outcomes.append((None, error))
+        except Exception as error:  # the transaction was not kept
+            outcomes = [(None, error)] * len(calls)
+        for (future, *_), (result, failed) in zip(calls, outcomes, strict=True):
+            if failed is None:
+                future.set_result(result)
+            else:
+                future.set_exception(failed)
 
     def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a SELECT."""
@@ -177,61 +198,3 @@ class Connections:
             yield
         except sqlite3.Error as error:
             raise RunError(f"the database {self._path} can't be used: {error}") from error
-
-
-class _Writer:
-    """One thread that runs calls which write, as many as have come in one transaction."""
-
-    def __init__(self, database: Connections) -> None:
-        self._database = database
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="database", daemon=True)
-        self._thread.start()
-
-    def add(self, function: Callable[..., _T], arguments: tuple[Any, ...]) -> Future[_T]:
-        future: Future[_T] = Future()
-        future.set_running_or_notify_cancel()  # so that a caller's end does not cancel it
-        self._calls.put((future, function, arguments))
-        return future
-
-    def finish(self) -> None:
-        self._calls.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (first := self._calls.get()) is not None:
-            calls = [first]
-            ended = False
-            while len(calls) < _GROUP and not self._calls.empty():
-                call = self._calls.get()
-                if call is None:
-                    ended = True
-                    break
-                calls.append(call)
-            self._write(calls)
-            if ended:
-                return
-
-    def _write(self, calls: list[_Call]) -> None:
-        outcomes: list[tuple[Any, BaseException | None]] = []
-        try:
-            with self._database.transaction() as sqlite:
-                for _, function, arguments in calls:
-                    try:
-                        with self._database.transaction():
-                            outcomes.append((function(*arguments), None))
-                    except Exception as error:
-                        if not sqlite.in_transaction:  # SQLite has ended it itself
-                            raise
-                        outcomes.append((None, error))
-        except Exception as error:  # the transaction was not kept
-            outcomes = [(None, error)] * len(calls)
-        for (future, *_), (result, failed) in zip(calls, outcomes, strict=True):
-            if failed is None:
-                future.set_result(result)
-            else:
-                future.set_exception(failed)
-
-
-# What is to be called, and the future that gets what it returns.
-_Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]

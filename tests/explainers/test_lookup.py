@@ -9,7 +9,7 @@ import pytest
 import fastexplain
 from fastexplain.errors import RunError
 from fastexplain.explainers.lookup import explain_by_lookup, simulate_by_lookup, text_of
-from fastexplain.run.splits import splits
+from fastexplain.run.splits import held_out
 
 TOKEN_NEURONS = [planted.CAT, planted.DIGIT, planted.RIVER_OR_STONE]
 
@@ -54,10 +54,10 @@ def test_entries_name_what_drives_the_neuron(layer) -> None:
 def test_one_neurons_simulation_is_what_its_score_rests_on(planted_run, layer) -> None:
     record = planted_run.neuron(f"0:{planted.DIGIT}")
     simulated = simulate_by_lookup(planted_run, record)
-    test = splits(
-        np.array([e.excerpt for e in record.top]), np.array([e.excerpt for e in record.random])
-    )["test"]
-    exemplars = [record.top[i] for i in test.top] + [record.random[i] for i in test.random]
+    [ranks], [slots] = held_out(
+        np.array([[e.excerpt for e in record.top]]), np.array([e.excerpt for e in record.random])
+    )
+    exemplars = [record.top[rank] for rank in ranks] + [record.random[slot] for slot in slots]
     assert set(simulated) == {e.excerpt for e in exemplars}
     true = np.concatenate([np.maximum(e.activations[record.skip :], 0) for e in exemplars])
     predicted = np.concatenate([simulated[e.excerpt][record.skip :] for e in exemplars])

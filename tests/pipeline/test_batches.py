@@ -447,7 +447,7 @@ def test_neurons_are_explained_in_two_batches(server, run):
         for neuron in neurons:
             [row] = database.explanations(neuron)
             assert row.text and row.simulation
-            assert len(database.simulations(row.id)) == 10
+            assert len(database.simulated(row.id, row.simulator, row.simulation)) == 10
         ledger = Responses(database).ledger()
     assert {row.purpose: row.answered for row in ledger}["explanation"] == 3
     in_batches(run, neurons, settings(server.url))

@@ -146,13 +146,13 @@ def test_neurons_are_explained_simulated_scored_and_stored(database):
         assert result.failures == [] and not result.waiting
         [stored] = database.explanations(NeuronId(0, index))
         assert stored.scores == correlation(result)
-        simulations = database.simulations(stored.id)
+        simulations = database.simulated(stored.id, "scripted", stored.simulation)
         asked = {20 * index + rank for rank in (3, 7, 11, 15, 19)} | {502, 505, 508, 511, 514}
-        assert {s.excerpt for s in simulations} == asked
-        for simulation in simulations:
-            assert len(simulation.values) == 8
-            assert np.isnan(simulation.values[:SKIP]).all()
-            assert not np.isnan(simulation.values[SKIP:]).any()
+        assert set(simulations) == asked
+        for values in simulations.values():
+            assert len(values) == 8
+            assert np.isnan(values[:SKIP]).all()
+            assert not np.isnan(values[SKIP:]).any()
     assert len(model.chats) == 5 and len(model.reads) == 50
 
 
@@ -198,9 +198,8 @@ def test_an_excerpt_that_fails_costs_only_itself_and_is_asked_again(database):
     assert (correlation(failing[0]).excerpts_top, correlation(failing[0]).excerpts_random) == (4, 5)
     assert correlation(failing[0]).top_and_random == pytest.approx(1)
     assert failing[1].failures == []
-    [stored] = database.explanations(NeuronId(0, 0))
-    [failed] = [s for s in database.simulations(stored.id) if s.values is None]
-    assert (failed.excerpt, failed.failure) == (7, "refused")
+    failed = "SELECT excerpt, failure FROM simulations WHERE activations IS NULL"
+    assert database.query(failed) == [(7, "refused")]
 
     model = Scripted()
     result = run(database, [record(0), record(1)], model)[0]
@@ -281,7 +280,8 @@ def test_what_is_deferred_has_not_failed(database):
     assert waiting.waiting and waiting.text == "long words" and waiting.failures == []
     assert len(later.reads) == 10
     [stored] = database.explanations(NeuronId(0, 0))
-    assert stored.scores is None and database.simulations(stored.id) == []
+    assert stored.scores is None
+    assert database.query("SELECT count(*) FROM simulations") == [(0,)]
 
 
 def test_a_budget_stops_before_it_is_passed_and_the_next_call_goes_on(database):

@@ -6,61 +6,59 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastexplain.run.splits import held_out_excerpts, splits
+from fastexplain.run.splits import EXPLANATION_RANKS, held_out
 
-FIRST_SLOT = {"calibration": 0, "validation": 1, "test": 2}
 ids = st.integers(0, 40)
 tops = st.lists(ids, unique=True, max_size=24)
 randoms = st.lists(ids, unique=True, max_size=25)
 
 
-def plain_split(top, random, name):
+def plain_test_split(top, random):
     """The rule as it is written, for one neuron."""
-    ranks = [r for r in range(FIRST_SLOT[name] + 1, 20, 4) if r < len(top)]
+    ranks = [r for r in range(3, 20, 4) if r < len(top)]
     explanation = {top[r] for r in range(0, 20, 4) if r < len(top)}
     slots = []
-    for slot in range(FIRST_SLOT[name], len(random), 3):
+    for slot in range(2, len(random), 3):
         used = explanation | {top[r] for r in ranks}
         if random[slot] not in used and len(slots) < 5:
             slots.append(slot)
     return ranks, slots
 
 
-@given(tops, randoms)
-def test_splits_follow_the_rule(top, random):
-    dealt = splits(np.array(top, dtype=np.int64), np.array(random, dtype=np.int64))
-    assert dealt["explanation"].top.tolist() == [r for r in range(0, 20, 4) if r < len(top)]
-    assert dealt["explanation"].random.size == 0
-    for name in FIRST_SLOT:
-        assert (dealt[name].top.tolist(), dealt[name].random.tolist()) == plain_split(
-            top, random, name
-        )
+def dealt(rows, random, width=24):
+    """What `held_out` gives, as lists for each neuron."""
+    padded = np.full((len(rows), width), -1)
+    for row, top in enumerate(rows):
+        padded[row, : len(top)] = top
+    ranks, slots = held_out(padded, np.array(random, dtype=np.int64))
+    assert ranks.dtype == slots.dtype == np.int32
+    return [
+        (own_ranks[own_ranks >= 0].tolist(), own_slots[own_slots >= 0].tolist())
+        for own_ranks, own_slots in zip(ranks, slots, strict=True)
+    ]
 
 
 @given(st.lists(tops, min_size=1, max_size=5), randoms)
-def test_all_neurons_at_once_are_dealt_as_one_by_one(rows, random):
-    padded = np.full((len(rows), 24), -1)
-    for row, top in enumerate(rows):
-        padded[row, : len(top)] = top
-    top_ids, slots = held_out_excerpts(padded, np.array(random, dtype=np.int64))
-    assert top_ids.dtype == slots.dtype == np.int32
-    for row, top in enumerate(rows):
-        ranks, own = plain_split(top, random, "test")
-        assert top_ids[row][top_ids[row] >= 0].tolist() == [top[r] for r in ranks]
-        assert slots[row][slots[row] >= 0].tolist() == own
+def test_the_test_split_follows_the_rule(rows, random):
+    assert dealt(rows, random) == [plain_test_split(top, random) for top in rows]
+
+
+@given(tops, randoms)
+def test_one_neuron_needs_no_padding(top, random):
+    assert dealt([top], random, len(top)) == [plain_test_split(top, random)]
 
 
 @given(tops, randoms)
 def test_what_scores_an_explanation_is_not_what_it_was_written_from(top, random):
-    dealt = splits(np.array(top, dtype=np.int64), np.array(random, dtype=np.int64))
-    shown = {top[r] for r in dealt["explanation"].top}
-    pooled = [top[r] for r in dealt["test"].top] + [random[s] for s in dealt["test"].random]
+    [(ranks, slots)] = dealt([top], random)
+    shown = {top[r] for r in EXPLANATION_RANKS if r < len(top)}
+    pooled = [top[r] for r in ranks] + [random[s] for s in slots]
     assert not shown & set(pooled)
     assert len(pooled) == len(set(pooled))
 
 
 def test_splits_as_published():
-    dealt = splits(np.arange(20), np.arange(100, 125))
-    assert dealt["test"].top.tolist() == [3, 7, 11, 15, 19]
-    assert dealt["test"].random.tolist() == [2, 5, 8, 11, 14]
-    assert dealt["explanation"].top.tolist() == [0, 4, 8, 12, 16]
+    assert dealt([list(range(20))], list(range(100, 125))) == [
+        ([3, 7, 11, 15, 19], [2, 5, 8, 11, 14])
+    ]
+    assert EXPLANATION_RANKS.tolist() == [0, 4, 8, 12, 16]

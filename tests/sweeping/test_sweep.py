@@ -257,7 +257,7 @@ def test_a_bos_token_goes_before_every_excerpt_and_counts_for_nothing(
 ) -> None:
     subject = Subject.from_model(make_model(), make_tokenizer(bos=True, prepend=True), name="bos")
     run = fastexplain.sweep(subject, planted_corpus, tmp_path / "run", batch_size=400)
-    assert run.skip == 0 and run.counted_tokens == 400 * 64
+    assert run.skip == 0 and run.sites["2"].counted_tokens == 400 * 64
     with_bos = np.pad(
         np.array(planted_corpus.tokens), ((0, 0), (1, 0)), constant_values=subject.bos
     )

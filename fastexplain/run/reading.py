@@ -1,0 +1,230 @@
+"""What the run's database holds, read: explanations, simulations and scores."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from fastexplain.errors import UsageError
+from fastexplain.records import (
+    CORRELATION,
+    LayerMeans,
+    Measured,
+    NeuronId,
+    Score,
+    Scores,
+    StoredExplanation,
+)
+from fastexplain.run.connections import Connections
+
+_SPLITS = ("random_only", "top_and_random", "top_only")
+
+# The scores by which explanations are listed; they stand as s beside an explanation e.
+_CORRELATIONS = (
+    f"scores s ON s.explanation = e.id AND s.scorer = '{CORRELATION}' "
+    f"AND s.measure = '{CORRELATION}'"
+)
+_HEADLINES = f"{_CORRELATIONS} AND s.split = 'top_and_random'"
+
+# A column of the row that has the same judge's correlation over another split.
+_OTHER = (
+    "(SELECT {} FROM scores WHERE explanation = e.id AND scorer = s.scorer AND judge = s.judge "
+    "AND version = s.version AND measure = s.measure AND split = '{}')"
+)
+
+# An explanation's scores by one judge are three rows, which make one `Scores`.
+_SELECT = f"""
+    SELECT e.site, e.unit, e.method, e.model, e.version, e.text, e.data, e.parameters, e.failure,
+        e.parent, e.id, e.created, s.judge, s.version, r.cost,
+        {_OTHER.format("value", "random_only")}, s.value, {_OTHER.format("value", "top_only")},
+        {_OTHER.format("excerpts", "random_only")}, {_OTHER.format("excerpts", "top_only")}
+    FROM explanations e LEFT JOIN {_HEADLINES}
+        LEFT JOIN responses r ON r.request = json_extract(e.parameters, '$.request')
+"""
+
+
+class Reading(Connections):
+    """The part of `Database` that reads."""
+
+    def scores(self, explanation: int) -> list[Score]:
+        """All scores of an explanation, in order of scorer, judge, version, split and measure."""
+        rows = self.query(
+            """SELECT scorer, judge, version, split, measure, value, excerpts, low, high, reason
+            FROM scores WHERE explanation = ?""",
+            (explanation,),
+        )
+        return [
+            Score(scorer, judge, version, Measured(*measured))
+            for scorer, judge, version, *measured in rows
+        ]
+
+    def explanations(self, neuron: NeuronId) -> list[StoredExplanation]:
+        """All explanations of a neuron, lookup first, then newest first.
+
+        One whose simulations were scored in several ways, by simulator, mode or readout, comes once
+        for each.
+        """
+        return self._read(
+            "WHERE e.site = ? AND e.unit = ? "
+            "ORDER BY e.method = 'lookup' DESC, e.id DESC, s.judge, s.version",
+            (neuron.site, neuron.index),
+        )
+
+    def search(self, words: str, limit: int = 20) -> list[StoredExplanation]:
+        """The explanations that have all of these words, or forms of them, best match first.
+
+        One that was scored in several ways comes with its best score.
+
+        Raises:
+            UsageError: there is no word.
+        """
+        quoted = " ".join(f'"{word}"' for word in words.replace('"', " ").split())
+        if not quoted:
+            raise UsageError("name a word to search for")
+        found = self.query(
+            """SELECT rowid FROM explanations_text WHERE explanations_text MATCH ?
+            ORDER BY rank, rowid LIMIT ?""",
+            (quoted, limit),
+        )
+        return [
+            row
+            for key in found
+            for row in self._read("WHERE e.id = ? ORDER BY s.value DESC NULLS LAST LIMIT 1", key)
+        ]
+
+    def methods(self) -> list[str]:
+        """The methods by which there are explanations, in alphabetical order."""
+        return [
+            name for (name,) in self.query("SELECT DISTINCT method FROM explanations ORDER BY 1")
+        ]
+
+    def explained(self, method: str, version: str) -> int:
+        """How many neurons are explained by a method, in this version of it."""
+        [(count,)] = self.query(
+            """SELECT count(*) FROM (SELECT DISTINCT site, unit FROM explanations
+            WHERE method = ? AND version = ? AND text IS NOT NULL)""",
+            (method, version),
+        )
+        return count
+
+    def best(
+        self,
+        limit: int = 20,
+        method: str | None = None,
+        by: str = "top_and_random",
+        layer: int | None = None,
+        model: str | None = None,
+    ) -> list[StoredExplanation]:
+        """The explanations with the highest correlations.
+
+        Args:
+            limit: how many at most.
+            method: such as "lookup"; all if None.
+            by: "top_and_random", "random_only" or "top_only". Undefined scores are left out.
+            layer: only of this one; of all if None.
+            model: only by this explainer; by all if None.
+
+        Raises:
+            UsageError: there is no such score.
+        """
+        if by not in _SPLITS:
+            raise UsageError(f"there is no score '{by}'; choose one of {', '.join(_SPLITS)}")
+        return self._read(
+            f"""JOIN scores b ON b.explanation = e.id AND b.scorer = '{CORRELATION}'
+                AND b.measure = '{CORRELATION}' AND b.split = '{by}'
+                AND b.judge = s.judge AND b.version = s.version
+            WHERE b.value IS NOT NULL AND (? IS NULL OR e.method = ?)
+                AND (? IS NULL OR e.layer = ?) AND (? IS NULL OR e.model = ?)
+            ORDER BY b.value DESC, e.layer, e.site, e.unit LIMIT ?""",
+            (method, method, layer, layer, model, model, limit),
+        )
+
+    def layer_means(self, method: str) -> list[LayerMeans]:
+        """Per layer the mean correlations of all neurons explained by a method."""
+        means = ", ".join(f"avg(s.value) FILTER (WHERE s.split = '{name}')" for name in _SPLITS)
+        rows = self.query(
+            f"""SELECT e.layer, count(DISTINCT e.site || ':' || e.unit), {means}
+            FROM explanations e JOIN {_CORRELATIONS}
+            WHERE e.method = ? GROUP BY e.layer ORDER BY e.layer""",
+            (method,),
+        )
+        return [LayerMeans(*row) for row in rows]
+
+    def layer_scores(
+        self, layer: int, *, lookup: bool
+    ) -> list[tuple[int, float | None, float | None]]:
+        """The correlations of a layer's MLP neurons, oldest first, so that the last one counts.
+
+        Args:
+            lookup: of explanations by lookup; else of those by other methods.
+
+        Returns:
+            Index, correlation over top and random excerpts, and over random ones, for each
+            explanation and judge; None where they are undefined or there are none.
+        """
+        return self.query(
+            f"""SELECT e.unit, s.value, {_OTHER.format("value", "random_only")}
+            FROM explanations e LEFT JOIN {_HEADLINES}
+            WHERE e.site = ? AND (e.method = 'lookup') = ? AND e.text IS NOT NULL
+            ORDER BY e.id, s.created, s.judge, s.version""",
+            (str(layer), lookup),
+        )
+
+    def correlations(self) -> list[tuple[str, str, int, float | None, float | None, float | None]]:
+        """The correlations of all explanations, those with the best headline last.
+
+        Returns:
+            Method, site, index, correlation over top and random excerpts, over random ones and over
+            top ones, for each explanation and judge. None where they are undefined.
+        """
+        return self.query(
+            f"""SELECT e.method, e.site, e.unit, s.value, {_OTHER.format("value", "random_only")},
+                {_OTHER.format("value", "top_only")}
+            FROM explanations e JOIN {_HEADLINES}
+            ORDER BY s.value NULLS FIRST, s.created, e.id"""
+        )
+
+    def find_explanation(
+        self, neuron: NeuronId, method: str, model: str, version: str
+    ) -> tuple[int, str] | None:
+        """Id and text of a neuron's explanation by one explainer, unless it failed."""
+        rows = self.query(
+            """SELECT id, text FROM explanations WHERE site = ? AND unit = ?
+                AND method = ? AND model = ? AND version = ? AND text IS NOT NULL
+            ORDER BY id DESC LIMIT 1""",
+            (neuron.site, neuron.index, method, model, version),
+        )
+        return rows[0] if rows else None
+
+    def simulated(
+        self, explanation: int, simulator: str | None, version: str | None
+    ) -> dict[int, np.ndarray]:
+        """Values by excerpt id, float32 `[tokens]`, without those that failed.
+
+        Args:
+            simulator, version: as a `StoredExplanation` has them; None is no simulator.
+        """
+        rows = self.query(
+            """SELECT excerpt, activations FROM simulations
+            WHERE explanation = ? AND simulator = ? AND version = ? AND activations IS NOT NULL""",
+            (explanation, simulator, version),
+        )
+        return {excerpt: np.frombuffer(blob, dtype="<f4") for excerpt, blob in rows}
+
+    def _read(self, rest: str, values: tuple[Any, ...]) -> list[StoredExplanation]:
+        found = []
+        for site, unit, *row in self.query(_SELECT + rest, values):
+            method, model, version, text, data, parameters, failure, parent, *own = row
+            key, created, judge, simulation, cost, *scores = own
+            found.append(
+                StoredExplanation(
+                    NeuronId.of(site, unit),
+                    *(method, model, version, text),
+                    *(json.loads(data), json.loads(parameters), failure),
+                    None if judge is None else Scores(*scores),
+                    *(parent, key, created, judge, simulation, cost),
+                )
+            )
+        return found
