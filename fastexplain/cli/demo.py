@@ -12,7 +12,8 @@ from fastexplain.cli.terminal import out, print_line
 from fastexplain.errors import RunError
 from fastexplain.pipeline.models import Model, Settings
 from fastexplain.report.neuron import explanation_data
-from fastexplain.run.directory import check_free, is_run, open_run
+from fastexplain.run.directory import open_run
+from fastexplain.run.writing import check_free, is_run
 
 
 def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str, Any]:

@@ -162,8 +162,8 @@ def sweep(
     is continued by the same command.
     """
     from fastexplain.cli import jobs
-    from fastexplain.run.directory import check_free
     from fastexplain.run.selection import parse_layers
+    from fastexplain.run.writing import check_free
 
     check_free(run)
     chosen = None if layers is None else parse_layers(layers)

@@ -8,124 +8,33 @@
     checkpoints/                     only while a sweep is unfinished
     run.sqlite                       explanations, simulations, scores
 
-A file is written under a temporary name, synced and renamed, so that it is whole or absent.
-Reading is lazy: only the slices that are asked for leave the disk.
+Reading is lazy: only the slices that are asked for leave the disk. `run/writing.py` writes it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fastexplain.errors import RunError, UsageError
 from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Site, Statistics
-from fastexplain.run.checkpoints import DIRECTORY as CHECKPOINTS
 from fastexplain.run.statistics import SUMMED, moments_of
 from fastexplain.run.table import NeuronTable, neuron_table
 from fastexplain.run.tables import Tables
+from fastexplain.run.writing import EXCERPTS, MANIFEST, SCHEMA, site_file
 
 if TYPE_CHECKING:
     from fastexplain.run.database import Database
-    from fastexplain.text.corpus import Corpus
-
-SCHEMA = 2
-_MANIFEST = "manifest.json"
-_EXCERPTS = "excerpts.safetensors"
 
 # Arrays of a site's file with neurons along the first axis; in the others they are along the last.
 _NEURONS_FIRST = ("top.", "bottom.", "histogram")
-
-
-class RunWriter:
-    """Writes a run's files; the manifest, written last, makes them a run.
-
-    Raises:
-        RunError: the directory can't be made, or holds a run or other files already.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        check_free(path)
-        self._path = Path(path)
-        try:
-            (self._path / "layers").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"can't write a run to {path}: {error.strerror}") from error
-
-    def write_excerpts(self, corpus: Corpus, tables: Tables, vocabulary: list[bytes]) -> None:
-        """The corpus, each token id's bytes, and which tokens and pairs the tables have."""
-        ends = np.cumsum([0] + [len(token) for token in vocabulary], dtype=np.int64)
-        arrays = {
-            "tokens": corpus.tokens,
-            "documents": corpus.documents,
-            "offsets": corpus.offsets,
-            "vocabulary.bytes": np.frombuffer(b"".join(vocabulary), np.uint8),
-            "vocabulary.ends": ends,
-            "tables.tokens": tables.tokens,
-            "tables.pairs": tables.pairs,
-            "tables.token_counts": tables.token_counts,
-            "tables.pair_counts": tables.pair_counts,
-        }
-        self._write_arrays(_EXCERPTS, arrays)
-
-    def write_site(self, site: str, arrays: dict[str, np.ndarray]) -> None:
-        """One site's file, from `Exemplars.finalize`."""
-        self._write_arrays(_file_of(site), arrays)
-
-    def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """The manifest; the directory is a run from here on."""
-        text = json.dumps({"schema": SCHEMA, **manifest}, indent=2) + "\n"
-        self._write(_MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-
-    def _write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-        self._write(name, lambda path: save_file(whole, path))
-
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        final = self._path / name
-        temporary = final.with_name(final.name + ".tmp")
-        try:
-            write(temporary)
-            temporary.chmod(0o644)  # safetensors gives its files to the owner alone
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(final)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise RunError(f"can't write {final}: {error}") from error
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether there is a finished run."""
-    return (Path(path) / _MANIFEST).exists()
-
-
-def check_free(path: str | Path) -> None:
-    """Make sure that a run may be written to a directory, which need not exist.
-
-    Raises:
-        RunError: it holds a run or other files already.
-    """
-    if is_run(path):
-        raise RunError(
-            f"{path} holds a run already, which is finished; look at it with: fastexplain top "
-            f"{path}; or choose another directory"
-        )
-    directory = Path(path)
-    present = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
-    # These an interrupted sweep may have left.
-    present -= {"layers", CHECKPOINTS, _EXCERPTS, f"{_EXCERPTS}.tmp", f"{_MANIFEST}.tmp"}
-    if present:
-        raise RunError(f"{path} holds other files; choose a new or an empty directory")
 
 
 def open_run(path: str | Path) -> Run:
@@ -151,7 +60,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self.manifest = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
+            self.manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             schema = self.manifest["schema"]
             if schema not in (1, SCHEMA):
                 raise RunError(
@@ -171,7 +80,7 @@ class Run:
                 f"--corpus CORPUS --out {path}"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.path / _MANIFEST} can't be read: {error}") from error
+            raise RunError(f"{self.path / MANIFEST} can't be read: {error}") from error
         self.layers = [site.layer for site in self.sites.values() if site.kind == "mlp"]
         self._files: dict[str, Any] = {}
 
@@ -201,20 +110,19 @@ class Run:
             )
         return neuron
 
-    def array(self, site: int | str, name: str, neurons: slice = slice(None)) -> np.ndarray:
+    def array(self, site: int | str, name: str, neurons: slice | int = slice(None)) -> np.ndarray:
         """One array of a site's file; bfloat16 as its 16 bits.
 
         Args:
             site: a layer's number, or a site's name.
-            neurons: those to read; what is not asked for does not leave the disk.
+            neurons: those to read; what is not asked for does not leave the disk. A number takes
+                the axis of neurons away.
+
+        Raises:
+            RunError: the file is missing or damaged.
         """
-        file = _file_of(str(site))
-        if neurons == slice(None):
-            return self._whole(file, name)
-        found = self._slice(file, name)
-        if name.startswith(_NEURONS_FIRST):
-            return found[neurons]
-        return np.ascontiguousarray(found[(..., neurons)])
+        place = (neurons,) if name.startswith(_NEURONS_FIRST) else (..., neurons)
+        return self._read(site_file(str(site)), name, place if neurons != slice(None) else ())
 
     def statistics(self, site: int | str) -> dict[str, np.ndarray]:
         """The numbers of `Statistics` for a whole site, by name, float64 `[neurons]` each."""
@@ -237,20 +145,16 @@ class Run:
             RunError: a file is missing or damaged.
         """
         neuron = self.check(NeuronId.parse(name) if isinstance(name, str) else name)
-        file, index = _file_of(neuron.site), neuron.index
+        site, index = neuron.site, neuron.index
         kept = {
             end: self._exemplars(
-                self._slice(file, f"{end}.ids")[index],
-                self._slice(file, f"{end}.activations")[index],
+                self.array(site, f"{end}.ids", index), self.array(site, f"{end}.activations", index)
             )
             for end in ("top", "bottom")
         }
-        random_ids = self._whole(file, "random.ids")
-        random = []
+        random_ids, random = self.array(site, "random.ids"), []
         if len(random_ids):
-            random = self._exemplars(
-                random_ids, self._slice(file, "random.activations")[:, :, index]
-            )
+            random = self._exemplars(random_ids, self.array(site, "random.activations", index))
         return NeuronRecord(
             neuron, self.skip, kept["top"], kept["bottom"], random, self._statistics(neuron)
         )
@@ -264,24 +168,18 @@ class Run:
 
     def excerpt(self, excerpt: int) -> np.ndarray:
         """An excerpt's token ids, int32 `[tokens]`."""
-        return self._slice(_EXCERPTS, "tokens")[excerpt]
+        return self._read(EXCERPTS, "tokens", (excerpt,))
 
     @cached_property
     def excerpts(self) -> np.ndarray:
         """All excerpts' token ids, int32 `[excerpts, tokens]`."""
-        return self._whole(_EXCERPTS, "tokens")
+        return self._read(EXCERPTS, "tokens")
 
     @cached_property
     def tables(self) -> Tables:
         """Which tokens and pairs the layers' tables have rows for."""
         names = ("tokens", "pairs", "token_counts", "pair_counts")
-        return Tables(*(self._whole(_EXCERPTS, f"tables.{name}") for name in names))
-
-    @property
-    def counted_tokens(self) -> int:
-        """Tokens that the statistics of MLP neurons are over."""
-        sweep = self.manifest["sweep"]
-        return sweep["tokens"] - sweep["excerpts"] * self.skip
+        return Tables(*(self._read(EXCERPTS, f"tables.{name}") for name in names))
 
     def database(self, *, read_only: bool = False) -> Database:
         """The run's explanations, simulations and scores; close it, or use it in a `with`.
@@ -302,41 +200,31 @@ class Run:
         return found
 
     def _statistics(self, neuron: NeuronId) -> Statistics:
-        file, index = _file_of(neuron.site), neuron.index
-        count = self.sites[neuron.site].counted_tokens
-        one_neuron = slice(index, index + 1)
-        sums = {name: self.array(neuron.site, name, one_neuron) for name in SUMMED}
-        moments = moments_of(sums, count)
-
-        def one(name: str) -> Any:
-            return self._slice(file, name)[index]
-
+        site, index = neuron.site, neuron.index
+        count = self.sites[site].counted_tokens
+        sums = {name: self.array(site, name, slice(index, index + 1)) for name in SUMMED}
         return Statistics(
             count=count,
-            **{name: float(values[0]) for name, values in moments.items()},
-            histogram=one("histogram").astype(np.int64),
+            **{name: float(values[0]) for name, values in moments_of(sums, count).items()},
+            histogram=self.array(site, "histogram", index).astype(np.int64),
             histogram_edges=histogram_edges().astype(np.float64),
-            histogram_excerpts=one("histogram.excerpts"),
+            histogram_excerpts=self.array(site, "histogram.excerpts", index),
         )
 
     @cached_property
     def _vocabulary(self) -> tuple[np.ndarray, np.ndarray]:
-        names = ("vocabulary.bytes", "vocabulary.ends")
-        blob, ends = (self._whole(_EXCERPTS, name) for name in names)
-        return blob, ends
+        return self._read(EXCERPTS, "vocabulary.bytes"), self._read(EXCERPTS, "vocabulary.ends")
 
-    def _whole(self, file: str, name: str) -> np.ndarray:
-        return self._read(file, lambda handle: handle.get_tensor(name))
-
-    def _slice(self, file: str, name: str) -> Any:
-        return self._read(file, lambda handle: handle.get_slice(name))
-
-    def _read(self, file: str, read: Callable[[Any], Any]) -> Any:
+    def _read(self, file: str, name: str, place: tuple[Any, ...] = ()) -> np.ndarray:
+        """An array, or what is at a place in it, which alone leaves the disk then."""
         path = self.path / file
         try:
             if file not in self._files:
                 self._files[file] = safe_open(path, framework="np")
-            return read(self._files[file])
+            handle = self._files[file]
+            if not place:
+                return handle.get_tensor(name)
+            return np.ascontiguousarray(handle.get_slice(name)[place])
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path} is missing or damaged ({error}); sweep again") from error
 
@@ -349,8 +237,3 @@ def _sites(manifest: dict[str, Any]) -> list[Site]:
     counted = sweep["tokens"] - sweep["excerpts"] * settings["skip"]
     layers = zip(settings["layers"], settings["widths"], strict=True)
     return [Site(str(layer), "mlp", width, counted) for layer, width in layers]
-
-
-def _file_of(site: str) -> str:
-    layer, dot, place = site.partition(".")
-    return f"layers/{int(layer):02}{dot}{place}.safetensors"

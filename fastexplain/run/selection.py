@@ -50,14 +50,9 @@ def parse_layers(text: str) -> list[int]:
     Raises:
         UsageError: it is no such list.
     """
-    layers: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise UsageError(f"'{text}' names no layers; write numbers and ranges, as in 0-5,8")
-        layers.update(range(first, last + 1))
-    return sorted(layers)
+    if not re.fullmatch(_LIST, text.strip()):
+        raise UsageError(f"'{text}' names no layers; write numbers and ranges, as in 0-5,8")
+    return sorted(set(_expand(text, int)))
 
 
 def select_neurons(

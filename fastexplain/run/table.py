@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,19 +47,11 @@ class NeuronTable:
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame. Raises UsageError if pandas is not installed."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise _missing("pandas") from error
-        return pandas.DataFrame(self.columns)
+        return _package("pandas").DataFrame(self.columns)
 
     def to_polars(self) -> Any:
         """A Polars DataFrame. Raises UsageError if Polars is not installed."""
-        try:
-            import polars
-        except ImportError as error:
-            raise _missing("polars") from error
-        return polars.DataFrame(self.columns)
+        return _package("polars").DataFrame(self.columns)
 
 
 def neuron_table(run: Run) -> NeuronTable:
@@ -95,5 +88,8 @@ def _scores(run: Run) -> dict[str, np.ndarray]:
     return columns
 
 
-def _missing(package: str) -> UsageError:
-    return UsageError(f"{package} is not installed; pip install 'fastexplain[{package}]'")
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(f"{name} is not installed; pip install 'fastexplain[{name}]'") from error

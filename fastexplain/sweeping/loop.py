@@ -30,8 +30,9 @@ from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest
 from fastexplain.progress import Report, reported
 from fastexplain.records import Site
 from fastexplain.run.checkpoints import Checkpoint, Checkpoints
-from fastexplain.run.directory import Run, RunWriter, open_run
+from fastexplain.run.directory import Run, open_run
 from fastexplain.run.tables import Tables
+from fastexplain.run.writing import RunWriter
 from fastexplain.subject.model import Subject
 from fastexplain.sweeping.batch_size import choose_batch_size
 from fastexplain.sweeping.prefetch import prefetched

@@ -15,7 +15,7 @@ from fastexplain import NeuronId, Run
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.lookup import simulate_by_lookup
 from fastexplain.records import Site
-from fastexplain.run.directory import RunWriter
+from fastexplain.run.writing import RunWriter
 
 FORMER = Path(__file__).parents[1] / "data" / "run-schema-1"
 
@@ -118,13 +118,14 @@ def test_one_neuron_is_predicted_as_all_are_and_without_reading_whole_layers(
     record = planted_run.neuron("0:3")
     expected = simulate_by_lookup(planted_run, record)
     read: list[str] = []
-    whole = Run._whole
+    all_of = Run._read
 
-    def watched(self: Run, file: str, name: str) -> np.ndarray:
-        read.append(f"{file} {name}")
-        return whole(self, file, name)
+    def watched(self: Run, file: str, name: str, place: tuple = ()) -> np.ndarray:
+        if not place:
+            read.append(f"{file} {name}")
+        return all_of(self, file, name, place)
 
-    monkeypatch.setattr(Run, "_whole", watched)
+    monkeypatch.setattr(Run, "_read", watched)
     fresh = fastexplain.open_run(planted_run.path)
     found = simulate_by_lookup(fresh, fresh.neuron("0:3"))
     assert found.keys() == expected.keys()

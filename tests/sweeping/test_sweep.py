@@ -21,8 +21,8 @@ from fastexplain.errors import RunError, SweepError, UsageError
 from fastexplain.explainers.lookup import explain_by_lookup
 from fastexplain.kernels import capture, reference
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
-from fastexplain.run.directory import RunWriter
 from fastexplain.run.tables import Tables
+from fastexplain.run.writing import RunWriter
 from fastexplain.sweeping import batch_size, loop
 from fastexplain.sweeping.summaries import Exemplars, kernel_dtype
 
