@@ -25,6 +25,7 @@ import numpy as np
 
 from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm.openai import listings, wire
+from fastexplain.llm.openai.answers import CUT_OFF, finish_of
 from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
 from fastexplain.llm.requests import Capabilities, Chat, Message, Request
 
@@ -152,7 +153,8 @@ class _Prober:
             data = await self._send(*wire.body(hello, self._model, able))
             if form["thinks"] or wire.thinks(data):
                 return form | {"chat": True, "thinks": True}
-            if wire.read(hello, data, able).finish == "stop":  # type: ignore[union-attr]
+            if finish_of(wire.choice(data)) not in CUT_OFF:
+                wire.read(hello, data, able)
                 break
         return form | {"chat": True}
 

@@ -1,7 +1,7 @@
 """Requests and responses as OpenAI's API writes them, and as the servers that follow it do.
 
 A `Reading` becomes a completion that echoes its prompt with log-probabilities; how these are read
-is in `listings.py`.
+is in `listings.py`, and how chats' answers are in `answers.py`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 import jiter
 
 from fastexplain.errors import LLMError
-from fastexplain.llm.openai import listings
+from fastexplain.llm.openai import events, listings
+from fastexplain.llm.openai.answers import answer, choice, thinks
 from fastexplain.llm.requests import (
-    Answer,
     Capabilities,
     Chat,
     Distribution,
@@ -26,16 +26,14 @@ from fastexplain.llm.requests import (
 )
 from fastexplain.llm.tokens import estimate
 
+__all__ = ["body", "choice", "completion", "most_tokens", "parse", "read", "thinks"]
+
 # Tokens left to a model that thinks before it answers, besides those of the answer: all servers
 # count its thoughts too.
 THOUGHTS = 4096
 
-# Around the thoughts of models whose server leaves them in the answer; the first may be part of
-# the prompt instead.
-_THOUGHTS_BEGIN, _THOUGHTS_END = "<think>", "</think>"
-
-# Characters of a refusal that are passed on.
-_LONGEST_REFUSAL = 100
+# More than any request takes: the largest number that JSON holds exactly.
+_MOST_TOKENS = 2**53
 
 
 def body(request: Request, model: str, capabilities: Capabilities) -> tuple[str, dict[str, Any]]:
@@ -61,26 +59,26 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
         UselessAnswerError: it is malformed, incomplete, withheld or empty.
     """
     spent = _usage(data)
-    if not (spent.prompt_tokens or spent.completion_tokens):
+    if data.get("choices") and not (spent.prompt_tokens or spent.completion_tokens):
         spent = Usage(estimate(request), most_tokens(request, capabilities))
     try:
+        given = choice(data)
         if isinstance(request, Chat):
-            return _answer(request, data, capabilities.thinks, spent)
-        found = listings.at_places(request, choice(data), capabilities.shift)
-        return Distribution(found, spent)
+            return answer(request, given, capabilities.thinks, spent)
+        return Distribution(listings.at_places(request, given, capabilities.shift), spent)
     except LLMError as error:
         raise UselessAnswerError(str(error), spent) from error
 
 
 def parse(content: bytes) -> Any:
-    """What JSON says; None where it can't be read.
+    """What JSON says, be it in a stream of events; None where it can't be read.
 
     An echoed prompt with its alternatives is 1.5 MB: 25 ms for the standard library, 7 for jiter.
     """
     try:
         return jiter.from_json(content)
     except ValueError:
-        return None
+        return events.joined(content) if events.is_stream(content) else None
 
 
 def most_tokens(request: Request, capabilities: Capabilities) -> int:
@@ -88,16 +86,6 @@ def most_tokens(request: Request, capabilities: Capabilities) -> int:
     if isinstance(request, Reading):
         return 1
     return request.max_tokens + (THOUGHTS if capabilities.thinks else 0)
-
-
-def thinks(data: dict[str, Any]) -> bool:
-    """Whether a model is seen to have thought before it answered a chat."""
-    given = choice(data)
-    message = _object(given.get("message")) or {}
-    text = message.get("content") or ""
-    cut_off = not text and given.get("finish_reason") == "length"
-    tagged = _THOUGHTS_END in text or _begins_with_thoughts(text)
-    return cut_off or tagged or _has_thoughts_apart(message)
 
 
 def _chat_body(request: Chat, model: str, capabilities: Capabilities) -> dict[str, Any]:
@@ -140,60 +128,20 @@ def completion(prompt: str, model: str, *, echo: bool = False, **more: Any) -> d
     return fields | ({"echo": True} if echo else {})
 
 
-def _answer(request: Chat, data: dict[str, Any], thinks: bool, spent: Usage) -> Answer:
-    given = choice(data)
-    message = given.get("message")
-    if not isinstance(message, dict):
-        raise LLMError("the answer has no message")
-    if refusal := message.get("refusal"):
-        reason = " ".join(str(refusal).split())[:_LONGEST_REFUSAL]
-        raise LLMError(f"the model refuses to answer: {reason}")
-    if given.get("finish_reason") == "content_filter":
-        raise LLMError("the answer was withheld by a content filter")
-    cut_off = given.get("finish_reason") == "length"
-    text = content = message.get("content")
-    apart = _has_thoughts_apart(message)
-    # Where a model is not known to think, an excerpt that it repeats may speak of `</think>`.
-    if isinstance(content, str) and not apart and (thinks or _begins_with_thoughts(content)):
-        _, end, answer = content.partition(_THOUGHTS_END)
-        text = answer.lstrip() if end or cut_off else content
-    if not text and cut_off:
-        raise LLMError("the answer was cut off before it began, most likely among its thoughts")
-    if not isinstance(text, str):
-        raise LLMError("the answer has no text")
-    if not text.strip():
-        raise LLMError("the answer is empty")
-    tokens = listings.spoken(given) if request.integers else ()
-    if tokens and (text != content or apart):
-        tokens = listings.last(tokens, text)
-    return Answer(text, "length" if cut_off else "stop", tokens, spent)
-
-
-def _has_thoughts_apart(message: dict[str, Any]) -> bool:
-    """Whether the server gives a model's thoughts apart from its answer."""
-    return bool(message.get("reasoning") or message.get("reasoning_content"))
-
-
-def _begins_with_thoughts(text: str) -> bool:
-    return text.lstrip().startswith(_THOUGHTS_BEGIN)
-
-
-def choice(data: dict[str, Any]) -> dict[str, Any]:
-    """The first choice of a response. Raises LLMError if there is none."""
-    choices = data.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(first, dict):
-        raise LLMError("the server's answer has no choices")
-    return first
-
-
 def _usage(data: dict[str, Any]) -> Usage:
-    """What a response says that it took; 0 where it says nothing."""
-    given = _object(data.get("usage")) or {}
-    details = _object(given.get("prompt_tokens_details")) or {}
+    """What a response says that it took; 0 where it says nothing that can be."""
+    given = _object(data.get("usage"))
+    details = _object(given.get("prompt_tokens_details"))
     counts = (given.get("prompt_tokens"), given.get("completion_tokens"))
-    return Usage(*(n if isinstance(n, int) else 0 for n in (*counts, details.get("cached_tokens"))))
+    return Usage(*map(_count, (*counts, details.get("cached_tokens"))))
 
 
-def _object(value: Any) -> dict[str, Any] | None:
-    return value if isinstance(value, dict) else None
+def _count(value: Any) -> int:
+    """A number of tokens; 0 where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        return 0
+    return int(value) if 0 <= value <= _MOST_TOKENS else 0
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
