@@ -23,10 +23,16 @@ from itertools import accumulate
 
 # Passing faults: the same request, sent again, may be answered.
 PASSING = ("429", "429-after", "500", "503", "hang", "drip", "reset", "drop", "truncated")
+# More of them, with status 200: an error in a choice beside half a text, one in place of choices,
+# a finish reason that says that the server gave up, and a stream that ends early.
+PASSING += ("choice-error", "null-error", "given-up", "cut-stream")
 # Faults of the answer itself, the same each time.
-LASTING = ("null", "nan", "short", "refusal")
+LASTING = ("null", "nan", "short", "refusal", "unfinished")
+# Ways to write good answers of chats: as a stream, as parts, or behind thoughts.
+SHAPES = ("stream", "parts", "tagged", "channels")
 
 _STATUSES = {"429": 429, "429-after": 429, "500": 500, "503": 503}
+_FAILED = ("choice-error", "null-error", "given-up", "cut-stream")
 _RETRY_AFTER = "0.02"
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _KEY = re.compile(rb"authorization: *([^\r]*)", re.IGNORECASE)
@@ -42,13 +48,16 @@ class Faulty:
         delay, spread: seconds until an answer, and up to how many more, by chance.
         status, body, headers: given in answer to everything posted, if the status is not 200;
             a body of bytes is sent as it is.
-        listing: status and body in answer to a GET.
+        listing, listing_headers: status and body in answer to a GET, and its headers.
         token, bos: * the tokenizer, as a regular expression, and what it puts before a prompt.
         listed: * log-probabilities behind a tab.
         most_logprobs: * the most alternatives that may be asked for.
         echoes, shift: * whether prompts get log-probabilities, and by how many tokens too early.
         completes, chats, chat_logprobs, schemas: * what there is at all.
         content: * of chats that ask for no simulation; None: some words, by the request.
+        shape: * how chats are answered, one of SHAPES; None: as usual.
+        context: * tokens of a prompt that are read; the others are dropped in silence.
+        usage: * what is counted, in place of that.
 
     Attributes (to be read):
         requests: path, body and key of everything posted.
@@ -62,6 +71,7 @@ class Faulty:
         self.script = []
         self.delay, self.spread = delay, 0.0
         self.status, self.body, self.headers = 200, {}, {}
+        self.listing_headers = {}
         self.listing = 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
         self.token, self.bos = r"\t|\n|\d|[^\t\n\d]+", ""
         self.listed = {"3": -1.0, "6": -1.0, "unknown": -0.5}
@@ -69,7 +79,8 @@ class Faulty:
         self.echoes, self.shift = True, 0
         self.completes = self.chats = self.chat_logprobs = True
         self.schemas = ("json_schema", "json_object")
-        self.content = None
+        self.content = self.shape = self.usage = None
+        self.context = 10**9
         self.requests, self.outcomes, self.lost = [], [], set()
         self.most_at_once = self._at_once = 0
         self._asked = {}  # digest: times
@@ -219,13 +230,18 @@ class Faulty:
         }
 
     def _reply(self, kind, choice, asked, written):
-        read = len(re.findall(self.token, asked))
-        usage = {
-            "prompt_tokens": read,
-            "completion_tokens": written,
-            "total_tokens": read + written,
-        }
-        return {"id": "x", "object": kind, "model": "m", "choices": [choice], "usage": usage}
+        read = min(self.context, len(re.findall(r"\d|[^\W\d]+|[^\w ]", asked)))
+        usage = (
+            {
+                "prompt_tokens": read,
+                "completion_tokens": written,
+                "total_tokens": read + written,
+            }
+            if self.usage is None
+            else self.usage
+        )
+        body = {"id": "x", "object": kind, "model": "m", "choices": [choice], "usage": usage}
+        return shaped(self.shape, body)
 
     # What goes wrong
 
@@ -318,11 +334,72 @@ def spoilt(kind, body):
     elif kind == "short" and logprobs:
         for values in logprobs.values():
             del values[len(values) // 2 :]
+    elif kind == "unfinished":
+        choice["finish_reason"] = "tool_calls"
+        if "text" in choice:
+            choice["logprobs"] = None
     elif "message" in choice:
         choice["message"].update(content=None, refusal="I can't help with that.")
     else:
         choice.update(text="", finish_reason="content_filter", logprobs=None)
     return body
+
+
+def failed(kind, body):
+    """What comes in place of a good answer, with status 200, where the server failed."""
+    body = copy.deepcopy(body)
+    [choice] = body["choices"]
+    if kind == "choice-error":
+        said = choice.get("message") or choice
+        name = "content" if "content" in said else "text"
+        said[name] = said[name][: len(said[name]) // 2]
+        choice.update(finish_reason="error", error={"code": 502, "message": f"a fault: {kind}"})
+    elif kind == "null-error":
+        body.update(choices=None, error={"code": 429, "message": f"a fault: {kind}"})
+    elif kind == "given-up":
+        choice["finish_reason"] = "abort"
+    else:
+        whole = streamed(body)
+        return whole[: whole.rindex(b"data:", 0, whole.rindex(b"data:")) - 3]
+    return body
+
+
+def shaped(shape, body):
+    """A good answer of a chat, written in another way."""
+    message = body["choices"][0].get("message")
+    if shape is None or message is None:
+        return body
+    text = message["content"]
+    if shape == "stream":
+        return streamed(body)
+    if shape == "parts":
+        thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+        half = len(text) // 2
+        parts = [{"type": "text", "text": piece} for piece in (text[:half], text[half:])]
+        message["content"] = [thoughts, *parts]
+    elif shape == "tagged":
+        message["content"] = f"<think>Hm.</think>\n\n{text}"
+    else:
+        before = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final"
+        message["content"] = f"{before}<|message|>{text}<|return|>"
+    return body
+
+
+def streamed(body):
+    """A body as a stream of events: a comment, a chunk for each character, and the rest."""
+    [choice] = body["choices"]
+    rest = {name: value for name, value in body.items() if name not in ("choices", "usage")}
+    chunks = []
+    name = "message" if "message" in choice else "text"
+    text = choice["message"]["content"] if name == "message" else choice["text"]
+    for piece in text:
+        delta = {"delta": {"content": piece}} if name == "message" else {"text": piece}
+        chunks.append(rest | {"choices": [{"index": 0, "finish_reason": None, **delta}]})
+    last = {key: value for key, value in choice.items() if key != name}
+    chunks.append(rest | {"choices": [last | ({"delta": {}} if name == "message" else {})]})
+    chunks.append(rest | {"choices": [], "usage": body["usage"]})
+    events = [": processing", *(f"data: {json.dumps(chunk)}" for chunk in chunks), "data: [DONE]"]
+    return "".join(f"{event}\n\n" for event in events).encode()
 
 
 class _Protocol(asyncio.Protocol):
@@ -364,7 +441,7 @@ class _Protocol(asyncio.Protocol):
         method, target, _ = head.split(b" ", 2)
         path = target.decode()
         if method == b"GET":
-            return self.send(*faulty.listing)
+            return self.send(*faulty.listing, faulty.listing_headers)
         replies = faulty._replies
         if replies is not None and (known := replies.get(body)) is not None:
             self.loop.call_later(faulty.delay, self.write, known)
@@ -382,9 +459,11 @@ class _Protocol(asyncio.Protocol):
         if fault in ("hang", "drop") or fault in _STATUSES:
             faulty.outcomes.append((self.digest, fault))
             return self.fail(fault)
-        status, reply = faulty.answer(path, request)
+        status, reply = faulty.answer(path.partition("?")[0], request)
         if fault in LASTING and status == 200:
             reply = spoilt(fault, reply)
+        if fault in _FAILED and status == 200:
+            reply = failed(fault, reply)
         whole = _http(status, reply, faulty.headers if status != 200 else {})
         if replies is not None:
             replies[body] = whole

@@ -47,6 +47,16 @@ def estimate(request: Request) -> int:
     return sum(count(message["content"]) + _MESSAGE for message in request.messages)
 
 
+def at_least(request: Request) -> int:
+    """The tokens of what is ASCII in a request's prompt: of other scripts they are hard to tell."""
+    texts = (
+        [request.text]
+        if isinstance(request, Reading)
+        else ([message["content"] for message in request.messages])
+    )
+    return sum(count(text.encode("ascii", "ignore").decode()) for text in texts)
+
+
 def count(text: str) -> int:
     """The tokens of a text, roughly; at least 1 where there is any text."""
     if not text:

@@ -5,24 +5,29 @@ import base64
 import gc
 import json
 import logging
+import math
 import re
 import socket
 import subprocess
 import sys
 import traceback
 import tracemalloc
+import unittest.mock
 import warnings
+from dataclasses import replace
 
 import faulty_server
+import httpx2
 import numpy as np
 import pytest
-from faulty_server import LASTING, PASSING, Faulty
+from faulty_server import LASTING, PASSING, SHAPES, Faulty
 
 from fastexplain.errors import LLMError, UnusableError, UsageError
 from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
 from fastexplain.llm.openai.limits import Backoff, Limiter
 from fastexplain.llm.openai.server import ServerConnection
-from fastexplain.llm.requests import Chat, UselessAnswerError
+from fastexplain.llm.requests import Capabilities, Chat, Usage, UselessAnswerError
+from fastexplain.llm.tokens import estimate
 from fastexplain.prompts import simulator
 
 KEY = "sk-a-key-that-must-not-show"
@@ -143,6 +148,10 @@ def test_other_statuses_are_not_tried_again(faulty, status):
         ("drop", Unanswered, "dropped the connection (tried 2 times)"),
         ("truncated", Broken, "sent an answer that is cut off or no JSON (tried 2 times)"),
         ("500", Broken, "a fault: 500 (status 500) (tried 2 times)"),
+        ("choice-error", Unanswered, "a fault: choice-error (tried 2 times)"),
+        ("null-error", Unanswered, "a fault: null-error (tried 2 times)"),
+        ("given-up", Broken, "the answer's finish reason is 'abort' (tried 2 times)"),
+        ("cut-stream", Broken, "sent an answer that is cut off or no JSON (tried 2 times)"),
     ],
 )
 def test_what_does_not_pass_ends_with_a_reason(faulty, fault, kind, reason):
@@ -305,13 +314,14 @@ def test_a_request_that_was_turned_away_for_others_keeps_its_tries():
 
 def test_used_up_credits_are_final(faulty):
     faulty.status, faulty.body = 402, {"error": {"message": "Insufficient credits"}}
-    assert "quota of this key is used up" in error_of(faulty.url, UnusableError)
+    message = error_of(faulty.url, UnusableError)
+    assert "answers no more with this key: Insufficient credits (status 402)" in message
 
 
 def test_a_used_up_quota_is_final(faulty):
     faulty.status = 429
     faulty.body = {"error": {"message": "You exceeded", "code": "insufficient_quota"}}
-    assert "quota of this key is used up" in error_of(faulty.url, UnusableError)
+    assert "answers no more with this key: You exceeded" in error_of(faulty.url, UnusableError)
     assert len(faulty.requests) == 1
 
 
@@ -342,7 +352,7 @@ def test_a_server_that_has_gone_fails_each_request_and_then_all():
 
     errors = asyncio.run(main())
     assert [type(error) for error in errors] == [Unanswered] * 19 + [UnusableError] * 2
-    assert "has stopped answering: no server answers" in str(errors[-1])
+    assert "failed 20 requests in a row: no server answers" in str(errors[-2])
     assert str(errors[-1]).endswith("the same command goes on from there")
 
 
@@ -379,7 +389,7 @@ def test_an_error_that_comes_as_an_answer(faulty):
         (200, {"error": errors.pop(0)}) if errors else plain(path, request)
     )
     answers, connection = outcomes(faulty.url, times=2)
-    assert type(answers[0]) is Refused and "too long (status 400)" in str(answers[0])
+    assert type(answers[0]) is Refused and str(answers[0]) == f"{faulty.url}: too long"
     assert answers[1] == "rivers" and connection.retried == 1
     errors += ["no idea"]
     assert "no idea" in error_of(faulty.url, Refused)
@@ -395,7 +405,9 @@ def test_an_address_that_is_not_an_api(faulty):
     for listing in [(404, {}), (200, {}), (200, []), (200, b"<html>"), (200, {"data": [7]})]:
         faulty.listing = listing
         address = faulty.url.removesuffix("/v1")
-        assert "most addresses end in /v1" in error_of(address, UnusableError)
+        assert "most addresses of OpenAI-compatible APIs end in /v1" in error_of(
+            address, UnusableError
+        )
 
 
 def test_a_part_that_an_api_lacks_is_refused(faulty):
@@ -408,13 +420,17 @@ def test_a_refused_key_is_not_repeated(faulty, monkeypatch, status):
     faulty.status = status
     faulty.body = {"error": {"message": f"Incorrect API key provided: {KEY}"}}
     message = error_of(faulty.url, UnusableError)
-    assert message == (
-        f"{faulty.url} refused the key in OPENAI_API_KEY; "
-        "set OPENAI_API_KEY to one that may use 'm'"
-    )
+    said = f"Incorrect API key provided: *** (status {status})"
+    remedy = "set OPENAI_API_KEY to one that may use 'm'"
+    if status == 401:
+        assert message == f"{faulty.url} refuses the key in OPENAI_API_KEY: {said}; {remedy}"
+    else:
+        assert message == f"{faulty.url} forbids it: {said}; if the key is the reason, {remedy}"
     monkeypatch.delenv("OPENAI_API_KEY")
+    faulty.status, faulty.body = 401, {"error": {"message": "who are you?"}}
     message = error_of(faulty.url, UnusableError, key_variable="MY_KEY")
-    assert message == f"{faulty.url} wants a key; set MY_KEY to one that may use 'm'"
+    said = "who are you? (status 401); set MY_KEY to one that may use 'm'"
+    assert message == f"{faulty.url} wants a key: {said}"
 
 
 def test_a_single_forbidden_request_fails_alone(faulty):
@@ -450,7 +466,8 @@ def test_a_login_in_the_address_is_sent_and_does_not_show(faulty, caplog):
     assert "*** ***" in error_of(url, Refused)
     faulty.status = 401
     assert error_of(url, UnusableError) == (
-        f"{faulty.url} refused the name and password in its address; correct them"
+        f"{faulty.url} refuses the name and password in its address: *** *** (status 401); "
+        "correct them"
     )
     assert "secret" not in caplog.text
 
@@ -482,10 +499,261 @@ def test_a_key_is_needed_for_openai_only(monkeypatch, faulty):
 def test_what_is_no_address_is_said_so(url):
     with pytest.raises(UnusableError, match="http://host:port/v1"):
         connect(url)
-    for secretive in (f"ftp://user:{KEY}@x/v1", f"http://x/v1?key={KEY}"):
+    for secretive in (f"ftp://user:{KEY}@x/v1", f"ftp://x/v1?key={KEY}"):
         with pytest.raises(UnusableError) as caught:
             connect(secretive)
         assert KEY not in str(caught.value)
+
+
+def test_a_query_in_the_address_goes_with_each_request(faulty):
+    url = f"{faulty.url}?api-version=2026-01-01&code=a%20secret"
+    answers, connection = outcomes(url)
+    assert answers == ["rivers"] and connection.address == faulty.url
+    query = "?api-version=2026-01-01&code=a%20secret"
+    assert faulty.requests[0][0] == f"/v1/chat/completions{query}"
+    assert dict(connection.client.default_query) == {
+        "api-version": "2026-01-01", "code": "a secret",
+    }  # fmt: skip
+    faulty.status, faulty.body = 400, {"error": {"message": "not with a secret"}}
+    assert error_of(url, Refused) == f"{faulty.url}: not with *** (status 400)"
+
+
+@pytest.fixture
+def elsewhere():
+    server = Faulty()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_to_another_host_are_not_followed(faulty, elsewhere, status):
+    """Neither the prompt nor the key goes there; a name for the same address is another host."""
+    there = elsewhere.url.replace("127.0.0.1", "localhost")
+    faulty.status, faulty.headers = status, {"Location": f"{there}/chat/completions"}
+    message = error_of(faulty.url, UnusableError)
+    assert message.startswith(f"{faulty.url} sends requests on to {there.removesuffix('/v1')}, ")
+    assert len(faulty.requests) == 1 and elsewhere.requests == []
+
+
+def test_batches_do_not_follow_redirects_to_another_host_either(faulty, elsewhere):
+    there = elsewhere.url.replace("127.0.0.1", "localhost")
+    faulty.listing = 307, {}
+    faulty.listing_headers = {"Location": f"{there}/files"}
+
+    async def main():
+        async with connect(faulty.url, retries=0) as connection:
+            with pytest.raises(UnusableError, match=f"sends requests on to {there[:-3]}, "):
+                await connection.client.files.list()
+
+    asyncio.run(main())
+    assert elsewhere.requests == []
+
+
+def test_redirects_within_a_host_are_followed(faulty):
+    plain, moved = faulty.answer, "/v1/moved/chat/completions"
+
+    def answer(path, request):
+        faulty.headers = {"Location": moved}
+        return plain("/v1/chat/completions", request) if path == moved else (307, {})
+
+    faulty.answer = answer
+    assert outcomes(faulty.url)[0] == ["rivers"]
+    assert [(path, key) for path, _, key in faulty.requests] == [
+        ("/v1/chat/completions", f"Bearer {KEY}"), (moved, f"Bearer {KEY}"),
+    ]  # fmt: skip
+
+
+def test_a_redirect_that_would_give_up_encryption_is_not_followed(faulty):
+    async def main():
+        async with connect("https://host/v1") as connection:
+            for status, location, followed in (
+                (307, "http://host/v1", False), (307, "https://host/v2", True),
+                (307, "/v2", True), (307, "http://host:x/", True), (200, "http://other/", True),
+            ):  # fmt: skip
+                request = httpx2.Request("POST", "https://host/v1")
+                response = httpx2.Response(status, headers={"location": location}, request=request)
+                checked = connection._http._check_redirect(response)
+                if followed:
+                    await checked
+                else:
+                    with pytest.raises(UnusableError, match="sends requests on to http://host"):
+                        await checked
+
+    asyncio.run(main())
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(faulty):
+    """A gigabyte, of which no more is held than the bound."""
+    begun = b'{"choices": "' + b"x" * 2**20
+
+    def respond(self, head, body, plain=faulty_server._Protocol.respond):
+        if not head.startswith(b"POST"):
+            return plain(self, head, body)
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n" + begun)
+        for _ in range(64):
+            self.transport.write(begun)
+        return None
+
+    async def main():
+        async with connect(faulty.url, timeout=60) as connection:
+            tracemalloc.start()
+            try:
+                return await outcome(connection), tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+    with unittest.mock.patch.object(faulty_server._Protocol, "respond", respond):
+        error, _ = asyncio.run(main())
+    assert type(error) is Refused
+    assert str(error) == f"{faulty.url} sent more than 32 MiB in answer to one request"
+
+
+def test_a_large_answer_that_is_whole_is_read(faulty):
+    faulty.content = "x" * (8 * 2**20)
+    faulty.token = r"[^\n]+"
+    [answer], _ = outcomes(faulty.url)
+    assert len(answer) == 8 * 2**20
+
+
+ERRORS = [
+    ({"code": 502, "message": "down"}, Unanswered),
+    ({"code": "429", "message": "down"}, Unanswered),
+    ({"type": "overloaded_error", "message": "down"}, Unanswered),
+    ({"code": None, "type": "server_error", "message": "down"}, Broken),
+    ({"status": "RESOURCE_EXHAUSTED", "message": "down"}, Unanswered),
+    ({"code": 400, "message": "down"}, Refused),
+    ({"code": 10**400, "message": "down"}, Refused),
+    ({"code": True, "message": "down"}, Refused),
+    ({"message": "down"}, Refused),
+    ("down", Refused),
+    (["down"], Refused),
+]
+
+
+@pytest.mark.parametrize(("error", "kind"), ERRORS)
+@pytest.mark.parametrize(
+    "place", ["alone", "beside null", "beside a choice", "in a choice", "list"]
+)
+def test_an_error_in_a_body_counts_by_its_code_wherever_it_stands(faulty, error, kind, place):
+    plain = faulty.answer
+    met = []
+
+    def answer(path, request):
+        status, body = plain(path, request)
+        [choice] = body["choices"]
+        if met and kind is not Refused:
+            return status, body
+        met.append(place)
+        if place in ("alone", "list"):
+            body = {"error": error}
+        elif place == "in a choice":
+            choice |= {"error": error, "finish_reason": "error"}
+            choice["message"]["content"] = ""
+        else:
+            body |= {"error": error} | ({"choices": None} if place == "beside null" else {})
+        return status, [body] if place == "list" else body
+
+    faulty.answer = answer
+    [found], connection = outcomes(faulty.url)
+    if kind is Refused:
+        assert type(found) is Refused and str(found).startswith(f"{faulty.url}: ")
+        assert "down" in str(found) and connection.retried == 0
+    else:
+        assert found == "rivers" and connection.retried == 1
+        met.clear()
+        assert "down" in error_of(faulty.url, kind, retries=0)
+
+
+@pytest.mark.parametrize("fault", ["choice-error", "null-error", "given-up", "cut-stream"])
+def test_what_may_pass_is_tried_again_while_probing_too(faulty, fault):
+    faulty.script, faulty.content = [fault] * 3, None
+
+    async def main():
+        async with connect(faulty.url) as connection:
+            return await connection.probe(), connection.retried
+
+    found, retried = asyncio.run(main())
+    assert found.chat and found.prompt_logprobs == 20 and not found.lacks and retried == 3
+
+
+def test_a_service_that_reports_in_a_way_of_its_own_is_quoted(faulty):
+    status = {"status_code": 1008, "status_msg": "insufficient balance"}
+    faulty.answer = lambda path, request: (200, {"choices": None, "base_resp": status})
+
+    async def main():
+        async with connect(faulty.url) as connection:
+            with pytest.raises(UnusableError, match="insufficient balance") as caught:
+                await connection.probe()
+            assert "\n" not in str(caught.value)
+
+    asyncio.run(main())
+
+
+CHAT = Chat(({"role": "user", "content": "x"},), max_tokens=50)
+
+
+def asked(faulty, chat=CHAT, times=1, able=None):
+    """The answers to a chat, or the errors, from a server that was not probed if `able` is given"""
+
+    async def main():
+        async with connect(faulty.url) as connection:
+            connection.capabilities = able or await connection.probe()
+            return await asyncio.gather(*[connection.ask(chat)] * times, return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_answer_may_be_written_in_many_ways(faulty, shape):
+    faulty.shape = shape
+    faulty.content = None  # answers that differ
+    assert [answer.text for answer in asked(faulty)] == ["cities and tools"]
+    integers = replace(CHAT, integers=True)
+    if shape == "stream":
+        [answer] = asked(faulty, integers)
+        assert [token.text for token in answer.tokens] == [answer.text] and answer.text.isdigit()
+
+
+COUNTS = [10**30, 2**53 + 1, -1, math.nan, math.inf, "many", True, None, 0.5, [], {}]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_counts_of_tokens_that_can_not_be_are_not_believed(faulty, count):
+    faulty.usage = {
+        "prompt_tokens": count,
+        "completion_tokens": count,
+        "prompt_tokens_details": {"cached_tokens": count},
+    }
+    able = Capabilities(chat=True)
+    [answer] = asked(faulty, able=able)
+    assert answer.usage == Usage(estimate(CHAT), CHAT.max_tokens)
+    faulty.usage = {"prompt_tokens": 30, "completion_tokens": count}
+    [answer] = asked(faulty, able=able)
+    assert answer.usage == Usage(30, 0)
+    faulty.usage = {"prompt_tokens": 2**53, "completion_tokens": 7.0}
+    [answer] = asked(faulty, able=able)
+    assert answer.usage == Usage(2**53, 7)
+
+
+def test_a_server_that_drops_most_of_a_prompt_is_warned_of_once(faulty):
+    able = Capabilities(chat=True)
+    prompt = "The river is high and the old mill stands in the water. " * 100
+    long = Chat(({"role": "user", "content": prompt},), max_tokens=50)
+    chinese = Chat(
+        ({"role": "user", "content": "\u6cb3\u6c34" * 1000 + "word " * 100},), max_tokens=50
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asked(faulty, long, able=able)
+        faulty.context = 512
+        assert not isinstance(asked(faulty, chinese, able=able)[0], Warning)
+        asked(faulty, able=able)  # short enough
+    with pytest.warns(UserWarning) as caught:
+        answers = asked(faulty, long, times=3, able=able)
+    assert [answer.text for answer in answers] == ["rivers"] * 3
+    [warning] = [each for each in caught if each.category is UserWarning]
+    said = str(warning.message)
+    assert said.startswith(f"{faulty.url} counted 512 tokens in a prompt of about 1,")
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def answer(request: Chat, given: dict[str, Any], thinks: bool, spent: Usage) -> 
     if finish == "content_filter":
         raise LLMError("the answer was withheld by a content filter")
     if not cut_off and finish not in FINISHED:
-        raise LLMError(f"the answer is not finished: the server says '{quoted(finish)}' of its end")
+        raise LLMError(f"the answer is not finished: its finish reason is '{quoted(finish)}'")
     content, apart = _content(message)
     if content is None:
         if cut_off:

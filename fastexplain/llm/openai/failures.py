@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastexplain.errors import LLMError
+from fastexplain.llm.openai.answers import choice, finish_of
+
+# Statuses of errors that are reported by a name alone: OpenAI's, Anthropic's and Google's.
+_NAMED = {
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "resource_exhausted": 429,
+    "insufficient_quota": 429,
+    "server_error": 500,
+    "internal_error": 500,
+    "internal_server_error": 500,
+    "api_error": 500,
+    "internal": 500,
+    "unavailable": 503,
+    "service_unavailable": 503,
+    "timeout_error": 504,
+    "deadline_exceeded": 504,
+    "overloaded_error": 529,
+}
+
+# Finish reasons of requests that the server gave up: of OpenRouter and vLLM, vLLM and SGLang,
+# Zhipu, DeepSeek.
+_GIVEN_UP = ("error", "abort", "network_error", "insufficient_system_resource")
 
 
 class Refused(LLMError):
@@ -39,3 +64,37 @@ class Broken(Passing):
 
 class Unanswered(Passing):
     """A server was out of reach, late, or asked too much to look at a request."""
+
+
+def reported(data: Any) -> tuple[int, Any] | None:
+    """The error that the body of a response tells of, beside a choice, in it or without one.
+
+    Returns:
+        As what HTTP status it counts, and the error; None if there is none.
+    """
+    if isinstance(data, list) and len(data) == 1:  # so Google writes errors
+        [data] = data
+    if not isinstance(data, dict):
+        return None
+    if error := data.get("error"):
+        return _status(error), error
+    try:
+        given = choice(data)
+    except LLMError:
+        return None
+    if error := given.get("error"):
+        return _status(error), error
+    finish = finish_of(given)
+    return (500, f"the answer's finish reason is '{finish}'") if finish in _GIVEN_UP else None
+
+
+def _status(error: Any) -> int:
+    """The HTTP status that an error stands for: 400 where it does not say."""
+    fields = error if isinstance(error, dict) else {}
+    for name in ("code", "status", "status_code", "type"):
+        value = str(fields.get(name)).lower()
+        if value in _NAMED:
+            return _NAMED[value]
+        if value.isdecimal() and len(value) == 3 and 400 <= int(value) < 600:
+            return int(value)
+    return 400

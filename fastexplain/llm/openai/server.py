@@ -1,32 +1,31 @@
 """Any OpenAI-compatible server: OpenAI, vLLM, SGLang, llama.cpp, Ollama, OpenRouter.
 
-This is the transport: how requests get to the server and are tried again. What they say, and how
-the answers are read, is in `wire.py`.
+Here requests are tried again, and a server's errors put in words. How they get there is in
+`http.py`; what they say, and how the answers are read, in `wire.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
+import math
 import os
 import time
+import warnings
 from typing import Any
 
-import aiohttp
 import httpx2
 import openai
 
 from fastexplain.errors import LLMError, UnusableError, UsageError
 from fastexplain.llm.base import Connection
-from fastexplain.llm.openai import probe, wire
+from fastexplain.llm.openai import failures, probe, wire
+from fastexplain.llm.openai.events import is_stream
 from fastexplain.llm.openai.failures import Broken, Passing, Refused, Unanswered
+from fastexplain.llm.openai.http import Http, key_in
 from fastexplain.llm.openai.limits import Backoff, Limiter, is_passing, retry_after
 from fastexplain.llm.requests import Capabilities, Request, Response
-from fastexplain.llm.tokens import count
-
-# Seconds in which a server accepts a connection, if there is one.
-_CONNECT_TIMEOUT = 10.0
+from fastexplain.llm.tokens import at_least, count
 
 # Retries while no server has ever answered: it may be starting, but more likely isn't there.
 _RETRIES_IF_ABSENT = 2
@@ -35,10 +34,9 @@ _RETRIES_IF_ABSENT = 2
 # taken to have gone.
 _GONE_AFTER = 20
 
-_OPENAI = "https://api.openai.com/v1"
-
-# Characters of a server's own message that are passed on.
-_LONGEST_MESSAGE = 300
+# A server counts other tokens than we do, but not so few of them in a prompt that it read: a share
+# of ours, in prompts of more than so many.
+_READ, _SHORT = 0.6, 200
 
 _CONTINUES = "what was answered is stored, and the same command goes on from there"
 
@@ -49,7 +47,8 @@ class ServerConnection(Connection):
     Args:
         model: the name by which the server knows the model.
         base_url: the API's address, mostly ending in /v1; OpenAI's own if None (or what
-            OPENAI_BASE_URL names). A user's name and password in it are sent instead of a key.
+            OPENAI_BASE_URL names). A user's name and password in it are sent instead of a key,
+            a query with each request.
         key_variable: the environment variable that holds the key. Only OpenAI's own address
             insists on one.
         concurrency: requests in flight at once.
@@ -84,54 +83,31 @@ class ServerConnection(Connection):
             ("concurrency", concurrency), ("requests per minute", requests_per_minute),
             ("tokens per minute", tokens_per_minute), ("timeout", timeout),
         ):  # fmt: skip
-            if number is not None and number <= 0:
-                raise UsageError(f"{name} has to be above 0")
-        key = _key(key_variable)
+            if number is not None and not 0 < number < math.inf:
+                raise UsageError(f"{name} has to be above 0, and a number")
+        key = key_in(key_variable)
         if not (base_url or os.environ.get("OPENAI_BASE_URL") or key):
             raise UnusableError(
                 f"no server to ask: set {key_variable} for OpenAI, give the address of another "
                 "server, or use a local model"
             )
+        self._http = Http(base_url, key, concurrency=concurrency, timeout=timeout, retries=retries)
         self.model = model
+        self.address, self.client = self._http.address, self._http.client
         self.concurrency = concurrency
-        self.address, login = _split(base_url)
-        basic = base64.b64encode(login.encode()).decode()
-        # The longest first: one may be part of another.
-        secrets = {key, basic, login, login.partition(":")[2]} - {""}
-        self._secrets = sorted(secrets, key=len, reverse=True)
-        wrong = f"refused the key in {key_variable}" if key else "wants a key"
-        self._key_refused = f"{wrong}; set {key_variable} to one that may use '{model}'"
-        if login:
-            self._key_refused = "refused the name and password in its address; correct them"
-        self._http = openai.DefaultAioHttpClient(
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
-            limits=httpx2.Limits(
-                max_connections=concurrency, max_keepalive_connections=concurrency
-            ),
-        )
-        self.client = openai.AsyncOpenAI(
-            # A server without keys still gets the header, which the client insists on.
-            api_key=key or "none",
-            base_url=self.address,
-            max_retries=retries,
-            default_headers={"Authorization": f"Basic {basic}"} if login else None,
-            http_client=self._http,
-        )
-        # All that the client sends but what describes this machine.
-        headers = self.client.auth_headers | self.client.default_headers
-        self._headers = {
-            name: value
-            for name, value in headers.items()
-            if isinstance(value, str) and not name.startswith("X-Stainless")
-        }
-        self._timeout = timeout
+        self._refuses = f"refuses the key in {key_variable}" if key else "wants a key"
+        self._remedy = f"set {key_variable} to one that may use '{model}'"
+        if self._http.login:
+            self._refuses = "refuses the name and password in its address"
+            self._remedy = "correct them"
+        self._named = "name and password are" if self._http.login else "the key is"
         self._retries = retries
         self._backoff = backoff or Backoff()
         self._limiter = Limiter(requests_per_minute, tokens_per_minute)
         self._slots = asyncio.Semaphore(concurrency)
-        self._reached = False  # whether a server ever answered, be it with an error
         self._answered = 0
         self._failed_in_a_row = 0
+        self._warned = False
 
     async def probe(self) -> Capabilities:
         self.capabilities = await probe.probe(self.post, self.model)
@@ -140,14 +116,16 @@ class ServerConnection(Connection):
     async def ask(self, request: Request) -> Response:
         capabilities = self.capabilities or await self.probe()
         path, body = wire.body(request, self.model, capabilities)
-        return wire.read(request, await self.post(path, body), capabilities)
+        response = wire.read(request, await self.post(path, body), capabilities)
+        self._check_read(request, response.usage.prompt_tokens)
+        return response
 
     async def close(self) -> None:
         await self.client.close()
 
     def as_llm_error(self, error: openai.OpenAIError) -> LLMError:
         """An error of `client` in a line, without what could show the key."""
-        return LLMError(f"{self.address}: {self._clean(str(error))}")
+        return self._http.as_llm_error(error)
 
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Send a request until it is answered, has failed too often, or never will be answered.
@@ -179,7 +157,7 @@ class ServerConnection(Connection):
                     return data
                 # A server that answers others gets to this one too, if it is asked often enough.
                 counted += not (failure.limited and self._answered > answered)
-                absent = failure.absent and not self._reached
+                absent = failure.absent and not self._http.reached
                 if counted > (min(self._retries, _RETRIES_IF_ABSENT) if absent else self._retries):
                     break
                 self.retried += 1
@@ -189,7 +167,10 @@ class ServerConnection(Connection):
             raise UnusableError(str(failure))
         reason = f"{failure} (tried {tries} times)" if tries > 1 else str(failure)
         if self._failed_in_a_row >= _GONE_AFTER:
-            raise UnusableError(f"{self.address} has stopped answering: {reason}; {_CONTINUES}")
+            raise UnusableError(
+                f"{self.address} failed {self._failed_in_a_row} requests in a row: {reason}; "
+                f"{_CONTINUES}"
+            )
         raise type(failure)(reason)
 
     async def _try(self, path: str, content: bytes) -> dict[str, Any]:
@@ -199,151 +180,94 @@ class ServerConnection(Connection):
             Passing: where another try may help.
             UnusableError, Refused: where it won't.
         """
-        status, headers, received = await self._fetch("POST", path, content)
+        status, headers, received = await self._http.fetch("POST", path, content)
         data = wire.parse(received)
-        given = data if isinstance(data, dict) else {}
-        error = given.get("error")
+        found = failures.reported(data)
         if status >= 300:
-            reported = error or data or received.decode(errors="replace")
-            raise await self._refusal(status, reported, headers)
+            said = found[1] if found else data or received.decode(errors="replace")
+            raise await self._refusal(status, said, headers, path, f" (status {status})")
+        if found:
+            raise await self._refusal(*found, headers, path)
         if not isinstance(data, dict):
             raise self._unreadable(received)
-        if error and "choices" not in data:
-            # So OpenRouter reports what failed at a model's own provider.
-            code = error.get("code") if isinstance(error, dict) else None
-            status = code if isinstance(code, int) and code >= 400 else 400
-            raise await self._refusal(status, error, headers)
-        self._reached = True
+        self._http.reached = True
         self._failed_in_a_row = 0
         return data
 
-    async def _fetch(
-        self, method: str, path: str, content: bytes | None = None
-    ) -> tuple[int, httpx2.Headers, bytes]:
-        """Status, headers and body of what a server sends.
-
-        Raises:
-            UnusableError, Unanswered: nothing, or not all of it, came.
-        """
-        try:
-            async with asyncio.timeout(self._timeout):
-                response = await self._http.request(
-                    method, self.address + path, content=content, headers=self._headers
-                )
-            return response.status_code, response.headers, response.content
-        except (OSError, aiohttp.ClientError) as error:
-            failure = self._lost(error)
-        except httpx2.HTTPError as error:
-            failure = self._lost(error.__cause__ or error)
-        # Without a cause or context: a traceback would show the request, and with it the key.
-        raise failure
-
-    def _lost(self, error: BaseException) -> LLMError:
-        """Why there is no response at all."""
-        if isinstance(error, aiohttp.ClientSSLError):
-            reason = self._clean(str(error))
-            if not self._reached:
-                return UnusableError(f"no secure connection to {self.address}: {reason}")
-            return Unanswered(f"the connection to {self.address} was not secure: {reason}")
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            return Unanswered(
-                f"no server answers at {self.address}; is it running, and is the address right?",
-                absent=True,
-            )
-        if isinstance(error, TimeoutError):
-            return Unanswered(f"{self.address} did not answer within {self._timeout:g} s")
-        return Unanswered(f"{self.address} dropped the connection")
-
     def _unreadable(self, content: bytes) -> LLMError:
         """What came in place of a JSON object."""
-        if not self._reached and not content.lstrip().startswith(b"{"):
+        if not self._http.reached and not (content.lstrip()[:1] == b"{" or is_stream(content)):
+            begins = self._http.clean(content[:60].decode(errors="replace"))
             return UnusableError(
-                f"{self.address} answers, but not as an OpenAI-compatible API does; most "
-                "addresses end in /v1"
+                f"{self.address} answers, but not as an OpenAI-compatible API does ('{begins}'); "
+                "most addresses end in /v1"
             )
-        self._reached = True
+        self._http.reached = True
         return Broken(f"{self.address} sent an answer that is cut off or no JSON")
 
-    async def _refusal(self, status: int, body: object, headers: httpx2.Headers) -> LLMError:
-        """What an error status means, in words for the user."""
-        self._reached = True
+    async def _refusal(
+        self, status: int, body: object, headers: httpx2.Headers, path: str, shown: str = ""
+    ) -> LLMError:
+        """What an error status means, in words for the user.
+
+        Args:
+            status: of the response, or the one that an error in it stands for.
+            shown: the status as the user sees it, if it is the response's.
+        """
+        self._http.reached = True
         where = self.address
         given: dict[str, Any] = body if isinstance(body, dict) else {}
-        reason = self._clean(
-            str(given.get("message") or given.get("detail") or body or "no reason")
-        )
-        message = f"{where}: {reason} (status {status})"
+        said = given.get("message") or given.get("detail") or body or "no reason given"
+        reason = f"{self._http.clean(str(said))}{shown}"
         if status == 402 or "insufficient_quota" in (given.get("code"), given.get("type")):
-            return UnusableError(
-                f"{where} answers no more: the quota of this key is used up; {_CONTINUES}"
-            )
+            return UnusableError(f"{where} answers no more with this key: {reason}; {_CONTINUES}")
         if is_passing(status):
             kind = Broken if status == 500 else Unanswered
             pause = retry_after(headers, time.time()) or 0.0
-            return kind(message, pause=pause, limited=status == 429)
+            return kind(f"{where}: {reason}", pause=pause, limited=status == 429)
         self._failed_in_a_row = 0
+        if status == 401:
+            return UnusableError(f"{where} {self._refuses}: {reason}; {self._remedy}")
         # Once others were answered, the key is good, and it is this request that is forbidden.
-        if status == 401 or (status == 403 and not self._answered):
-            return UnusableError(f"{where} {self._key_refused}")
+        if status == 403 and not self._answered:
+            return UnusableError(
+                f"{where} forbids it: {reason}; if {self._named} the reason, {self._remedy}"
+            )
         if status == 404:
             models = await self._models()
             if models is None:
                 return UnusableError(
-                    f"no OpenAI-compatible API at {where}; most addresses end in /v1"
+                    f"{where}{path} is not there, nor a list of models: {reason}; most addresses "
+                    "of OpenAI-compatible APIs end in /v1"
                 )
             if self.model not in models:
                 has = ", ".join(models[:10]) + (", ..." if len(models) > 10 else "")
                 return UnusableError(
                     f"{where} has no model '{self.model}'; it has: {has or 'none'}"
                 )
+        message = f"{where}: {reason}"
         return Refused(message, status)
 
     async def _models(self) -> list[str] | None:
         """The names that the server lists; None if it has no such list."""
         try:
-            _, _, content = await self._fetch("GET", "/models")
+            _, _, content = await self._http.fetch("GET", "/models")
             return [str(model["id"]) for model in wire.parse(content)["data"]]
         except (LLMError, KeyError, TypeError):
             return None
 
-    def _clean(self, text: str) -> str:
-        """A server's message on one line, not too long, and without what must not show."""
-        text = " ".join(text.split())
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text[:_LONGEST_MESSAGE]
-
-
-def address_of(base_url: str | None) -> str:
-    """The address of a connection with this `base_url`, without making one.
-
-    Raises:
-        UnusableError: it is not an address.
-    """
-    return _split(base_url)[0]
-
-
-def _key(variable: str) -> str:
-    """The key that an environment variable holds, "" if none."""
-    key = os.environ.get(variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        # The client would say so too, but show the key.
-        raise UnusableError(f"what {variable} holds is no key: it has characters that no key has")
-    return key
-
-
-def _split(base_url: str | None) -> tuple[str, str]:
-    """An address without the user's name and password in it, and these: "name:password" or ""."""
-    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
-    try:
-        url = httpx2.URL(base_url)
-    except httpx2.InvalidURL:
-        url = httpx2.URL("")
-    if url.scheme not in ("http", "https") or not url.host or url.query:
-        shown = base_url.partition("?")[0].rpartition("@")[2]
-        raise UnusableError(f"'{shown}' is no server's address; write http://host:port/v1")
-    login = f"{url.username}:{url.password}" if url.username else ""
-    return str(url.copy_with(username="", password="")).rstrip("/"), login
+    def _check_read(self, request: Request, prompt_tokens: int) -> None:
+        """Warn, once, of a server that seems to drop what its context has no room for."""
+        sent = 0 if self._warned else at_least(request)
+        if sent > _SHORT and 0 < prompt_tokens < _READ * sent:
+            self._warned = True
+            warnings.warn(
+                f"{self.address} counted {prompt_tokens:,} tokens in a prompt of about {sent:,}: "
+                "perhaps its context is too small and it drops the rest in silence; if so, "
+                "explanations and scores are of no worth, so start it with a larger context (in "
+                "Ollama OLLAMA_CONTEXT_LENGTH, in llama.cpp --ctx-size)",
+                stacklevel=2,
+            )
 
 
 def _tokens(body: dict[str, Any]) -> int:

@@ -59,8 +59,9 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
         UselessAnswerError: it is malformed, incomplete, withheld or empty.
     """
     spent = _usage(data)
-    if data.get("choices") and not (spent.prompt_tokens or spent.completion_tokens):
-        spent = Usage(estimate(request), most_tokens(request, capabilities))
+    if data.get("choices") and not spent.prompt_tokens:
+        written = spent.completion_tokens or most_tokens(request, capabilities)
+        spent = Usage(estimate(request), written, spent.cached_tokens)
     try:
         given = choice(data)
         if isinstance(request, Chat):
