@@ -60,6 +60,11 @@ class Budget:
                 f"--price or --simulator-price, or in {users_file()}"
             )
 
+    def check_interrupted(self) -> None:
+        """Raise StoppedError if the user wants no more to be sent."""
+        if self._interrupted is not None and self._interrupted.is_set():
+            raise StoppedError(INTERRUPTED)
+
     def reserve(self, most: float) -> float:
         """Let one more request be sent; returns what is to be handed to `settle`.
 
@@ -70,8 +75,7 @@ class Budget:
             BudgetError: it might pass a limit.
             StoppedError: the user wants no more to be sent.
         """
-        if self._interrupted is not None and self._interrupted.is_set():
-            raise StoppedError(INTERRUPTED)
+        self.check_interrupted()
         if self._max_requests is not None and self.requests >= self._max_requests:
             raise BudgetError(f"stopped after {self.requests:,} requests; --max-requests")
         if self._max_cost is not None:

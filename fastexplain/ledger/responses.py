@@ -11,8 +11,10 @@ import sqlite3
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple
+from pathlib import Path
 from typing import NamedTuple
 
+from fastexplain.ledger.claims import Claims
 from fastexplain.llm.requests import (
     Capabilities,
     Request,
@@ -77,12 +79,15 @@ class Responses:
 
     Attributes:
         database: the same; its `write` has a method run without waiting for the disk.
+        claims: on the names of requests that are in flight, so that nobody else asks them.
 
     All methods raise RunError where the database can't be used.
     """
 
     def __init__(self, database: Database, command: str | None = None) -> None:
         self.database = database
+        [(_, _, path), *_] = database.query("PRAGMA database_list")
+        self.claims = Claims(Path(f"{path}-asked") if path else None)
         self.command = command or now("microseconds")
 
     def find(self, key: str, request: Request) -> Response | None:

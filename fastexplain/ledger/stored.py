@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,9 @@ from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
 from fastexplain.llm.tokens import estimate
 
 _T = TypeVar("_T")
+
+# Seconds between two looks at whether another process has its answer: at first, and at the most.
+_FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0
 
 
 @dataclass
@@ -52,9 +55,10 @@ class Meter:
 class StoredConnection(Connection):
     """A connection behind the store of responses.
 
-    Requests that are alike and asked at the same time are sent once. A response is stored before
-    anybody gets it, and before its place among the `concurrency` requests in flight is free. What
-    was in flight when the command ended is asked again by the next one.
+    Requests that are alike and asked at the same time are sent once, by whatever process: the
+    others wait for its answer, and ask themselves if it ends without one. A response is stored
+    before anybody gets it, and before its place among the `concurrency` requests in flight is free.
+    What was in flight when the command ended is asked again by the next one.
 
     Args:
         inner: reaches the model. It is closed by whoever opened it.
@@ -103,16 +107,20 @@ class StoredConnection(Connection):
         Where it raises UnusableError for what a record has, the model is probed again: it may be
         able to do more by now.
         """
-        if self._inner.capabilities is None and not self._fresh and self.address != "local":
-            recorded = self._responses.capabilities(self.model, self.address)
-            if recorded is not None:
-                with contextlib.suppress(UnusableError):
-                    result = check(recorded)
-                    self.capabilities = self._inner.capabilities = recorded
-                    return result
+        before = self._responses.capabilities(self.model, self.address)
+        anew = self._fresh or self.address == "local"
+        if self._inner.capabilities is None and before is not None and not anew:
+            with contextlib.suppress(UnusableError):
+                result = check(before)
+                self.capabilities = self._inner.capabilities = before
+                return result
         if self._inner.capabilities is None:
-            self._inner.capabilities = await self._inner.probe()
-            self._responses.record_capabilities(self.model, self.address, self._inner.capabilities)
+            async with self._claimed(f"capabilities of {self.model} at {self.address}"):
+                found = self._responses.capabilities(self.model, self.address)
+                if found in (None, before) or self.address == "local":
+                    found = await self._inner.probe()
+                    self._responses.record_capabilities(self.model, self.address, found)
+                self._inner.capabilities = found
         self.capabilities = self._inner.capabilities
         return check(self.capabilities)
 
@@ -120,22 +128,49 @@ class StoredConnection(Connection):
         name = key(self.model, request)
         if name in self._in_flight:
             return await asyncio.shield(self._in_flight[name])
-        if not self._fresh or name in self._asked:
-            response = self._responses.find(name, request)
-            if response is not None:
-                self.meter.stored += 1
-                if name in self._deferred:
-                    spent = cost(response.usage, self._price) or 0.0
-                    self._budget.settle(self._deferred.pop(name), spent)
-                return response
-        self._in_flight[name] = asyncio.create_task(self._send(name, request))
+        anew = self._fresh and name not in self._asked
+        if not anew and (response := self._find(name, request)) is not None:
+            return response
+        self._in_flight[name] = asyncio.create_task(self._send(name, request, anew))
         try:
             return await self._in_flight[name]
         finally:
             del self._in_flight[name]
 
-    async def _send(self, name: str, request: Request) -> Response:
-        async with self._inner.slots:  # what waits may still be called off, and reserves nothing
+    def _find(self, name: str, request: Request) -> Response | None:
+        response = self._responses.find(name, request)
+        if response is not None:
+            self.meter.stored += 1
+            if name in self._deferred:
+                spent = cost(response.usage, self._price) or 0.0
+                self._budget.settle(self._deferred.pop(name), spent)
+        return response
+
+    @contextlib.asynccontextmanager
+    async def _claimed(self, name: str) -> AsyncIterator[None]:
+        """Hold a place in flight, and a claim on a name as soon as no other process has it."""
+        wait = 0.0
+        while True:
+            async with self._inner.slots:  # what waits may still be called off
+                if self._responses.claims.claim(name):
+                    try:
+                        yield
+                    finally:
+                        self._responses.claims.release(name)
+                    return
+            wait = min(max(_FIRST_WAIT, 2 * wait), _LONGEST_WAIT)
+            await asyncio.sleep(wait)
+            self._budget.check_interrupted()
+
+    async def _send(self, name: str, request: Request, anew: bool) -> Response:
+        """Have a request answered, unless another process has it answered first.
+
+        Args:
+            anew: whatever there is in the store.
+        """
+        async with self._claimed(name):
+            if not anew and (found := self._find(name, request)) is not None:
+                return found
             if name in self._deferred:
                 reserved = self._deferred.pop(name)
             else:
