@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from fastexplain.errors import Deferred, LLMError, UnusableError
 from fastexplain.ledger.budget import Budget
-from fastexplain.ledger.prices import Price, cost
+from fastexplain.ledger.prices import FREE, Price, cost
 from fastexplain.ledger.responses import Responses
 from fastexplain.llm.base import Connection
 from fastexplain.llm.openai.wire import most_tokens
@@ -174,9 +174,7 @@ class StoredConnection(Connection):
             if name in self._deferred:
                 reserved = self._deferred.pop(name)
             else:
-                answer = most_tokens(request, self._inner.capabilities or Capabilities())
-                most = Usage(estimate(request), answer)
-                reserved = self._budget.reserve(cost(most, self._price) or 0.0)
+                reserved = self._budget.reserve(self._most(request))
             try:
                 response = await self._inner.ask(request)
             except Deferred:  # it will be asked and paid for, only not by us
@@ -203,3 +201,10 @@ class StoredConnection(Connection):
             self.meter.answered += 1
             self.meter.add(response.usage, spent)
             return response
+
+    def _most(self, request: Request) -> float:
+        """The most that a request may cost, in US dollars, as far as that is known."""
+        if self._price in (None, FREE):
+            return 0.0
+        answer = most_tokens(request, self._inner.capabilities or Capabilities())
+        return cost(Usage(estimate(request), answer), self._price) or 0.0

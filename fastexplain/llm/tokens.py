@@ -40,21 +40,22 @@ _KIND = bytes(_kind(byte) for byte in range(256))
 _WEIGHTS = np.where(np.eye(_KINDS, dtype=bool), _MORE, _FIRST).ravel()
 
 
+def texts(request: Request) -> list[str]:
+    """The texts that a request's prompt is made of."""
+    if isinstance(request, Reading):
+        return [request.text]
+    return [message["content"] for message in request.messages]
+
+
 def estimate(request: Request) -> int:
     """The tokens of a request's prompt, roughly."""
-    if isinstance(request, Reading):
-        return count(request.text)
-    return sum(count(message["content"]) + _MESSAGE for message in request.messages)
+    around = 0 if isinstance(request, Reading) else _MESSAGE
+    return sum(count(text) + around for text in texts(request))
 
 
 def at_least(request: Request) -> int:
     """The tokens of what is ASCII in a request's prompt: of other scripts they are hard to tell."""
-    texts = (
-        [request.text]
-        if isinstance(request, Reading)
-        else ([message["content"] for message in request.messages])
-    )
-    return sum(count(text.encode("ascii", "ignore").decode()) for text in texts)
+    return sum(count(text.encode("ascii", "ignore").decode()) for text in texts(request))
 
 
 def count(text: str) -> int:

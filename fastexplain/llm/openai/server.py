@@ -35,8 +35,8 @@ _RETRIES_IF_ABSENT = 2
 _GONE_AFTER = 20
 
 # A server counts other tokens than we do, but not so few of them in a prompt that it read: a share
-# of ours, in prompts of more than so many.
-_READ, _SHORT = 0.6, 200
+# of ours, in prompts of more than so many, which have more than so many characters to a token.
+_READ, _SHORT, _LONG = 0.6, 200, 5
 
 _CONTINUES = "what was answered is stored, and the same command goes on from there"
 
@@ -104,6 +104,7 @@ class ServerConnection(Connection):
         self._retries = retries
         self._backoff = backoff or Backoff()
         self._limiter = Limiter(requests_per_minute, tokens_per_minute)
+        self._counts = tokens_per_minute is not None
         self._slots = asyncio.Semaphore(concurrency)
         self._answered = 0
         self._failed_in_a_row = 0
@@ -140,7 +141,7 @@ class ServerConnection(Connection):
             Broken: the server failed at it in all its tries.
         """
         async with self._slots:
-            tokens = _tokens(body)
+            tokens = _tokens(body) if self._counts else 0
             content = json.dumps(body).encode()
             tries = counted = 0
             while True:
