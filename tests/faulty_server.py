@@ -28,7 +28,7 @@ PASSING = ("429", "429-after", "500", "503", "hang", "drip", "reset", "drop", "t
 PASSING += ("choice-error", "null-error", "given-up", "cut-stream")
 # Faults of the answer itself, the same each time.
 LASTING = ("null", "nan", "short", "refusal", "unfinished")
-# Ways to write good answers of chats: as a stream, as parts, or behind thoughts.
+# Ways to write good answers: as a stream, or of chats as parts or behind thoughts.
 SHAPES = ("stream", "parts", "tagged", "channels")
 
 _STATUSES = {"429": 429, "429-after": 429, "500": 500, "503": 503}
@@ -55,7 +55,7 @@ class Faulty:
         echoes, shift: * whether prompts get log-probabilities, and by how many tokens too early.
         completes, chats, chat_logprobs, schemas: * what there is at all.
         content: * of chats that ask for no simulation; None: some words, by the request.
-        shape: * how chats are answered, one of SHAPES; None: as usual.
+        shape: * how requests are answered, one of SHAPES; None: as usual.
         context: * tokens of a prompt that are read; the others are dropped in silence.
         usage: * what is counted, in place of that.
 
@@ -365,13 +365,13 @@ def failed(kind, body):
 
 
 def shaped(shape, body):
-    """A good answer of a chat, written in another way."""
+    """A good answer, written in another way; of a completion as a stream only."""
+    if shape == "stream":
+        return streamed(body)
     message = body["choices"][0].get("message")
     if shape is None or message is None:
         return body
     text = message["content"]
-    if shape == "stream":
-        return streamed(body)
     if shape == "parts":
         thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
         half = len(text) // 2

@@ -22,6 +22,9 @@ from fastexplain.llm.requests import Usage
 BATCH_FACTOR = 0.5
 """What a token costs in a batch, beside its price outside."""
 
+# US dollars a million tokens: above one a token it is a slip.
+_MOST = 1e6
+
 # The one host that OpenAI's list holds for; other servers may sell the same models at their own.
 _OPENAI = "api.openai.com"
 
@@ -170,7 +173,7 @@ def _read_price(name: str, fields: Any, file: Path) -> Price:
 
 
 def _is_price(value: float) -> bool:
-    return 0 <= value < math.inf
+    return 0 <= value <= _MOST
 
 
 def _is_this_machine(host: str) -> bool:

@@ -106,6 +106,25 @@ def test_a_signal_waits_for_what_is_in_flight(planted_run, tmp_path, name, expec
         server.close()
 
 
+def test_two_commands_on_one_run_pay_once_for_what_both_ask(planted_run, tmp_path):
+    run = Path(shutil.copytree(planted_run.path, tmp_path / "run"))
+    neurons = [f"0:{index}" for index in range(min(12, planted_run.width(0)))]
+    server = Deadly()
+    command = [sys.executable, str(CLI), "explain", str(run), *neurons, "--explainer", "m"]
+    try:
+        both = [
+            subprocess.Popen([*command, "--base-url", server.url], stdout=subprocess.PIPE)
+            for _ in range(2)
+        ]
+        shown = [client.communicate(timeout=120)[0] for client in both]
+        assert [client.returncode for client in both] == [0, 0]
+        assert shown[0] == shown[1]
+        bodies = [json.dumps(body) for _, body, _ in server.requests]
+        assert len(bodies) == len(set(bodies)) and stored(run) > 30
+    finally:
+        server.close()
+
+
 @pytest.mark.scale
 def test_a_command_that_is_killed_loses_only_what_was_in_flight(planted_run, tmp_path):
     neurons = [f"0:{index}" for index in range(min(20, planted_run.width(0)))]

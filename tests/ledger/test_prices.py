@@ -134,6 +134,7 @@ def test_the_users_prices_win_and_hold_everywhere(write):
         ("[models]\nm = { input = nan, output = 2 }", "'input': nan"),
         ("[models]\nm = { input = 1, output = inf }", "'output': inf"),
         ("[models]\nm = { input = 1, output = '2' }", "'output': '2'"),
+        ("[models]\nm = { input = 1, output = 1e300 }", "'output': 1e+300"),
         ("[models]\nm = { input = 1, output = true }", "'output': True"),
     ],
 )
@@ -166,7 +167,7 @@ def test_a_price_may_be_given():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "1,2,3", "1,x", "-1,2", "1,nan", "inf,1", "1;2", "$1,$2"]
+    "text", ["", "1", "1,2,3", "1,x", "-1,2", "1,nan", "inf,1", "1;2", "$1,$2", "1e7,1", "1,1e300"]
 )
 def test_what_is_no_price_is_refused(text):
     with pytest.raises(UsageError, match=r"as in 0\.15,0\.6"):

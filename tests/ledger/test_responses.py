@@ -303,6 +303,35 @@ def test_an_answer_is_stored_before_its_place_is_given_away(tmp_path):
     assert len(in_flight) == 40 and max(in_flight) <= 3
 
 
+@pytest.mark.parametrize("finish", ["length", "MAX_TOKENS", "SAFETY", "tool_calls", "anything"])
+def test_an_answer_that_is_not_finished_is_not_stored_and_asked_again(responses, finish):
+    server = Faulty()
+    plain = server.answer
+
+    def unfinished(path, request):
+        status, body = plain(path, request)
+        body["choices"][0]["finish_reason"] = finish
+        return status, body
+
+    async def main():
+        async with connect("m", base_url=server.url) as inner:
+            inner.capabilities = FOUND
+            stored = StoredConnection(inner, responses, "explanation")
+            server.answer = unfinished
+            with pytest.raises(UselessAnswerError, match=r"cut off after 5 tokens|not finished"):
+                await stored.ask(CHAT)
+            server.answer = plain
+            return (await stored.ask(CHAT)).finish
+
+    try:
+        assert asyncio.run(main()) == "stop"
+    finally:
+        server.close()
+    [row] = responses.ledger()
+    assert (row.answered, row.failed, len(server.requests)) == (1, 1, 2)
+    assert row.completion_tokens > 0 and row.prompt_tokens > 0
+
+
 def needs_chats(can):
     if not can.chat:
         raise UnusableError("no chats")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from faulty_server import streamed
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastexplain.errors import LLMError
@@ -13,6 +13,7 @@ from fastexplain.llm.openai import events, wire
 from fastexplain.llm.openai.thoughts import answer_in
 from fastexplain.llm.requests import Capabilities, Chat, UselessAnswerError
 
+SETTINGS = settings(deadline=None, derandomize=True)
 CHAT = Chat(({"role": "user", "content": "What?"},), max_tokens=60)
 ABLE, THINKS = Capabilities(chat=True), Capabilities(chat=True, thinks=True)
 
@@ -37,6 +38,7 @@ def read(content, finish="stop", able=ABLE, chat=CHAT, **message):
     return wire.read(chat, data(content, finish, **message), able).text
 
 
+@SETTINGS
 @given(
     st.sampled_from(FINISHED + CUT_OFF + OTHERS)
     | st.text(max_size=12)
@@ -92,6 +94,7 @@ MARKS = [
 PLAIN = st.text(st.characters(exclude_characters="<>[]|\u25c1\u25b7"), min_size=1).filter(str.strip)
 
 
+@SETTINGS
 @given(st.sampled_from(MARKS), PLAIN, PLAIN)
 @example(MARKS[0], "1. analysis", "assistantfinal")
 def test_only_the_final_part_is_the_answer(mark, thoughts, answer):
@@ -115,6 +118,7 @@ def test_thoughts_without_an_answer_are_none(mark):
         read(before, "length")
 
 
+@SETTINGS
 @given(st.text())
 def test_a_text_without_marks_is_the_answer(text):
     assert answer_in(text) == text
@@ -175,6 +179,7 @@ def test_what_comes_without_choices_is_quoted():
 # Streams
 
 
+@SETTINGS
 @given(st.text(), st.sampled_from(["stop", "length", None]), st.sampled_from(["\n", "\r\n"]))
 @example('data: [DONE]\n\ndata: {"a"', "stop", "\n")
 @example("\u2028\x85\x0b", "stop", "\n")
@@ -188,6 +193,7 @@ def test_a_stream_is_what_it_streams(text, finish, line):
     assert found == body
 
 
+@SETTINGS
 @given(st.integers(0, 400))
 def test_a_stream_that_ends_early_is_none(end):
     whole = streamed(data("birds", "stop"))

@@ -208,6 +208,22 @@ def test_a_server_says_when_to_come_back(headers, seconds):
     assert retry_after(headers, now=1_800_000_000.0) == seconds
 
 
+_HEADERS = st.sampled_from(
+    ["1e400", "-1e400", "9" * 5000, "0x7", "\u0667", "1_0", "+ 3", "NaN", ","]
+)
+_DATES = st.sampled_from(
+    ["Mon, 01 Jan 0001 00:00:00", "Fri, 31 Dec 9999 23:59:59 -2359", "1 Jan 1"]
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.text() | _HEADERS | _DATES | st.floats().map(str), st.text() | _HEADERS | st.none())
+def test_a_pause_is_within_bounds_whatever_a_server_says(seconds, milliseconds):
+    headers = {"retry-after": seconds, "retry-after-ms": milliseconds}
+    pause = retry_after(headers, now=1_800_000_000.0)
+    assert pause is None or 0 <= pause <= 120
+
+
 def test_which_failures_pass():
     passing = [status for status in range(400, 600) if is_passing(status)]
     assert [status for status in passing if status < 500] == [408, 409, 429]

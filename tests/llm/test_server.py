@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import gc
 import json
 import logging
@@ -15,7 +16,9 @@ import tracemalloc
 import unittest.mock
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
+import aiohttp
 import faulty_server
 import httpx2
 import numpy as np
@@ -708,10 +711,11 @@ def test_an_answer_may_be_written_in_many_ways(faulty, shape):
     faulty.shape = shape
     faulty.content = None  # answers that differ
     assert [answer.text for answer in asked(faulty)] == ["cities and tools"]
-    integers = replace(CHAT, integers=True)
     if shape == "stream":
-        [answer] = asked(faulty, integers)
+        [answer] = asked(faulty, replace(CHAT, integers=True))
         assert [token.text for token in answer.tokens] == [answer.text] and answer.text.isdigit()
+        [read] = asked(faulty, simulator.reading("rivers", [" a", "\n"], 9))
+        assert (read.log_probabilities[:, [3, 6]] == -1.0).all()
 
 
 COUNTS = [10**30, 2**53 + 1, -1, math.nan, math.inf, "many", True, None, 0.5, [], {}]
@@ -756,12 +760,36 @@ def test_a_server_that_drops_most_of_a_prompt_is_warned_of_once(faulty):
     assert said.startswith(f"{faulty.url} counted 512 tokens in a prompt of about 1,")
 
 
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 10**400])
 @pytest.mark.parametrize(
     "name", ["concurrency", "requests_per_minute", "tokens_per_minute", "timeout"]
 )
-def test_numbers_are_above_0(name):
+def test_numbers_are_above_0_and_not_beyond_all_bounds(name, value):
     with pytest.raises(UsageError, match=f"{name.replace('_', ' ')} has to be above 0"):
-        connect("http://127.0.0.1:1/v1", **{name: 0})
+        connect("http://127.0.0.1:1/v1", **{name: value})
+
+
+def test_a_proxy_that_is_not_there_is_named_as_the_reason(nowhere, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", nowhere.removesuffix("/v1"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    message = error_of("http://192.0.2.1:8000/v1", UnusableError)
+    assert message.startswith("the proxy on the way to http://192.0.2.1:8000/v1 is not reached")
+
+
+def test_a_process_that_has_too_many_files_open_says_so():
+    async def main():
+        async with connect("http://127.0.0.1:1/v1") as connection:
+            too_many = OSError(errno.EMFILE, "Too many open files")
+            key = SimpleNamespace(host="127.0.0.1", port=1, ssl=False, is_ssl=False)
+            for error in (too_many, aiohttp.ClientConnectorError(key, too_many)):
+                found = connection._http._lost(error)
+                assert type(found) is Unanswered
+                assert "this process has too many files open" in str(found)
+            other = connection._http._lost(httpx2.TooManyRedirects("Exceeded"))
+            assert str(other).endswith("sent no response that can be read: Exceeded")
+
+    asyncio.run(main())
 
 
 def test_who_is_cancelled_leaves_nothing_behind(faulty):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import os
 
 import aiohttp
@@ -163,6 +164,15 @@ class Http:
             if not self.reached:
                 return UnusableError(f"no secure connection to {where}: {reason}")
             return Unanswered(f"the connection to {where} was not secure: {reason}")
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            return Unanswered(
+                "this process has too many files open for more connections; lower --concurrency, "
+                "or raise the limit (ulimit -n)"
+            )
+        if isinstance(error, aiohttp.ClientProxyConnectionError):
+            return Unanswered(
+                f"the proxy on the way to {where} is not reached: {reason}", absent=True
+            )
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             return Unanswered(
                 f"no server answers at {where}; is it running, and is the address right?",

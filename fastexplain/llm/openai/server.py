@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import time
 import warnings
@@ -26,6 +25,9 @@ from fastexplain.llm.openai.http import Http, key_in
 from fastexplain.llm.openai.limits import Backoff, Limiter, is_passing, retry_after
 from fastexplain.llm.requests import Capabilities, Request, Response
 from fastexplain.llm.tokens import at_least, count
+
+# Of all limits: a year in seconds has fewer.
+_MOST = 10**9
 
 # Retries while no server has ever answered: it may be starting, but more likely isn't there.
 _RETRIES_IF_ABSENT = 2
@@ -83,8 +85,8 @@ class ServerConnection(Connection):
             ("concurrency", concurrency), ("requests per minute", requests_per_minute),
             ("tokens per minute", tokens_per_minute), ("timeout", timeout),
         ):  # fmt: skip
-            if number is not None and not 0 < number < math.inf:
-                raise UsageError(f"{name} has to be above 0, and a number")
+            if number is not None and not 0 < number <= _MOST:
+                raise UsageError(f"{name} has to be above 0, and at most {_MOST:,}")
         key = key_in(key_variable)
         if not (base_url or os.environ.get("OPENAI_BASE_URL") or key):
             raise UnusableError(
