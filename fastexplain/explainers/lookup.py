@@ -138,8 +138,8 @@ def _entry_finder(run: Run) -> Callable[[LookupTables], list[list[dict[str, Any]
     def shown(row: int) -> dict[str, str | None]:
         if row < len(known.tokens):
             return {"token": run.token_text(int(known.tokens[row])), "previous": None}
-        previous, token = known.pairs[row - len(known.tokens)].tolist()
-        return {"token": run.token_text(token), "previous": run.token_text(previous)}
+        previous, token = run.token_texts(known.pairs[row - len(known.tokens)].tolist())
+        return {"token": token, "previous": previous}
 
     def entries_of(tables: LookupTables) -> list[list[dict[str, Any]]]:
         rows, means = strongest(tables, second, count=_ENTRIES, gain=_PAIR_GAIN)

@@ -14,6 +14,7 @@ Reading is lazy: only the slices that are asked for leave the disk. `run/writing
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from fastexplain.run.statistics import SUMMED, moments_of
 from fastexplain.run.table import NeuronTable, neuron_table
 from fastexplain.run.tables import Tables
 from fastexplain.run.writing import EXCERPTS, MANIFEST, SCHEMA, site_file
+from fastexplain.text.vocabulary import texts
 
 if TYPE_CHECKING:
     from fastexplain.run.database import Database
@@ -160,11 +162,19 @@ class Run:
         )
 
     def token_text(self, token: int) -> str:
-        """A token as text; bytes that are not UTF-8 on their own show as U+FFFD."""
+        """One token as text, as in `token_texts`."""
+        return self.token_texts([token])[0]
+
+    def token_texts(self, tokens: Iterable[int]) -> list[str]:
+        """Consecutive tokens as text, none empty; U+FFFD is a part of a character of later ones."""
         blob, ends = self._vocabulary
-        if not 0 <= token < len(ends) - 1:  # a model may have more rows than its tokenizer tokens
-            return ""
-        return bytes(blob[ends[token] : ends[token + 1]]).decode("utf-8", errors="replace")
+
+        def bytes_of(token: int) -> bytes:
+            # A model may have more rows than its tokenizer tokens.
+            known = 0 <= token < len(ends) - 1
+            return blob[ends[token] : ends[token + 1]] if known else b""
+
+        return texts(tokens, bytes_of)
 
     def excerpt(self, excerpt: int) -> np.ndarray:
         """An excerpt's token ids, int32 `[tokens]`."""
@@ -195,7 +205,7 @@ class Run:
         for excerpt, own in zip(ids, widen(acts), strict=True):
             if excerpt >= 0:
                 token_ids = self.excerpt(int(excerpt))
-                tokens = [self.token_text(int(token)) for token in token_ids]
+                tokens = self.token_texts(token_ids.tolist())
                 found.append(Exemplar(int(excerpt), token_ids, tokens, own))
         return found
 
@@ -212,8 +222,9 @@ class Run:
         )
 
     @cached_property
-    def _vocabulary(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._read(EXCERPTS, "vocabulary.bytes"), self._read(EXCERPTS, "vocabulary.ends")
+    def _vocabulary(self) -> tuple[bytes, list[int]]:
+        blob, ends = (self._read(EXCERPTS, f"vocabulary.{name}") for name in ("bytes", "ends"))
+        return blob.tobytes(), ends.tolist()
 
     def _read(self, file: str, name: str, place: tuple[Any, ...] = ()) -> np.ndarray:
         """An array, or what is at a place in it, which alone leaves the disk then."""

@@ -32,8 +32,8 @@ class Activations:
     """What neurons do on a text.
 
     Attributes:
-        tokens: the text's, without the BOS before them; bytes that are not UTF-8 on their own show
-            as U+FFFD.
+        tokens: the text's, without the BOS before them, none empty; a character that is cut over
+            several stands with the last, and U+FFFD in its place with the others.
         token_ids: int64 `[tokens]`.
         units: the neurons, in the order in which they were named.
         values: float32 `[tokens, units]`.
@@ -71,8 +71,7 @@ def activations_of(
         values[:, layers == layer] = acts[0, subject.lead :, wanted].float().cpu().numpy()
 
     subject.trunk(torch.from_numpy(ids)[None], keep, np.unique(layers).tolist())
-    tokens = [subject.token_text(token) for token in ids.tolist()]
-    return Activations(tokens, ids, units, values)
+    return Activations(subject.token_texts(ids.tolist()), ids, units, values)
 
 
 def _token_ids(subject: Subject, text: Text) -> np.ndarray:

@@ -24,7 +24,7 @@ from fastexplain.subject.compilation import CompiledLayer
 from fastexplain.subject.fusion import FusedMlp, fuse, replaced
 from fastexplain.subject.interception import intercepted
 from fastexplain.subject.mlps import Mlp, find_mlps
-from fastexplain.text.vocabulary import token_bytes
+from fastexplain.text.vocabulary import texts, token_bytes
 
 _SAMPLE = 1024  # values of a parameter that a model is told by
 
@@ -254,11 +254,11 @@ class Subject:
         """The bytes that each of the tokenizer's ids stands for; for showing tokens."""
         return token_bytes(self.tokenizer)
 
-    def token_text(self, token: int) -> str:
-        """A token as text; bytes that are not UTF-8 on their own show as U+FFFD."""
+    def token_texts(self, tokens: Iterable[int]) -> list[str]:
+        """Consecutive tokens as text, none empty; U+FFFD is a part of a character of later ones."""
         # A model may have more rows than its tokenizer tokens.
-        own = self._vocabulary[token] if token < len(self._vocabulary) else b""
-        return own.decode("utf-8", errors="replace")
+        known = self._vocabulary
+        return texts(tokens, lambda token: known[token] if token < len(known) else b"")
 
     @functools.cached_property
     def _vocabulary(self) -> list[bytes]:

@@ -586,7 +586,7 @@ def test_bytes_of_other_tokens_are_those_of_their_text(make_model: MakeModel) ->
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     subject = Subject.from_model(make_model(), tokenizer, name="words")
-    assert subject.token_bytes()[:2] == [b"<unk>", b"deep"]
+    assert subject.token_bytes() == [b" <unk>", b" deep", b"", b" er"]
 
 
 # The name of kernels/
@@ -650,4 +650,4 @@ def test_fingerprints_tell_models_of_one_name_apart(make_model, make_tokenizer) 
 def test_token_bytes_reach_the_largest_id_when_ids_have_gaps() -> None:
     backend = Tokenizer(models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
-    assert token_bytes(tokenizer) == [b"a", *[b""] * 6, b"b"]
+    assert token_bytes(tokenizer) == [b" a", *[b""] * 6, b" b"]

@@ -325,7 +325,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(planted_subject, tmp_path) -> 
 
 def test_a_token_that_the_tokenizer_lacks_is_shown_as_nothing(planted_run) -> None:
     assert planted_run.token_text(planted.TOKENS - 1) == "bird"
-    assert planted_run.token_text(planted.TOKENS) == ""
+    assert planted_run.token_text(planted.TOKENS) == f"<token {planted.TOKENS}>"
 
 
 def test_activations_that_are_not_finite_stop_the_sweep(planted_run, planted_corpus, tmp_path):
