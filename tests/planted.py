@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -78,5 +79,6 @@ def write_planted(directory: Path) -> Path:
     model.save_pretrained(directory)
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="the"))
     words.pre_tokenizer = WhitespaceSplit()
+    words.decoder = Fuse()  # a token reads as its word, without a space
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
     return directory

@@ -34,9 +34,14 @@ def sweep_corpus(
     excerpts: int | None,
     seed: int = 0,
     column: str = "text",
+    verbose: bool = False,
     **settings: Any,
 ) -> Run:
-    """Read a corpus and sweep it, with progress on standard error."""
+    """Read a corpus and sweep it, with progress on standard error.
+
+    Args:
+        verbose: list the files that were passed over.
+    """
     with (
         progress(f"Reading {', '.join(sources)}", 100, percent=True) as advance,
         compiled_beside(subject, tables=settings.get("table_bytes") != 0),
@@ -46,7 +51,10 @@ def sweep_corpus(
             progress=lambda fraction: advance(int(100 * fraction)),
         )  # fmt: skip
     if corpus.passed_over:
-        print_line(f"Files left out because they are not UTF-8 text: {corpus.passed_over}.")
+        line = corpus.passed_over_line()
+        print_line(f"{line[0].upper()}{line[1:]}.")
+        for path, reason in corpus.passed_over.items() if verbose else ():
+            print_line(f"  {path} {reason}")
     width = corpus.tokens.shape[1]
     with progress("Sweeping", len(corpus), tokens=width) as advance, interrupts() as interrupted:
 

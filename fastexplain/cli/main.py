@@ -109,8 +109,8 @@ def sweep(
         typer.Option(
             "--corpus",
             metavar="SOURCE",
-            help="Text: a file, a directory, .jsonl, .parquet, hf:NAME for a Hugging Face data "
-            "set, - for standard input, or stdlib. Several may follow.",
+            help="Text: a file, a directory, .jsonl, .json, .parquet, hf:NAME for a Hugging Face "
+            "data set, - for standard input, or stdlib. Several may follow.",
         ),
     ],
     run: Annotated[Path, typer.Option("--out", metavar="RUN", help="Directory to write.")],
@@ -150,6 +150,9 @@ def sweep(
     column: Annotated[
         str, typer.Option(help="The text column of .jsonl, .parquet and data sets.")
     ] = "text",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="List the corpus's files that are passed over.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the subject's code from the hub.")
@@ -176,6 +179,7 @@ def sweep(
         excerpts=excerpts,
         seed=seed,
         column=column,
+        verbose=verbose,
         top_k=top_k,
         random=random,
         bottom=bottom,

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ class Corpus:
         sources: as given; none where the corpus was made from texts or excerpts.
         fingerprint: SHA-256, in hexadecimal, of `tokens`, and thus of their order.
         available: the distinct excerpts that there were before `excerpts` cut them.
-        passed_over: files in directories that were passed over as they are not text.
+        passed_over: files in directories that were passed over, by path, each with the reason.
     """
 
     tokens: np.ndarray
@@ -61,7 +62,7 @@ class Corpus:
     sources: tuple[str, ...] = ()
     fingerprint: str
     available: int
-    passed_over: int = 0
+    passed_over: dict[str, str]
 
     def __init__(
         self,
@@ -77,8 +78,9 @@ class Corpus:
         """Read, tokenise and shuffle the sources.
 
         Args:
-            sources: text files; directories, of which every text file is read that is not hidden,
-                in sorted order; `.jsonl`, `.jsonl.gz` and `.parquet` files, with a document a row;
+            sources: text files; directories, of which every file is read that holds text and is not
+                hidden, in sorted order; `.jsonl`, `.ndjson`, `.json` and `.parquet` files, with a
+                document a row; any of these packed by gzip, bzip2, xz or Zstandard;
                 `hf:NAME[@REVISION][#CONFIG][:SPLIT]` for a data set on the Hugging Face hub or in
                 a directory, streamed (needs the extra `datasets`; the split is `train`, or the only
                 one, if left out, and `train[:1000]` is its first 1,000 rows); `-` for standard
@@ -86,13 +88,14 @@ class Corpus:
             tokenizer: a fast tokenizer. What spells a special token in a document is plain text.
             excerpts: keep so many of the shuffled excerpts, or all where there are fewer.
             seed: of the shuffle. With the same sources and seed, fewer excerpts are a prefix.
-            column: that holds the text, in `.jsonl` and `.parquet` files and in data sets.
+            column: that holds the text, in files of rows and in data sets.
             tokens: the length of an excerpt.
             progress: called with the fraction of the sources that is read, from time to time.
 
         Raises:
             UsageError: there are no sources, or a number or length below 1 is asked for.
-            CorpusError: a source is missing, damaged or not text, a data set's split or column is
+            CorpusError: a source is missing, damaged or not text, a row has more than 33,554,432
+                characters, a directory more than a million files, a data set's split or column is
                 missing (the message lists those there are), no document is long enough for an
                 excerpt, or there is no room for the temporary files.
         """
@@ -120,11 +123,10 @@ class Corpus:
             self.available = len(order)
             self.passed_over = texts.passed_over
             if not self.available:
-                passed = f"; files passed over as not text: {self.passed_over}"
+                passed = f"; {self.passed_over_line()}" if self.passed_over else ""
                 raise CorpusError(
-                    f"no document has {tokens} tokens, the length of an excerpt"
-                    f" (documents: {found.document + 1}; the longest: {found.longest} tokens"
-                    f"{passed if self.passed_over else ''})"
+                    f"no document has {tokens} tokens, the length of an excerpt (documents:"
+                    f" {found.document + 1}; the longest: {found.longest} tokens{passed})"
                 )
             self.tokens, self.documents, self.offsets = found.gather(order[:excerpts])
         self.fingerprint = _fingerprint(self.tokens)
@@ -197,10 +199,17 @@ class Corpus:
         self.seed = seed
         self.fingerprint = _fingerprint(self.tokens)
         self.available = count
+        self.passed_over = {}
         return self
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def passed_over_line(self) -> str:
+        """How many files were passed over, and why, in one line."""
+        reasons = Counter(self.passed_over.values()).most_common()
+        why = "; ".join(f"{count:,} {reason}" for reason, count in reasons)
+        return f"files passed over: {len(self.passed_over):,}: {why}"
 
 
 class _Excerpts:

@@ -19,7 +19,7 @@ from fastexplain.errors import CorpusError
 from fastexplain.text.pieces import Piece, names, text_of
 
 PREFIX = "hf:"
-_ROWS = 256  # decoded at a time
+_ROWS = 16  # decoded at a time, each of which may be of the greatest length
 
 _FORM = "hf:NAME[@REVISION][#CONFIG][:SPLIT]"
 _ADDRESS = re.compile(

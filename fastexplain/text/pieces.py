@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,10 @@ from fastexplain.errors import CorpusError
 # About 5,000 tokens: few enough that a batch keeps many cores busy, enough that cuts are rare, as
 # the tokens right at a cut may be others than in the whole text.
 SIZE = 16_384
+# Characters of a row, which is decoded as a whole: several times the longest of novels.
+LONGEST = 2**25
+
+_QUOTED = 200  # characters of a path
 
 
 class Piece(NamedTuple):
@@ -32,10 +35,13 @@ class Piece(NamedTuple):
 
         These a string may hold, in JSON too, but they can't be tokenised.
         """
-        stream, first = io.StringIO(self.text.encode("utf-8", "replace").decode()), self.first
-        while text := stream.read(SIZE) + stream.readline(SIZE):
-            yield Piece(text, self.done, first)
-            first = False
+        start = 0
+        while start < len(self.text):
+            line_end = self.text.find("\n", start + SIZE, start + 2 * SIZE) + 1
+            end = line_end or start + 2 * SIZE
+            text = self.text[start:end].encode("utf-8", "replace").decode()
+            yield Piece(text, self.done, self.first and start == 0)
+            start = end
 
 
 def names(columns: Iterable[str]) -> str:
@@ -47,11 +53,26 @@ def text_of(row: Mapping[str, Any], column: str, place: str) -> str:
     """The text of a row, "" where it is null.
 
     Raises:
-        CorpusError: there is no such column, or it holds something else; `place` is named.
+        CorpusError: there is no such column, it holds something else, or more than `LONGEST`
+            characters; `place` is named.
     """
     if column not in row:
         raise CorpusError(f"{place}: no column {column!r}; there are {names(row)}")
     text = row[column]
     if not isinstance(text, str | None):
         raise CorpusError(f"{place}: {column!r} is {type(text).__name__}, not a string")
+    if text and len(text) > LONGEST:
+        raise too_long(place)
     return text or ""
+
+
+def too_long(place: str) -> CorpusError:
+    """The error for a row that is longer than `LONGEST`."""
+    return CorpusError(
+        f"{place}: longer than {LONGEST:,} characters, the most that is read of a row; split it"
+    )
+
+
+def shortened(name: str) -> str:
+    """A file's name as messages quote it."""
+    return repr(name if len(name) <= _QUOTED else f"...{name[-_QUOTED:]}")

@@ -323,7 +323,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(planted_subject, tmp_path) -> 
             fastexplain.sweep(planted_subject, corpus, tmp_path / "run")
 
 
-def test_a_token_that_the_tokenizer_lacks_is_shown_as_nothing(planted_run) -> None:
+def test_a_token_that_the_tokenizer_lacks_is_shown_as_its_number(planted_run) -> None:
     assert planted_run.token_text(planted.TOKENS - 1) == "bird"
     assert planted_run.token_text(planted.TOKENS) == f"<token {planted.TOKENS}>"
 

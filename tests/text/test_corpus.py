@@ -254,7 +254,12 @@ def test_a_directory_is_read_in_order_without_hidden_and_binary_files(words, tmp
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     corpus = Corpus([tmp_path], words)
     assert held(corpus) == windows(documents)
-    assert corpus.passed_over == 2
+    assert {Path(path).name: reason for path, reason in corpus.passed_over.items()} == {
+        "latin1.txt": "is not UTF-8 text",
+        "zeros.bin": "is not text: it has null bytes",
+        "nowhere": "is no file, or a link to none",
+        "loop": "is no file, or a link to none",
+    }
 
 
 def test_one_path_may_stand_alone(words, tmp_path):
@@ -314,7 +319,7 @@ def test_a_bad_column_of_parquet(words, tmp_path):
 
 
 def test_parquet_without_pyarrow(words, tmp_path, monkeypatch):
-    (tmp_path / "a.parquet").write_bytes(b"")
+    pq.write_table(pa.table({"text": ["w1"]}), tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install 'fastexplain[parquet]'" in refused(CorpusError, [tmp_path], words)
 
@@ -330,7 +335,7 @@ def test_an_impossible_path_is_not_a_traceback(words):
 
 def test_a_directory_without_text_says_what_was_passed_over(words, tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\xff")
-    assert "not text: 1" in refused(CorpusError, [tmp_path], words)
+    assert "files passed over: 1: 1 is not UTF-8 text" in refused(CorpusError, [tmp_path], words)
 
 
 def test_impossible_requests(words):
@@ -362,7 +367,7 @@ def test_texts_make_the_corpus_that_a_file_of_them_makes(
         assert np.array_equal(corpus.documents, file.documents)
         assert np.array_equal(corpus.offsets, file.offsets)
         assert (corpus.available, corpus.seed) == (file.available, seed)
-        assert (corpus.sources, corpus.passed_over) == ((), 0)
+        assert (corpus.sources, corpus.passed_over) == ((), {})
 
 
 def test_progress_through_texts_grows_to_1_where_their_number_is_known(words, monkeypatch):
@@ -475,7 +480,7 @@ def test_the_built_in_corpus_has_millions_of_tokens(built_in):
     corpus, fractions = built_in
     assert corpus.tokens.size > 2_000_000
     assert corpus.sources == ("stdlib",)
-    assert corpus.passed_over == 0
+    assert corpus.passed_over == {}
     assert fractions == sorted(fractions) and fractions[-1] == 1
 
 
