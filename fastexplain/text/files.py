@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from fastexplain.errors import CorpusError
-from fastexplain.text.pieces import LONGEST, SIZE, Piece, shortened, text_of, too_long
+from fastexplain.text.pieces import LONGEST, SIZE, Piece, names, shortened, text_of, too_long
 
 _HEAD = 2**18  # bytes that tell the format, the first line among them
 _ROWS = 16  # of a parquet file decoded at a time, each of which may be of the greatest length
 
+_BLANK = "\ufeff \t\r\n"
 _ROWS_BY_NAME = (".jsonl", ".ndjson", ".jsonlines")
 _REFUSED = {
     b"PK\x03\x04": "a zip archive",
@@ -99,16 +100,17 @@ def documents(path: Path | None, column: str, *, whole: bool = False) -> Iterato
             raise NotTextError(name, "holds a packed file", ": unpack it")
         encoding = next((_MARKS[mark] for mark in _MARKS if head.startswith(mark)), "utf-8-sig")
         text = io.TextIOWrapper(io.BufferedReader(stream, 2**16), encoding)
-        rows = _rows(head.decode(encoding, "replace"), suffixes, column)
+        rows = _rows(head, encoding, name, suffixes, column)
         if rows is not None:
             for place, row in rows(text, name):
                 yield Piece(text_of(row, column, f"{shortened(name)}, {place}"), done())
-        elif whole:
+        elif whole and len(head) == _HEAD:
             for _ in _plain(text, name):
                 pass
             yield from documents(path, column)
         else:
-            for number, piece in enumerate(_plain(text, name)):
+            pieces = list(_plain(text, name)) if whole else _plain(text, name)
+            for number, piece in enumerate(pieces):
                 yield Piece(piece, done(), number == 0)
 
 
@@ -186,18 +188,31 @@ _MAGIC = {suffix: magic for suffix, (magic, _) in _PACKED.items()} | {".parquet"
 _Rows = Callable[[io.TextIOWrapper, str], Iterator[tuple[str, dict[str, Any]]]]
 
 
-def _rows(head: str, suffixes: list[str], column: str) -> _Rows | None:
-    """What reads the rows of a text (each with its place), if it has rows."""
+def _rows(head: bytes, encoding: str, name: str, suffixes: list[str], column: str) -> _Rows | None:
+    """What reads the rows of a text (each with its place), if it has rows.
+
+    `.json` is of any content: without the column its rows are refused as no text, not as an error.
+    """
     if any(suffix in _ROWS_BY_NAME for suffix in suffixes):
         return _lines
-    head = head.lstrip("\ufeff \t\r\n")
-    if ".json" in suffixes and head.startswith("["):
-        return _list if head[1:].lstrip().startswith("{") else None
-    try:
-        row = json.loads(head.partition("\n")[0]) if head.startswith("{") else None
-    except (ValueError, RecursionError):
+    if not head[:32].decode(encoding, "replace").lstrip(_BLANK).startswith(("{", "[")):
         return None
-    return _lines if row is not None and (column in row or ".json" in suffixes) else None
+    text = head.decode(encoding, "replace").lstrip(_BLANK)
+    is_list = ".json" in suffixes and text.startswith("[")
+    first = text[1:].lstrip() if is_list else text.partition("\n")[0]
+    try:
+        row, end = json.JSONDecoder().raw_decode(first) if first.startswith("{") else (None, 0)
+    except (ValueError, RecursionError):
+        cut = len(head) == _HEAD and "\n" not in first
+        if cut and ".json" in suffixes:
+            return _list if is_list else _lines
+        return None
+    if row is None or (first[end:].strip() and not is_list):
+        return None
+    if column not in row and ".json" in suffixes:
+        advice = f"; there are {names(row)}"
+        raise NotTextError(name, f"has rows with no column {column!r}", advice)
+    return (_list if is_list else _lines) if column in row else None
 
 
 def _lines(text: io.TextIOWrapper, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -221,7 +236,7 @@ def _lines(text: io.TextIOWrapper, name: str) -> Iterator[tuple[str, dict[str, A
 def _list(text: io.TextIOWrapper, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a list, which is never held as a whole."""
     decode = json.JSONDecoder().raw_decode
-    buffer, start, number = text.read(SIZE).lstrip("\ufeff \t\r\n"), 1, 1
+    buffer, start, number = text.read(SIZE).lstrip(_BLANK), 1, 1
     while True:
         while start < len(buffer) and buffer[start] in " \t\r\n,":
             start += 1
