@@ -17,7 +17,7 @@ from math import exp
 import numpy as np
 
 from fastexplain.llm.requests import Answer, Token
-from fastexplain.prompts.lines import END, START, line
+from fastexplain.prompts.lines import END, START, line, quote
 
 # Where the tokenizer splits "10", a share of the probabilities up to this may lie on a "1" that
 # is not known to be a 1; it is left out. Above it the place is missing.
@@ -29,9 +29,6 @@ _INTEGER = re.compile(r" *(0|[1-9][0-9]?)[ \r\n]*")
 _CONTINUED = frozenset("123456789")
 _WRITTEN = re.compile(r"0|[1-9][0-9]?")
 _FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
-
-# Characters of an answer that are quoted in a reason.
-_QUOTED = 30
 
 Read = tuple[np.ndarray, str | None]
 
@@ -57,7 +54,7 @@ def repeated(answer: Answer, tokens: Sequence[str], largest: int) -> Read:
             reason = reason or f"the answer was cut off at {named(place, tokens)}"
             break
         if number is None:
-            seen = "ends before" if text.strip() in ("", END) else f"has {_quote(text)} at"
+            seen = "ends before" if text.strip() in ("", END) else f"has {quote(text)} at"
             reason = reason or f"the answer {seen} {named(place, tokens)}"
             break
         written = number.strip(" \r")
@@ -66,9 +63,12 @@ def repeated(answer: Answer, tokens: Sequence[str], largest: int) -> Read:
             continue
         found = pieces.find(place, number)
         halves = split and not written.startswith("1")
-        row = _row(pieces.tokens, *found, largest, halves) if found else None
-        if row is None:
-            reason = reason or f"no probabilities of numbers at {named(place, tokens)}"
+        if found is None:
+            row: list[float] | str = "the answer's tokens are not its text"
+        else:
+            row = _row(pieces.tokens, *found, largest, halves)
+        if isinstance(row, str):
+            reason = reason or f"{row} at {named(place, tokens)}"
         else:
             rows[place] = row
     with np.errstate(divide="ignore"):
@@ -85,14 +85,15 @@ def single(answer: Answer, largest: int) -> Read:
     # White space may come first, in tokens of its own.
     first = next((i for i, token in enumerate(answer.tokens) if token.text.strip()), None)
     if first is None:
-        return rows, "the answer is empty or came without log-probabilities"
+        there = answer.text.strip()
+        return rows, "the answer came without log-probabilities" if there else "the answer is empty"
     text = answer.tokens[first].text
     if not _INTEGER.fullmatch(text.lstrip()):
-        return rows, f"the answer is not a number: {_quote(answer.text)}"
+        return rows, f"the answer is not a number: {quote(answer.text)}"
     lead = text[: len(text) - len(text.lstrip())]
     row = _row(answer.tokens, first, lead, largest)
-    if row is None:
-        return rows, "the answer came without probabilities of numbers"
+    if isinstance(row, str):
+        return rows, row
     with np.errstate(divide="ignore"):
         return np.log([row]), None
 
@@ -110,7 +111,7 @@ def structured(answer: Answer, tokens: Sequence[str], largest: int) -> Read:
     except (ValueError, RecursionError):
         if answer.finish == "length":
             return values, "the answer was cut off"
-        return values, f"the answer is not JSON: {_quote(answer.text)}"
+        return values, f"the answer is not JSON: {quote(answer.text)}"
     items = data.get("activations") if isinstance(data, dict) else None
     if not isinstance(items, list):
         return values, "the answer's JSON has no list of activations"
@@ -121,7 +122,7 @@ def structured(answer: Answer, tokens: Sequence[str], largest: int) -> Read:
         item = items[place] if isinstance(items[place], dict) else {}
         said, value = item.get("token"), item.get("value")
         if not isinstance(said, str) or not _same(said, token):
-            has = _quote(said) if isinstance(said, str) else "no token"
+            has = quote(said) if isinstance(said, str) else "no token"
             return values, reason or f"the answer has {has} at {named(place, tokens)}"
         if type(value) is int and 0 <= value <= largest:
             values[place] = value
@@ -198,26 +199,26 @@ def _splits_ten(lines: list[str], pieces: _Pieces) -> bool:
 
 def _row(
     tokens: Sequence[Token], index: int, lead: str, largest: int, halves: bool = False
-) -> list[float] | None:
+) -> list[float] | str:
     """The probabilities of 0..`largest` where token `index` has a number behind `lead`.
 
     Args:
         halves: a "1" may be the first half of a 10.
 
     Returns:
-        None where they can't be known.
+        Where they can't be known, the reason.
     """
     try:
         masses = _masses(tokens, index, lead.rstrip(" "))
-    except OverflowError:  # a "log-probability" far above 0
-        return None
+    except OverflowError:
+        return "a log-probability is far above 0"
     if halves:
         # What would follow this "1" was not seen, so it may as well begin a 10.
         one = masses.pop(1, 0.0)
         if one > _NEGLIGIBLE * (one + sum(masses.values())):
-            return None
+            return "a 1 may be the first half of a 10"
     row = [masses.get(number, 0.0) for number in range(largest + 1)]
-    return row if any(row) else None
+    return row if any(row) else f"no probabilities of numbers from 0 to {largest}"
 
 
 def _masses(tokens: Sequence[Token], index: int, lead: str) -> dict[int, float]:
@@ -254,13 +255,9 @@ def _integer(text: str, lead: str) -> int | None:
 
 
 def _no_number(text: str, place: int, tokens: Sequence[str], largest: int) -> str:
-    return f"{_quote(text)} is no number from 0 to {largest}, at {named(place, tokens)}"
+    return f"{quote(text)} is no number from 0 to {largest}, at {named(place, tokens)}"
 
 
 def named(place: int, tokens: Sequence[str]) -> str:
     """A token of a text, as reasons name it."""
-    return f"token {place + 1} of {len(tokens)}, {_quote(tokens[place])}"
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= _QUOTED else text[: _QUOTED - 3] + "...")
+    return f"token {place + 1} of {len(tokens)}, {quote(tokens[place])}"

@@ -14,7 +14,7 @@ import numpy as np
 from fastexplain.errors import LLMError
 from fastexplain.kernels import discretize
 from fastexplain.prompts.examples import EXAMPLES
-from fastexplain.prompts.lines import block, escape
+from fastexplain.prompts.lines import block, escape, quote
 from fastexplain.records import Exemplar
 
 VERSION = "explainer-1"
@@ -91,7 +91,7 @@ def parse(answer: str) -> str:
             phrase = _bare(phrase[introduction.end() :])
         if any(character.isalnum() for character in phrase):
             return phrase
-    raise LLMError("the explainer's answer is empty")
+    raise LLMError(f"the explainer's answer holds no explanation: {quote(answer)}")
 
 
 def _bare(text: str) -> str:

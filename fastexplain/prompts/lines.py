@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 START, END = "<start>", "<end>"
+_QUOTED = 30  # characters of an answer
 
 # Our own markers, and the openings of control tokens that chat models know: a tokenizer would
 # read `<|im_end|>` or `</s>` in an excerpt as the end of the message.
@@ -48,6 +49,11 @@ def json_string(token: str) -> str:
 def block(lines: Iterable[tuple[str, int | str]]) -> str:
     """Tokens with their values between the markers, as in `<start>`, ` the<tab>3`, ..., `<end>`."""
     return "\n".join([START, *(f"{escape(token)}\t{value}" for token, value in lines), END])
+
+
+def quote(text: str) -> str:
+    """What a model wrote, in part, as reasons quote it."""
+    return repr(text if len(text) <= _QUOTED else text[: _QUOTED - 3] + "...")
 
 
 def _hex(character: str) -> str:

@@ -289,7 +289,7 @@ def _room() -> Iterator[None]:
     except OSError as error:
         raise CorpusError(
             f"can't keep the excerpts in {tempfile.gettempdir()!r} ({error.strerror});"
-            " set TMPDIR to a directory with room"
+            " set TMPDIR to another directory"
         ) from error
 
 

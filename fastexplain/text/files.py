@@ -276,10 +276,9 @@ def _parquet(path: Path | None, column: str) -> Iterator[Piece]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError:
-        raise CorpusError(
-            f"reading {name} needs pyarrow: pip install 'fastexplain[parquet]'"
-        ) from None
+    except ImportError as error:
+        advice = "pip install 'fastexplain[parquet]'"
+        raise CorpusError(f"reading {name} needs pyarrow ({error}): {advice}") from None
     try:
         with pq.ParquetFile(path) as file:
             text_of(dict.fromkeys(file.schema_arrow.names), column, name)

@@ -108,10 +108,9 @@ def open_data_set(source: str) -> Callable[[str], Iterator[Piece]]:
     address = parse(source)
     try:
         import datasets  # noqa: F401
-    except ImportError:
-        raise CorpusError(
-            f"reading {source!r} needs datasets: pip install 'fastexplain[datasets]'"
-        ) from None
+    except ImportError as error:
+        advice = "pip install 'fastexplain[datasets]'"
+        raise CorpusError(f"reading {source!r} needs datasets ({error}): {advice}") from None
     splits = _splits(source, address)
     split = address["split"]
     if not isinstance(splits, dict):  # saved without splits

@@ -138,10 +138,11 @@ def test_phrases_are_left_as_they_are(phrase):
     assert explainer.parse(f"This neuron reacts to {phrase}.") == phrase
 
 
-@pytest.mark.parametrize("answer", ["", " \n ", '""', "This neuron fires on"])
-def test_an_empty_answer_is_an_error(answer):
-    with pytest.raises(LLMError, match="empty"):
+@pytest.mark.parametrize("answer", ["", " \n ", '""', "This neuron fires on", "?!"])
+def test_an_answer_without_a_phrase_is_an_error(answer):
+    with pytest.raises(LLMError) as caught:
         explainer.parse(answer)
+    assert str(caught.value) == f"the explainer's answer holds no explanation: {answer!r}"
 
 
 # The simulator.

@@ -254,7 +254,7 @@ def test_a_one_that_may_begin_ten_is_missing_where_it_weighs(share, known):
         assert simulation.values[1] == 3
     else:
         assert np.isnan(simulation.values[1])
-        assert simulation.reason == "no probabilities of numbers at token 2 of 2, 'b'"
+        assert simulation.reason == "a 1 may be the first half of a 10 at token 2 of 2, 'b'"
 
 
 # Answers that are not as they should be.
@@ -309,7 +309,7 @@ def test_a_number_without_probabilities_is_missing():
     model = Model(lambda *_: Answer("The\t1\n cat\t2", "stop", tokens))
     simulation = simulate(model, TOKENS[:2], "generated-logprobs")
     np.testing.assert_array_equal(simulation.values, [np.nan, 2])
-    assert simulation.reason == "no probabilities of numbers at token 1 of 2, 'The'"
+    assert simulation.reason == "no probabilities of numbers from 0 to 9 at token 1 of 2, 'The'"
 
 
 def test_logarithms_that_can_be_none_are_none():
@@ -320,7 +320,7 @@ def test_logarithms_that_can_be_none_are_none():
     ):
         simulation = simulate(Model(lambda *_, a=answer: a, able), ["a"], mode)
         assert np.isnan(simulation.values).all()
-        assert "probabilities of numbers" in simulation.reason
+        assert "a log-probability is far above 0" in simulation.reason
 
 
 def test_probabilities_beyond_the_scale_alone_are_none():
@@ -347,7 +347,7 @@ def test_tokens_that_contradict_the_text_are_not_read(pieces):
         Model(lambda *_: Answer("é\t1", "stop", tokens)), ["é"], "generated-logprobs"
     )
     assert np.isnan(simulation.values).all()
-    assert simulation.reason == "no probabilities of numbers at token 1 of 1, 'é'"
+    assert simulation.reason == "the answer's tokens are not its text at token 1 of 1, 'é'"
 
 
 RIGHT = [{"token": token, "value": place + 1} for place, token in enumerate(TOKENS)]
@@ -393,10 +393,10 @@ def test_values_end_where_a_json_text_does(text, finish, values, reason):
         ([("\n", {}), (" ", {}), ("7", {"7": 0.0})], 7, None),
         ([(" 7", {" 7": 0.0})], 7, None),
         ([("\n7", {"\n7": 0.0, "3": 0.0})], 7, None),
-        ([("1", {"1": 0.0}), ("0", {"0": 0.0})], None, "came without probabilities of numbers"),
-        ([("7", {})], None, "came without probabilities of numbers"),
+        ([("1", {"1": 0.0}), ("0", {"0": 0.0})], None, "no probabilities of numbers from 0 to 9"),
+        ([("7", {})], None, "no probabilities of numbers from 0 to 9"),
         ([("It", {"7": -3.0}), (" is", {})], None, "the answer is not a number: 'It is'"),
-        ([], None, "the answer is empty or came without log-probabilities"),
+        ([], None, "the answer is empty"),
     ],
 )
 def test_a_single_tokens_answer_is_a_number_or_missing(pieces, value, reason):
