@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastexplain.cli.terminal import out
+from fastexplain.cli.terminal import out, print_json
 
 if TYPE_CHECKING:
     from fastexplain.records import StoredExplanation
@@ -41,7 +40,3 @@ def print_rows(
         out.print(explanations_table(rows, title))
     elif otherwise is not None:
         out.print(otherwise, markup=False)
-
-
-def print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(data, allow_nan=False))

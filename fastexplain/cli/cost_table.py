@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fastexplain.cli.terminal import visible
 from fastexplain.ledger.budget import Estimate, Share
 from fastexplain.ledger.prices import dollars, users_file
 from fastexplain.ledger.responses import LedgerRow
@@ -46,7 +47,8 @@ def ledger_table(rows: Sequence[LedgerRow]) -> Table:
     for row in rows:
         command = "" if row.command == previous else row.command[:19].replace("T", " ")
         previous = row.command
-        table.add_row(escape(command), escape(row.model), f"{row.purpose}s", *_ledger_cells(row))
+        names = (command, row.model, f"{row.purpose}s")
+        table.add_row(*(escape(visible(name)) for name in names), *_ledger_cells(row))
     table.add_section()
     table.add_row("in all", "", "", *_ledger_cells(total))
     return table

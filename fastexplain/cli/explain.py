@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastexplain.cli.common import AsJson, RunPath, print_json, print_rows
-from fastexplain.cli.terminal import messages, out
+from fastexplain.cli.common import AsJson, RunPath, print_rows
+from fastexplain.cli.terminal import messages, out, print_json
 from fastexplain.errors import LLMError, UsageError
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_json, print_rows
+from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows
 from fastexplain.cli.explain import cost, explain, ingest
-from fastexplain.cli.terminal import out, terminations
+from fastexplain.cli.terminal import accept_all_text, out, print_json, print_line, terminations
 from fastexplain.errors import FastexplainError, StoppedError, UsageError
 from fastexplain.models.memory import keep_freed_memory
 from fastexplain.version import __version__
@@ -47,6 +47,7 @@ def _run() -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     arguments = arguments or ["--help"]
+    accept_all_text()
     keep_freed_memory()
     warnings.showwarning = lambda message, *_, **__: _print_error(str(message))
     try:
@@ -72,13 +73,13 @@ def _run() -> int:
             code = 2
             _print_error(error.format_message())
         else:
-            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-            _print_error(f"{first_line} (unexpected; --debug shows where)")
+            [first, *_] = str(error).splitlines() or [""]
+            _print_error(f"{type(error).__name__}: {first} (unexpected; --debug shows where)")
     return code
 
 
 def _print_error(message: str) -> None:
-    print(f"fastexplain: {message}", file=sys.stderr)
+    print_line(f"fastexplain: {message}")
 
 
 def _show_version(wanted: bool) -> None:

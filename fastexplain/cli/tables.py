@@ -11,6 +11,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from fastexplain.cli.terminal import visible
 from fastexplain.kernels import discretize
 from fastexplain.records import Scores, StoredExplanation
 
@@ -46,15 +47,6 @@ def excerpt_text(
     return text
 
 
-def visible(token: str) -> str:
-    """A token without line breaks and control characters, which would tear the line apart."""
-    signs = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
-    return "".join(
-        signs.get(character, character if character.isprintable() else "\ufffd")
-        for character in token
-    )
-
-
 def score_text(value: float | None) -> str:
     """A score to two digits, or the word for having none."""
     return "undefined" if value is None else f"{value:.2f}"
@@ -73,7 +65,7 @@ def explanations_table(rows: Sequence[StoredExplanation], title: str | None = No
         scores = row.scores or Scores(None, None, None, 0, 0)
         table.add_row(
             str(row.neuron),
-            Text(explained_by(row)),
+            Text(visible(explained_by(row))),
             score_text(scores.top_and_random),
             score_text(scores.random_only),
             f"{scores.excerpts_top} + {scores.excerpts_random}",

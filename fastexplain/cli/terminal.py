@@ -1,20 +1,28 @@
-"""The terminal: results on standard output, messages and progress on standard error."""
+"""The terminal: results on standard output, messages and progress on standard error.
+
+Texts come from servers, files and models: what would steer the terminal is shown as an escape.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -24,20 +32,67 @@ _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
 # Between two lines where the output is no terminal, so that a log shows life but stays short.
 SECONDS = 10.0
 
-out = Console(highlight=False, width=_WIDTH)
-messages = Console(stderr=True, highlight=False)
+# Control characters, marks and overrides of the direction of writing, separators of lines, and
+# halves of characters, which can't be encoded. Line ends and tabs are dealt with by `visible`.
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+
+
+def visible(text: str) -> str:
+    """A text on one line, with signs and escapes, such as `⏎` and `\\x1b`, for what steers a terminal."""
+    return _escaped("".join(_SIGNS.get(character, character) for character in text))
+
+
+def _escaped(text: str) -> str:
+    return _STEERING.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class _SafeConsole(Console):
+    """Escapes what steers a terminal in all texts that are printed.
+
+    In a string that is done before it is laid out. `render` then is what everything goes through.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(_escaped(o) if isinstance(o, str) else o for o in objects), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if not segment.control:
+                segment = Segment(_escaped(segment.text), segment.style)
+            yield segment
+
+
+out = _SafeConsole(highlight=False, emoji=False, width=_WIDTH)
+messages = _SafeConsole(stderr=True, highlight=False, emoji=False)
 
 
 def print_line(line: str) -> None:
     """Print a message as it stands, on one line."""
-    messages.print(line, markup=False, soft_wrap=True)
+    messages.print(visible(line), markup=False, soft_wrap=True)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """Print JSON on one line, in ASCII; DEL, which JSON allows, is escaped too."""
+    print(json.dumps(data, allow_nan=False).replace("\x7f", "\\u007f"))
+
+
+def accept_all_text() -> None:
+    """Escape what a stream's encoding lacks, as in an ASCII locale, in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
 def working(title: str) -> Iterator[None]:
     """Show what is being done: beside a spinner on a terminal, else as a line."""
     if messages.is_terminal:
-        with messages.status(escape(title)):
+        with messages.status(escape(visible(title))):
             yield
     else:
         print_line(title)
@@ -107,7 +162,7 @@ def changing_line(
         def shown() -> Table:
             row = Table.grid(padding=(0, 1))
             bar = [] if share is None else [ProgressBar(1.0, share(), width=30)]
-            row.add_row(*bar, Text(line()))
+            row.add_row(*bar, Text(visible(line())))
             return row
 
         with Live(get_renderable=shown, console=messages, refresh_per_second=4, transient=True):

@@ -198,3 +198,7 @@ class Connections:
             yield
         except sqlite3.Error as error:
             raise RunError(f"the database {self._path} can't be used: {error}") from error
+        except UnicodeEncodeError as error:
+            raise RunError(
+                f"{error.object!r} holds half of a character, which {self._path} can't take"
+            ) from error
