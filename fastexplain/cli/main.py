@@ -22,6 +22,8 @@ from fastexplain.version import __version__
 _INTERRUPTED = 130
 _TERMINATED = 143
 
+_LONGEST = 2000  # characters of an error that are shown
+
 app = typer.Typer(
     help="Explains the MLP neurons of a language model, all of them, fast.",
     pretty_exceptions_enable=False,
@@ -79,6 +81,8 @@ def _run() -> int:
 
 
 def _print_error(message: str) -> None:
+    if len(message) > _LONGEST:  # it quotes what was given
+        message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
     print_line(f"fastexplain: {message}")
 
 

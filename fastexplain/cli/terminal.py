@@ -41,7 +41,7 @@ _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 def visible(text: str) -> str:
-    """A text on one line, with signs and escapes, such as `⏎` and `\\x1b`, for what steers a terminal."""
+    """A text on one line; what steers a terminal is shown by signs and escapes: `⏎`, `\\x1b`."""
     return _escaped("".join(_SIGNS.get(character, character) for character in text))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -24,6 +25,12 @@ ALL = "all"
 _RANGES = r"[0-9]{1,9}(?:-[0-9]{1,9})?"
 _LIST = rf"{_RANGES}(?:\s*,\s*{_RANGES})*"
 _NAME = re.compile(rf"({_LIST}):(\*|{_LIST})")
+
+# No model has as many; so a range is bounded before it is known what model it is of.
+_HIGHEST_LAYER = 9999
+
+# Of a file with names: a million lines of 64 bytes.
+_MOST_BYTES = 2**26
 
 # A neuron as one number, for sets and hashes: its layer in the bits above its index.
 _INDEX_BITS = 32
@@ -52,7 +59,7 @@ def parse_layers(text: str) -> list[int]:
     """
     if not re.fullmatch(_LIST, text.strip()):
         raise UsageError(f"'{text}' names no layers; write numbers and ranges, as in 0-5,8")
-    return sorted(set(_expand(text, int)))
+    return sorted({layer for part in set(text.split(",")) for layer in _expand(part, _check_layer)})
 
 
 def select_neurons(
@@ -90,11 +97,9 @@ def select_neurons(
         if sample is None and where is None:
             return []
         names = [ALL]
-    codes = np.array(list(_codes(run, names)), dtype=np.uint64)
+    codes = _codes(run, names)
     if not len(codes):
         raise UsageError(f"{', '.join(names)} names no neurons")
-    _, first = np.unique(codes, return_index=True)
-    codes = codes[np.sort(first)]
     if where is not None:
         codes = _fulfilling(run, codes, Condition(where, CONDITION_NAMES))
     if sample is not None:
@@ -111,27 +116,45 @@ def _lines(names: Iterable[str]) -> Iterator[tuple[str, str]]:
             continue
         file = Path(name[1:])
         try:
-            text = file.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise UsageError(f"{file} can't be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{file} is not UTF-8 text") from error
-        for number, line in enumerate(text.split("\n"), start=1):
-            if content := line.partition("#")[0].strip():
-                yield content, f"{file}:{number}: "
+            content = bytearray()
+            with file.open("rb") as opened:
+                while part := opened.read(2**16):
+                    content += part
+                    if len(content) > _MOST_BYTES:
+                        raise UsageError(
+                            f"{file} is larger than {_MOST_BYTES:,} bytes; a list of neurons is not"
+                        )
+            text = content.decode("utf-8-sig")
+        except (OSError, ValueError) as error:  # ValueError of a name with NUL
+            why = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else None
+            why = why or f"can't be read: {getattr(error, 'strerror', None) or error}"
+            raise UsageError(f"{file} {why}") from error
+        for number, line in enumerate(io.StringIO(text), start=1):
+            if found := line.partition("#")[0].strip():
+                yield found, f"{file}:{number}: "
 
 
-def _codes(run: Run, names: Iterable[str]) -> Iterator[int]:
-    """What the names stand for, in their order."""
+def _codes(run: Run, names: Iterable[str]) -> np.ndarray:
+    """What the names stand for, in their order and each once, uint64 `[neurons]`."""
+    left = {layer: np.ones(run.width(layer), dtype=bool) for layer in run.layers}
+    found = [np.empty(0, np.uint64)]
     for name, place in _lines(names):
         try:
-            yield from _named(run, name)
+            for layer, numbers in _named(run, name):
+                own = slice(numbers.start, numbers.stop)
+                if left[layer][own].any():
+                    new = np.flatnonzero(left[layer][own]) + ((layer << _INDEX_BITS) + own.start)
+                    left[layer][own] = False
+                    found.append(new.astype(np.uint64))
         except UsageError as error:
             raise UsageError(f"{place}{error}") from error
+    return np.concatenate(found)
 
 
-def _named(run: Run, name: str) -> Iterator[int]:
-    layers, indices = run.layers, "*"
+def _named(run: Run, name: str) -> Iterator[tuple[int, range]]:
+    """The layers and ranges of indices that a name stands for; each is checked first."""
+    layers: Iterable[int] = run.layers
+    indices = "*"
     if name != ALL:
         match = _NAME.fullmatch(plain_name(name))
         if match is None:
@@ -139,22 +162,26 @@ def _named(run: Run, name: str) -> Iterator[int]:
                 f"'{name}' does not name neurons; write layer:index, as in 5:131, or 5:*, 0-3:*, "
                 "5:0-99, all or @file"
             )
-        layers, indices = list(_expand(match[1], run.width)), match[2]
+        layers, indices = _expand(match[1], run.width), match[2]
     for layer in layers:
-        base = layer << _INDEX_BITS
         if indices == "*":
-            yield from range(base, base + run.width(layer))
+            yield layer, range(run.width(layer))
         else:
             check = partial(_check, run, layer)
-            yield from (base + index for index in _expand(indices, check))
+            yield from ((layer, numbers) for numbers in _ranges(indices, check))
 
 
 def _check(run: Run, layer: int, index: int) -> None:
     run.check(NeuronId(layer, index))
 
 
-def _expand(text: str, check: Callable[[int], object]) -> Iterator[int]:
-    """The numbers of `0-3,8`; both ends of each range are checked before it is gone through."""
+def _check_layer(layer: int) -> None:
+    if layer > _HIGHEST_LAYER:
+        raise UsageError(f"layer {layer} is higher than any model's")
+
+
+def _ranges(text: str, check: Callable[[int], object]) -> Iterator[range]:
+    """The ranges of `0-3,8`; both ends of each are checked."""
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         numbers = range(int(first), int(last or first) + 1)
@@ -162,7 +189,12 @@ def _expand(text: str, check: Callable[[int], object]) -> Iterator[int]:
             raise UsageError(f"the range {part.strip()} ends before it begins")
         check(numbers[-1])
         check(numbers[0])
-        yield from numbers
+        yield numbers
+
+
+def _expand(text: str, check: Callable[[int], object]) -> Iterator[int]:
+    """The numbers of `0-3,8`."""
+    return (number for numbers in _ranges(text, check) for number in numbers)
 
 
 def _sample(codes: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -182,11 +182,12 @@ def check_settings(
     if isinstance(layers, int | str):
         raise UsageError(f"layers is {layers!r}; give numbers, such as [0, 5] or range(6)")
     count, length = len(subject.widths), corpus.tokens.shape[1]
-    chosen = list(range(count)) if layers is None else sorted(set(layers))
-    unknown = [layer for layer in chosen if not 0 <= layer < count]
-    if unknown or not chosen:
-        which = f"layer {unknown[0]} is not there" if unknown else "no layer is chosen"
+    asked = range(count) if layers is None else layers
+    unknown = next((layer for layer in asked if layer not in range(count)), None)
+    if unknown is not None or not len(asked):
+        which = "no layer is chosen" if unknown is None else f"layer {unknown} is not there"
         raise UsageError(f"{which}; {subject.name} has layers 0 to {count - 1}")
+    chosen = sorted(set(asked))
     skip = (0 if subject.bos is not None else 1) if skip is None else skip
     least = {"top_k": (top_k, 1), "random": (random, 0), "batch_size": (batch_size, 1),
              "table_bytes": (table_bytes, 0)}  # fmt: skip

@@ -268,7 +268,11 @@ def test_doctor_says_which_path_is_taken(cli, monkeypatch) -> None:
     ("arguments", "code", "message"),
     [
         (["sweep", "SUBJECT"], 2, "--corpus"),
-        (["sweep", "SUBJECT", "--corpus", "x", "--out", "y", "--layers", "5-1"], 2, "0-5,8"),
+        (
+            ["sweep", "SUBJECT", "--corpus", "x", "--out", "y", "--layers", "5-1"],
+            2,
+            "the range 5-1 ends",
+        ),
         (["sweep", "SUBJECT", "--corpus", "x", "--out", "y", "--dtype", "int3"], 2, "float32"),
         (["sweep", "SUBJECT", "--corpus", "/no/such", "--out", "RUN/../new"], 1, "/no/such"),
         (["sweep", "/no/such/model", "--corpus", "stdlib", "--out", "y"], 1, "/no/such/model"),
@@ -458,7 +462,7 @@ def test_layers_are_numbers_and_ranges(text, layers) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "3-", "5-1", "1,,2", "-1"])
 def test_other_layers_are_refused(text) -> None:
-    with pytest.raises(UsageError, match=r"0-5,8|range 5-1 ends before it begins"):
+    with pytest.raises(UsageError, match="0-5,8|ends before it begins"):
         parse_layers(text)
 
 

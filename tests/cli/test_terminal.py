@@ -29,7 +29,8 @@ RAW = re.compile(
 )
 STEERING = st.sampled_from(
     ["\x1b[35;45m", "\x1b]0;x\x07", "\x9b2J", "\r", "\x08", "\x00", "\x7f", "\x85", "\u202e",
-     "\u2066", "\u200f", "\u2028", "\udc80", "\ud83d", "\n", "\t", "[red]", ":smile:", "a", "é", "语"]
+     "\u2066", "\u200f", "\u2028", "\udc80", "\ud83d", "\n", "\t", "[red]", ":smile:",
+     "a", "é", "语"]
 )  # fmt: skip
 TEXTS = st.lists(STEERING, min_size=1, max_size=8).map("".join)
 

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import tracemalloc
 
 import numpy as np
 import planted
@@ -14,7 +15,7 @@ from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.records import ExplanationRow, NeuronId, Scores
 from fastexplain.run.conditions import Condition
-from fastexplain.run.selection import CONDITION_NAMES, select_neurons
+from fastexplain.run.selection import CONDITION_NAMES, parse_layers, select_neurons
 
 WIDTH = 48  # of each of the tiny subject's 4 layers
 
@@ -130,6 +131,44 @@ def test_errors_in_a_file_name_its_line(run, tmp_path, content, message):
     with pytest.raises(UsageError) as caught:
         select_neurons(run, [f"@{file}"])
     assert message in str(caught.value)
+
+
+def test_a_file_without_end_is_refused_before_it_fills_memory(run):
+    with pytest.raises(UsageError, match=r"/dev/zero is larger than 67,108,864 bytes"):
+        select_neurons(run, ["@/dev/zero"])
+
+
+@pytest.mark.parametrize("name", ["@", "@/", "@\0", "@/no/such"])
+def test_what_is_no_file_says_so(run, name):
+    with pytest.raises(UsageError, match="can't be read: "):
+        select_neurons(run, [name])
+
+
+def test_names_that_stand_for_the_same_neurons_cost_no_memory(run, tmp_path):
+    """Ten million times all neurons."""
+    file = tmp_path / "names.txt"
+    file.write_text("0-3:*\n" * 1000 + f"0:{','.join(['0-47'] * 10_000)}\n")
+    tracemalloc.start()
+    try:
+        found = named(run, f"@{file}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == whole(0, 1, 2, 3) and peak < 2**22
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0-99999999", "layer 99999999 is higher than any model's"),
+        ("9999-10000", "layer 10000 is higher than any model's"),
+        ("9" * 5000, "names no layers; write numbers and ranges"),
+        ("\u0663", "names no layers"),
+    ],
+)
+def test_layers_are_bounded_before_they_are_listed(text, message):
+    with pytest.raises(UsageError, match=message):
+        parse_layers(text)
 
 
 def test_a_missing_file_is_an_error(run, tmp_path):
