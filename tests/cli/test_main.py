@@ -462,7 +462,7 @@ def test_layers_are_numbers_and_ranges(text, layers) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "3-", "5-1", "1,,2", "-1"])
 def test_other_layers_are_refused(text) -> None:
-    with pytest.raises(UsageError, match="0-5,8|ends before it begins"):
+    with pytest.raises(UsageError, match=r"0-5,8|range 5-1 ends before it begins"):
         parse_layers(text)
 
 

@@ -154,7 +154,7 @@ def test_names_that_stand_for_the_same_neurons_cost_no_memory(run, tmp_path):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found == whole(0, 1, 2, 3) and peak < 2**22
+    assert found == whole(0, 1, 2, 3) and peak < 2**24
 
 
 @pytest.mark.parametrize(
