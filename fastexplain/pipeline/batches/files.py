@@ -194,7 +194,7 @@ def write_files(path: Path, files: Iterable[list[Line]]) -> list[Path]:
     written: list[Path] = []
     for number, part in enumerate(files, start=1):
         target = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-        partial = target.with_name(f"{target.name}.partial")
+        partial = target.parent / f"{target.name}.partial"
         try:
             with partial.open("wb") as file:
                 file.writelines(line.content for line in part)
