@@ -1,6 +1,8 @@
 """The errors that fastexplain raises on purpose: one line each, worded for the person who can act.
 
-The command line prints the message alone; exit code 2 for `UsageError`, 1 for the others.
+Arguments are named in backticks, as in Python: `max_cost`, `readout='expected'`. The command line
+prints the message alone, with its options in their place; exit code 2 for `UsageError`, 1 for the
+others.
 """
 
 from __future__ import annotations

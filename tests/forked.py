@@ -86,7 +86,7 @@ def _become(main, case, files):
     for number, file in enumerate(files):
         opened = os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(opened, number)
-    sys.stdin = open(0)
+    sys.stdin = os.fdopen(0)
     sys.argv = ["fastexplain", *(os.fsdecode(bytes.fromhex(each)) for each in case["argv"])]
     for name, value in case["environment"].items():
         os.environ.pop(name, None)

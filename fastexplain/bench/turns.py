@@ -107,7 +107,7 @@ def measure(
     batch_size = BATCH[device.type] if batch_size is None else batch_size
     for name, value in (("batch_size", batch_size), ("batches", batches)):
         if value < 1:
-            raise UsageError(f"{name} is {value}; it must be at least 1")
+            raise UsageError(f"`{name}` is {value}; it must be at least 1")
     report("Measuring the machine")
     copied, multiplied = copy_bandwidth(device), matrix_rate(device, dtype)
     capture = _capture(subject, batch_size, copied)

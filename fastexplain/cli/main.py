@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,7 +15,7 @@ from rich.markup import escape
 from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows
 from fastexplain.cli.explain import cost, explain, ingest
 from fastexplain.cli.terminal import accept_all_text, out, print_json, print_line, terminations
-from fastexplain.errors import FastexplainError, StoppedError, UsageError
+from fastexplain.errors import FastexplainError, LLMError, StoppedError, UnusableError, UsageError
 from fastexplain.models.memory import keep_freed_memory
 from fastexplain.version import __version__
 
@@ -70,7 +71,9 @@ def _run() -> int:
         code = 2 if isinstance(error, UsageError) else 1
         code = _INTERRUPTED if isinstance(error, StoppedError) else code
         if isinstance(error, FastexplainError):
-            _print_error(str(error))
+            # What a server says of its own arguments is left as it is.
+            own = not isinstance(error, LLMError) or isinstance(error, UnusableError)
+            _print_error(_with_options(str(error)) if own else str(error))
         elif hasattr(error, "format_message"):  # of click's, which Typer may carry within itself
             code = 2
             _print_error(error.format_message())
@@ -78,6 +81,26 @@ def _run() -> int:
             [first, *_] = str(error).splitlines() or [""]
             _print_error(f"{type(error).__name__}: {first} (unexpected; --debug shows where)")
     return code
+
+
+def _with_options(message: str) -> str:
+    """A message of the library with options in place of Python's arguments."""
+    group: Any = typer.main.get_command(app)
+    options = {
+        parameter.name: next((each for each in parameter.opts if each.startswith("--")), None)
+        for command in group.commands.values()
+        for parameter in command.params
+    }
+    options |= {"skip": "--skip-positions", "compile": "--compile", "table_bytes": "--no-tables"}
+
+    def option(argument: re.Match[str]) -> str:
+        name, value = argument.groups()
+        found = options.get(name)
+        if found is None:
+            return argument[0]
+        return found if value is None or name == "table_bytes" else f"{found} {value}"
+
+    return re.sub(r"`(\w+)(?:='?([^`']*)'?)?`", option, message)
 
 
 def _print_error(message: str) -> None:

@@ -161,10 +161,10 @@ def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupT
     if len(known.tokens) == 0:
         why = "on more text: no token occurs twice in it"
         if run.manifest["settings"]["table_rows"] == 0:
-            why = "without --no-tables"
+            why = "without `table_bytes=0`"
         raise RunError(
             f"{run.path} has no tables to look up in; sweep again {why}, or name a language model "
-            "with --explainer"
+            "with `explainer`"
         )
     return LookupTables(
         run.array(layer, "tables.tokens", neurons),

@@ -36,9 +36,9 @@ class Budget:
         max_requests: int | None,
         interrupted: threading.Event | None = None,
     ) -> None:
-        for option, limit in (("--max-cost", max_cost), ("--max-requests", max_requests)):
+        for name, limit in (("max_cost", max_cost), ("max_requests", max_requests)):
             if limit is not None and not 0 <= limit < math.inf:
-                raise UsageError(f"{option} is {limit}; it has to be 0 or more")
+                raise UsageError(f"`{name}` is {limit}; it has to be 0 or more")
         self._max_cost = max_cost
         self._max_requests = max_requests
         self._interrupted = interrupted
@@ -56,8 +56,8 @@ class Budget:
         """
         if self._max_cost is not None and price is None:
             raise UsageError(
-                f"the price of '{model}' is not known, so --max-cost can't be kept; give it by "
-                f"--price or --simulator-price, or in {users_file()}"
+                f"the price of '{model}' is not known, so `max_cost` can't be kept; give the "
+                f"model's `price`, or put it into {users_file()}"
             )
 
     def check_interrupted(self) -> None:
@@ -77,14 +77,14 @@ class Budget:
         """
         self.check_interrupted()
         if self._max_requests is not None and self.requests >= self._max_requests:
-            raise BudgetError(f"stopped after {self.requests:,} requests; --max-requests")
+            raise BudgetError(f"stopped after {self.requests:,} requests; `max_requests`")
         if self._max_cost is not None:
             committed = self.spent + self._overrun * self._reserved
             if committed + self._overrun * most > self._max_cost:
                 raise BudgetError(
                     f"stopped before {dollars(self._max_cost)}: {dollars(committed)} are spent or "
                     f"may be by what is in flight, and the next request may cost "
-                    f"{dollars(self._overrun * most)}; --max-cost"
+                    f"{dollars(self._overrun * most)}; `max_cost`"
                 )
         self._reserved += most
         self._in_flight += 1

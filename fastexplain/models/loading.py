@@ -185,7 +185,7 @@ def _explain(name: str, revision: str | None, error: BaseException) -> str:
             "go online once, or give a local directory"
         )
     if "trust_remote_code" in text:
-        return f"'{name}' brings its own code; read it, then allow it with trust_remote_code"
+        return f"'{name}' brings its own code; read it, then allow it with `trust_remote_code`"
     if "safetensors" in text and isinstance(error, OSError):
         return f"'{name}' has no safetensors weights; save it again with save_pretrained"
     if "tokenizer" in text.lower() and isinstance(error, (OSError, ValueError)):

@@ -143,14 +143,14 @@ async def explain_async(
     """
     names = [neurons] if isinstance(neurons, str | NeuronId) else neurons
     if isinstance(names, bytes) or not isinstance(names, Iterable):
-        raise UsageError(f"neurons is {neurons!r}; give names, such as '5:131'")
+        raise UsageError(f"`neurons` is {neurons!r}; give names, such as '5:131'")
     chosen = select_neurons(run, [str(name) for name in names])
     if not chosen:
         raise UsageError("no neurons are named; name some, such as 5:131, 5:* or all")
     if isinstance(explainer, str):
         if explainer != METHOD:
             raise UsageError(
-                f"explainer is {explainer!r}; give 'lookup' or fastexplain.Model({explainer!r})"
+                f"`explainer` is {explainer!r}; give 'lookup' or fastexplain.Model({explainer!r})"
             )
         given = {"simulator": simulator, "simulation": simulation, "max_cost": max_cost,
                  "max_requests": max_requests, "requests_per_minute": requests_per_minute,
@@ -159,12 +159,13 @@ async def explain_async(
         for name, value in given.items():
             if value is not None:
                 raise UsageError(
-                    f"{name} is for language models; name one, as explainer=fastexplain.Model(...)"
+                    f"`{name}` is for language models; name one, as "
+                    "explainer=fastexplain.Model(...)"
                 )
         return await _by_lookup(run, chosen, fresh=fresh, progress=progress)
 
     if not isinstance(concurrency, int) or concurrency < 1:
-        raise UsageError(f"concurrency is {concurrency!r}; give a whole number from 1 on")
+        raise UsageError(f"`concurrency` is {concurrency!r}; give a whole number from 1 on")
     limits = {"concurrency": concurrency, "requests_per_minute": requests_per_minute,
               "tokens_per_minute": tokens_per_minute, "timeout": timeout}  # fmt: skip
     if simulator is None:
@@ -173,7 +174,7 @@ async def explain_async(
         simulator = explainer
     _check(explainer, simulator, scorers)
     if not isinstance(simulator, Model) and (simulation is not None or readout != "expected"):
-        raise UsageError("simulation and readout are for language models that simulate")
+        raise UsageError("`simulation` and `readout` are for language models that simulate")
     settings = Settings(
         explainer, simulator, simulation, readout, limits,
         fresh=fresh, max_cost=max_cost, max_requests=max_requests, scorers=scorers,

@@ -92,7 +92,7 @@ def select_neurons(
             nothing is left.
     """
     if sample is not None and sample < 1:
-        raise UsageError(f"a sample of {sample} neurons is none; --sample takes 1 or more")
+        raise UsageError(f"a sample of {sample} neurons is none; `sample` takes 1 or more")
     if not names:
         if sample is None and where is None:
             return []

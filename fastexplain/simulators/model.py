@@ -68,18 +68,18 @@ def choose_mode(capabilities: Capabilities, wanted: str | None, readout: str) ->
     fitting = _CONTRASTED if readout == "contrast" else MODES
     if wanted is not None and wanted not in fitting:
         raise UnusableError(
-            f"the contrast readout can't be had with --simulation {wanted}, only with "
-            f"{' or '.join(fitting)}; choose one of these, or --readout expected"
+            f"the contrast readout can't be had with `simulation={wanted!r}`, only with "
+            f"{' or '.join(fitting)}; choose one of these, or `readout='expected'`"
         )
     lacking = {mode: _lacking(mode, capabilities) for mode in MODES}
     usable = [mode for mode in fitting if lacking[mode] is None]
     if wanted in usable or (wanted is None and usable):
         return wanted or usable[0]
-    ways = [f"--simulation {mode}" for mode in usable[:1]]
+    ways = [f"`simulation={mode!r}`" for mode in usable[:1]]
     if not ways and readout == "contrast" and None in lacking.values():
-        ways = ["--readout expected"]
+        ways = ["`readout='expected'`"]
     needed = dict.fromkeys(str(lacking[mode]) for mode in ((wanted,) if wanted else fitting))
-    use = ", ".join(["use vLLM", "a local model (--simulator-local)", *ways])
+    use = ", ".join(["use vLLM", "a local model", *ways])
     before, comma, last = use.rpartition(", ")
     raise UnusableError(f"the simulator gives {', and '.join(needed)}; {before}{comma}or {last}")
 

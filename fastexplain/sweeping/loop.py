@@ -180,7 +180,7 @@ def check_settings(
     if not isinstance(corpus, Corpus):
         raise UsageError("the corpus is no Corpus; make one, for example by Corpus.from_texts")
     if isinstance(layers, int | str):
-        raise UsageError(f"layers is {layers!r}; give numbers, such as [0, 5] or range(6)")
+        raise UsageError(f"`layers` is {layers!r}; give numbers, such as [0, 5] or range(6)")
     count, length = len(subject.widths), corpus.tokens.shape[1]
     asked = range(count) if layers is None else layers
     unknown = next((layer for layer in asked if layer not in range(count)), None)
@@ -193,11 +193,11 @@ def check_settings(
              "table_bytes": (table_bytes, 0)}  # fmt: skip
     for name, (value, minimum) in least.items():
         if value is not None and value < minimum:
-            raise UsageError(f"{name} is {value}; it must be at least {minimum}")
+            raise UsageError(f"`{name}` is {value}; it must be at least {minimum}")
     if subject.device.type == "cuda" and top_k > MOST_ON_DEVICE and _fuses(subject):
-        raise UsageError(f"top_k is {top_k}; on a GPU it can be {MOST_ON_DEVICE} at most")
+        raise UsageError(f"`top_k` is {top_k}; on a GPU it can be {MOST_ON_DEVICE} at most")
     if not 0 <= skip < length:
-        raise UsageError(f"skip is {skip}; it must be from 0 to {length - 1}")
+        raise UsageError(f"`skip` is {skip}; it must be from 0 to {length - 1}")
     low, high = int(corpus.tokens.min()), int(corpus.tokens.max())
     if low < 0 or high >= subject.vocabulary_size:
         raise UsageError(
@@ -206,7 +206,7 @@ def check_settings(
         )
     if compile and not _fuses(subject):
         raise UsageError(
-            "compile is for a subject on the CPU, or on a GPU that the kernels run on too; "
+            "`compile` is for a subject on the CPU, or on a GPU that the kernels run on too; "
             "fastexplain doctor says why they don't"
         )
     widths = [subject.widths[layer] for layer in chosen]

@@ -159,8 +159,8 @@ def test_the_first_captures_are_of_a_sweep_that_has_no_exemplars(monkeypatch) ->
         (["--layers", "0"], "smollm2 can't be cut to 0 layers; choose 1 to 30"),
         (["--device", "tpu"], "'tpu' is not a device; choose one of cpu, cuda, mps"),
         (["--dtype", "int8"], "'int8' is not a dtype; choose one of float32"),
-        (["--layers", "1", "--batch-size", "0"], "batch_size is 0; it must be at least 1"),
-        (["--layers", "1", "--batches", "0"], "batches is 0; it must be at least 1"),
+        (["--layers", "1", "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
+        (["--layers", "1", "--batches", "0"], "--batches is 0; it must be at least 1"),
     ],
 )
 def test_errors_are_one_line(cli, arguments: list[str], message: str) -> None:
@@ -267,5 +267,5 @@ def test_peak_memory_sees_what_a_step_takes_and_gives_back() -> None:
 
 
 def test_a_batch_has_at_least_one_excerpt(tiny_subject: Subject) -> None:
-    with pytest.raises(UsageError, match="batch_size is 0"):
+    with pytest.raises(UsageError, match="`batch_size` is 0"):
         bench.measure(tiny_subject, batch_size=0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -277,7 +279,7 @@ def test_doctor_says_which_path_is_taken(cli, monkeypatch) -> None:
         (["sweep", "SUBJECT", "--corpus", "/no/such", "--out", "RUN/../new"], 1, "/no/such"),
         (["sweep", "/no/such/model", "--corpus", "stdlib", "--out", "y"], 1, "/no/such/model"),
         (["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "RUN"], 1, "holds a run already"),
-        (["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "z", "--top-k", "0"], 2, "top_k"),
+        (["sweep", "SUBJECT", "--corpus", "TEXT", "--out", "z", "--top-k", "0"], 2, "--top-k is 0"),
         (["explain", "/no/such/run"], 1, "not a finished run"),
         (["explain", "RUN", "cat"], 2, "layer:index"),
         (["explain", "RUN", "9:*"], 2, "was not swept"),
@@ -469,3 +471,40 @@ def test_other_layers_are_refused(text) -> None:
 def test_neurons_are_selected_once_each(planted_run) -> None:
     chosen = select_neurons(planted_run, ["0:5", "0:*", "0:5"])
     assert len(chosen) == planted.NEURONS and chosen[0].index == 5
+
+
+def test_messages_of_the_library_name_no_options() -> None:
+    """They name Python's arguments, in backticks, in whose place the command line has its options.
+
+    What another program or a whole command of ours takes is meant as it stands.
+    """
+    found = []
+    for path in sorted((ROOT / "fastexplain").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc]
+        if "cli" not in path.parts:
+            found += [
+                (path.name, text.value)
+                for node in raised for text in ast.walk(node)
+                if isinstance(text, ast.Constant) and re.search(r"(?<!\w)--[a-z]", str(text.value))
+                and not re.search(r"fastexplain \w+|pip install|--corpus|vLLM|llama", text.value)
+            ]  # fmt: skip
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("`max_cost` is nan", "--max-cost is nan"),
+        ("or `simulation='json'`", "or --simulation json"),
+        ("without `table_bytes=0`", "without --no-tables"),
+        ("`skip` is 99", "--skip-positions is 99"),
+        ("run `hf auth login` or `colour`", "run `hf auth login` or `colour`"),
+    ],
+)
+def test_arguments_are_shown_as_options(cli, swept, monkeypatch, message, shown) -> None:
+    def fails(*_: object) -> None:
+        raise UsageError(message)
+
+    monkeypatch.setattr("fastexplain.run.directory.open_run", fails)
+    assert cli("top", swept) == (2, "", f"fastexplain: {shown}\n")

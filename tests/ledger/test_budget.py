@@ -29,7 +29,7 @@ def test_a_request_is_let_through_while_its_worst_case_fits():
         budget.reserve(0.03)
     assert str(caught.value) == (
         "stopped before $5.00: $4.98 are spent or may be by what is in flight, and the next "
-        "request may cost $0.030; --max-cost"
+        "request may cost $0.030; `max_cost`"
     )
     budget.settle(first, 1.5)
     budget.settle(second, 1.5)
@@ -57,7 +57,7 @@ def test_requests_are_counted_when_they_are_sent():
     budget = Budget(None, 2)
     budget.settle(budget.reserve(0.0), 0.0)
     budget.reserve(0.0)
-    with pytest.raises(BudgetError, match="stopped after 2 requests; --max-requests"):
+    with pytest.raises(BudgetError, match="stopped after 2 requests; `max_requests`"):
         budget.reserve(0.0)
     with pytest.raises(BudgetError, match="after 0 requests"):
         Budget(None, 0).reserve(0.0)
@@ -65,19 +65,19 @@ def test_requests_are_counted_when_they_are_sent():
 
 @pytest.mark.parametrize("limit", [-1, -0.01, math.nan, math.inf])
 def test_a_limit_has_to_make_sense(limit):
-    with pytest.raises(UsageError, match="--max-cost is"):
+    with pytest.raises(UsageError, match="`max_cost` is"):
         Budget(limit, None)
 
 
 def test_a_limit_on_requests_has_to_make_sense():
-    with pytest.raises(UsageError, match="--max-requests is -1"):
+    with pytest.raises(UsageError, match="`max_requests` is -1"):
         Budget(None, -1)
 
 
 def test_a_limit_on_the_cost_needs_a_price():
     Budget(None, 5).check_price("m", None)
     Budget(5.0, None).check_price("m", Price(1, 1, 1))
-    with pytest.raises(UsageError, match=r"price of 'm' is not known.*--price or --simulator"):
+    with pytest.raises(UsageError, match=r"of 'm' is not known.*the model's `price`, or put it"):
         Budget(5.0, None).check_price("m", None)
 
 

@@ -209,9 +209,12 @@ class Silent(Mentions):
         ({"scorers": ["correlation"]}, "scorer 'correlation' can't be used; give an object with"),
         ({"explainer": Taken()}, "the method 'lookup' is taken"),
         ({"explainer": Wordless()}, "'longest token' gave a str; it has to give a fastexplain"),
-        ({"simulation": "json"}, "are for language models that simulate"),
-        ({"concurrency": 0}, "concurrency is 0; give a whole number"),
-        ({"concurrency": "4"}, "concurrency is '4'"),
+        (
+            {"simulation": "json"},
+            "`simulation` and `readout` are for language models",
+        ),
+        ({"concurrency": 0}, "`concurrency` is 0; give a whole number"),
+        ({"concurrency": "4"}, "`concurrency` is '4'"),
         ({"progress": "yes"}, "progress is 'yes'; give True, False or a function"),
     ],
 )
@@ -277,9 +280,9 @@ def test_a_bar_is_drawn_where_it_is_asked_for(run, capsys):
         ("9:1", {}, "layer 9 was not swept"),
         ("cat", {}, "'cat' does not name neurons"),
         (CAT, {"explainer": "gpt-4o"}, r"give 'lookup' or fastexplain.Model\('gpt-4o'\)"),
-        (CAT, {"max_cost": 1}, "max_cost is for language models; name one, as explainer="),
-        (CAT, {"simulator": Model("m")}, "simulator is for language models"),
-        (CAT, {"explainer": Model("m"), "max_requests": -1}, "max.requests is -1"),
+        (CAT, {"max_cost": 1}, "`max_cost` is for language models; name one, as explainer="),
+        (CAT, {"simulator": Model("m")}, "`simulator` is for language models"),
+        (CAT, {"explainer": Model("m"), "max_requests": -1}, "`max_requests` is -1"),
     ],
 )
 @pytest.mark.parametrize("call", [in_a_script, in_a_running_loop])

@@ -477,7 +477,7 @@ def test_a_request_that_a_batch_cannot_answer_costs_only_itself(server, run):
 def test_a_limit_on_requests_holds_in_batches(server, run):
     neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
     outcome = in_batches(run, neurons, settings(server.url, max_requests=2))
-    assert "--max-requests" in str(outcome.stopped)
+    assert "`max_requests`" in str(outcome.stopped)
     written = [f for f in server.files.values() if f["filename"].startswith("fastexplain")]
     assert sum(len(f["content"].splitlines()) for f in written) == 2
 
@@ -543,9 +543,9 @@ def test_a_file_that_answers_nothing_is_refused(run, tmp_path):
 
 def test_batches_are_for_servers(run):
     here = Model("smollm2", local=True)
-    with pytest.raises(UsageError, match="drop --batch"):
+    with pytest.raises(UsageError, match="drop `batch`"):
         in_batches(run, [], Settings(here, here))
-    with pytest.raises(UsageError, match="--fresh"):
+    with pytest.raises(UsageError, match="`fresh` and batches"):
         in_batches(run, [], settings("http://x/v1", fresh=True))
 
 

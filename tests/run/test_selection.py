@@ -202,7 +202,7 @@ def test_samples_are_uniform(run):
 
 @pytest.mark.parametrize("sample", [0, -5])
 def test_a_sample_of_none_is_refused(run, sample):
-    with pytest.raises(UsageError, match="--sample"):
+    with pytest.raises(UsageError, match="`sample` takes"):
         select_neurons(run, [], sample=sample)
 
 

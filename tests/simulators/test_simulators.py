@@ -534,13 +534,13 @@ def test_what_is_lacking_is_told_with_what_to_use_instead():
         choose_mode(lacking, "prompt-logprobs", "expected")
     assert str(raised.value) == (
         "the simulator gives no log-probabilities of prompts (echo) (unknown field: echo); use "
-        "vLLM, a local model (--simulator-local), or --simulation json"
+        "vLLM, a local model, or `simulation='json'`"
     )
-    with pytest.raises(UnusableError, match=r"or --simulation one-at-a-time$"):
+    with pytest.raises(UnusableError, match=r"or `simulation='one-at-a-time'`$"):
         choose_mode(lacking, "prompt-logprobs", "contrast")
     with pytest.raises(UnusableError, match=r"no log-probabilities in chats;"):
         choose_mode(lacking, "generated-logprobs", "expected")
-    with pytest.raises(UnusableError, match=r"local\), or --readout expected$"):
+    with pytest.raises(UnusableError, match=r"or `readout='expected'`$"):
         choose_mode(Capabilities(chat=True), None, "contrast")
     with pytest.raises(UnusableError, match=r"and no answers to chats, and .*use vLLM, or a local"):
         choose_mode(NOTHING, None, "expected")

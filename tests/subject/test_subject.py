@@ -367,7 +367,7 @@ def test_code_of_the_model_s_own_is_not_run(saved: Path) -> None:
     config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
     (saved / "config.json").write_text(json.dumps(config))
     (saved / "own.py").write_text("raise SystemExit('the code ran')")
-    fails("brings its own code; read it, then allow it with trust_remote_code", str(saved))
+    fails("brings its own code; read it, then allow it with `trust_remote_code`", str(saved))
 
 
 def test_incomplete_checkpoints(saved: Path, make_model: MakeModel) -> None:

@@ -312,7 +312,7 @@ def test_nearly_constant_neurons_have_no_higher_moments(tmp_path) -> None:
 def test_settings_that_make_no_sense_are_refused(
     planted_subject, planted_corpus, tmp_path, option, value
 ) -> None:
-    with pytest.raises(UsageError, match=f"{option} is {value}"):
+    with pytest.raises(UsageError, match=f"`{option}` is {value}"):
         fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", **{option: value})
 
 
@@ -567,7 +567,7 @@ def test_more_exemplars_than_a_gpu_can_keep_are_refused(
     monkeypatch.setattr(Subject, "device", torch.device("cuda"))
     monkeypatch.setattr("fastexplain.sweeping.loop.kernel_device", lambda device: device)
     corpus = Corpus.from_excerpts(np.zeros((2, 64), np.int32))
-    with pytest.raises(UsageError, match="top_k is 2049; on a GPU it can be 2048 at most"):
+    with pytest.raises(UsageError, match="`top_k` is 2049; on a GPU it can be 2048 at most"):
         fastexplain.sweep(tiny_subject, corpus, tmp_path / "run", top_k=2049)
 
 

@@ -59,9 +59,9 @@ async def explain_in_batches(
         UsageError: there is nothing to send in a batch, or what is stored shall be asked again.
     """
     if all(model.local for model in settings.models):
-        raise UsageError("local models answer immediately; drop --batch or --batch-file")
+        raise UsageError("local models answer immediately; drop `batch` or `batch_file`")
     if settings.fresh:
-        raise UsageError("--fresh and batches exclude each other")
+        raise UsageError("`fresh` and batches exclude each other")
     explained: set[NeuronId] = set()
     waiting, stopped = list(neurons), None
     with run.database() as database:
