@@ -18,7 +18,15 @@ from fastexplain.errors import UsageError
 
 _LONGEST = 1000  # characters; far more than anyone writes
 _FUNCTIONS = ("abs", "min", "max", "ifnull")
+_WORDS = ("and", "or", "not", "is", "null", "between", "in")
 _COMPARISONS = ("<", "<=", ">", ">=", "=", "==", "!=", "<>")
+# What SQLite says of a condition, and what that means to its author.
+_REASONS = {
+    "number of arguments": "a function has too few or too many values",
+    "aggregate": "a function has too few values",
+    "stack overflow": "it has too many parentheses",
+}
+_MISPLACED = "something is missing or out of place"
 _ENDS = ("and", "or", "not", ",", ")")  # of a comparison
 
 # Nothing else may stand in a condition. Without quotes there is no text, and no name that SQLite
@@ -59,8 +67,11 @@ class Condition:
             self._sqlite.set_authorizer(self._authorize)
             self._sqlite.execute(self._statement)  # of no rows yet: it is compiled, and so checked
         except (sqlite3.Error, ValueError) as error:
+            why = str(error)
+            if isinstance(error, sqlite3.Error):
+                why = next((ours for theirs, ours in _REASONS.items() if theirs in why), _MISPLACED)
             raise UsageError(
-                f"the condition '{self.text}' can't be used: {error}; write comparisons, as in "
+                f"the condition '{self.text}' can't be used: {why}; write comparisons, as in "
                 f"lookup_score < 0.3 and kurtosis > 10; the columns are {', '.join(columns)}"
             ) from error
         self._sqlite.set_authorizer(None)
@@ -143,6 +154,8 @@ def _tokens(text: str, columns: Collection[str]) -> Iterator[str]:
         if number := match["number"]:
             yield f"{number}.0" if number.isdecimal() else number
         elif word := match["word"]:  # `index` is a word of SQL's too
+            if word not in columns and word.lower() not in (*_WORDS, *_FUNCTIONS):
+                raise ValueError(f"there is no '{word}'")
             yield f'"{word}"' if word in columns else word.lower()
         else:
             yield match["sign"]
