@@ -13,9 +13,8 @@ from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import FREE, Price, cost
 from fastexplain.ledger.responses import Responses
 from fastexplain.llm.base import Connection
-from fastexplain.llm.openai.wire import most_tokens
+from fastexplain.llm.openai.wire import at_most
 from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
-from fastexplain.llm.tokens import estimate
 
 _T = TypeVar("_T")
 
@@ -206,5 +205,5 @@ class StoredConnection(Connection):
         """The most that a request may cost, in US dollars, as far as that is known."""
         if self._price in (None, FREE):
             return 0.0
-        answer = most_tokens(request, self._inner.capabilities or Capabilities())
-        return cost(Usage(estimate(request), answer), self._price) or 0.0
+        most = at_most(request, self._inner.capabilities or Capabilities())
+        return cost(most, self._price) or 0.0

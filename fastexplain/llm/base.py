@@ -7,7 +7,7 @@ from abc import abstractmethod
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 
-from fastexplain.llm.requests import Capabilities, Request, Response
+from fastexplain.llm.requests import Capabilities, Request, Response, Trial
 
 
 class Connection(AbstractAsyncContextManager["Connection"]):
@@ -19,6 +19,8 @@ class Connection(AbstractAsyncContextManager["Connection"]):
         concurrency: requests worth having in flight at once; more of them wait inside.
         capabilities: what the model can do there; None until it was probed, or set from a
             former probe's record.
+        trial: makes a simulator's prompt, on which a probe tries whether enough is listed at the
+            places of one; None: that isn't tried.
         price_factor: what a token costs here, beside the model's usual price.
         retried: requests that had to be sent once more, so far.
     """
@@ -27,6 +29,7 @@ class Connection(AbstractAsyncContextManager["Connection"]):
     address: str
     concurrency: int
     capabilities: Capabilities | None = None
+    trial: Trial | None = None
     price_factor: float = 1.0
     retried: int = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -89,6 +89,9 @@ class Reading:
 
 Request = Chat | Reading
 
+# Makes a simulator's prompt to try a server with, of a filler and the largest integer.
+Trial = Callable[[str, int], Reading]
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -153,8 +156,9 @@ class Distribution:
 
     Attributes:
         log_probabilities: float32 `[places, largest + 1]`: natural logarithms of the
-            probabilities of 0, 1, 2, ... up to a constant of each row; -inf where one is too small
-            for the server to list, NaN through the row where none is listed.
+            probabilities of 0, 1, 2, ... up to a constant of each row. One that the server does not
+            list is taken to be half of the smallest that it lists; NaN through the row where those
+            that are not listed might be more than a tenth of all.
         usage: what it took.
     """
 
@@ -224,11 +228,13 @@ class Capabilities:
         schema: how it can be held to a JSON schema: "json_schema", "json_object_schema" (the
             same in another form), "json_object" (JSON, if not the schema), or None.
         next_logprobs: alternatives that it lists to the token behind a plain text, 0 if none.
+        digits: ids of the tokens 0, 1, ... `largest`, where their probabilities behind plain texts
+            can be asked for by id, whether they are among the likeliest or not; else empty.
         prompt_logprobs: alternatives that it lists to each token of a plain text, 0 if none.
         shift: tokens by which these stand before the token that they are alternatives to.
         largest: the largest integer that is one token behind a tab: 10, or 9 where "10" is two.
-        fillers: the words, of those that a prompt may put at its places, that begin a token of
-            their own behind a tab.
+        fillers: the words, of those that a prompt may put at its places, at which the integers
+            can be read: they begin a token of their own behind a tab, and enough is listed there.
         lacks: for what it can't do, the server's reason in a few words, by the names above.
     """
 
@@ -240,6 +246,7 @@ class Capabilities:
     chat_logprobs: int = 0
     schema: Literal["json_schema", "json_object_schema", "json_object"] | None = None
     next_logprobs: int = 0
+    digits: tuple[int, ...] = ()
     prompt_logprobs: int = 0
     shift: int = 0
     largest: int = 9
@@ -247,7 +254,13 @@ class Capabilities:
     lacks: dict[str, str] | None = None
 
     @classmethod
-    def from_json(cls, text: str) -> Capabilities:
-        """Those of which `asdict` was written as JSON, perhaps by another version with more."""
+    def from_json(cls, text: str) -> Capabilities | None:
+        """Those of which `asdict` was written as JSON, perhaps by another version with more.
+
+        None where that version looked for less: what it found is not all that there may be.
+        """
         known = cls.__dataclass_fields__.keys()
-        return cls(**{k: v for k, v in _with_tuples(json.loads(text)).items() if k in known})
+        fields = _with_tuples(json.loads(text))
+        if not fields.keys() >= known:
+            return None
+        return cls(**{k: v for k, v in fields.items() if k in known})

@@ -19,7 +19,7 @@ from fastexplain.ledger.budget import Budget, Estimate
 from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost, price_of
 from fastexplain.ledger.responses import Responses
 from fastexplain.llm import Connection, address_of
-from fastexplain.llm.openai.wire import most_tokens
+from fastexplain.llm.openai.wire import at_most
 from fastexplain.llm.requests import (
     Answer,
     Capabilities,
@@ -27,10 +27,8 @@ from fastexplain.llm.requests import (
     Distribution,
     Request,
     Response,
-    Usage,
     key,
 )
-from fastexplain.llm.tokens import estimate
 from fastexplain.pipeline.batches.files import recorded_for_files
 from fastexplain.pipeline.models import Model, Settings
 from fastexplain.pipeline.neurons import explain_neurons
@@ -94,7 +92,7 @@ class Rehearsal(Connection):
             return found
         if name not in self._seen:
             self._seen.add(name)
-            usage = Usage(estimate(request), most_tokens(request, await self.probe()))
+            usage = at_most(request, await self.probe())
             self._total.add(self._purpose, usage, cost(usage, self._price))
         if isinstance(request, Chat):
             # Its own for every neuron, so that simulations of shared excerpts differ.

@@ -20,6 +20,7 @@ from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.llm import Connection, address_of, connect
 from fastexplain.llm.requests import Capabilities
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
+from fastexplain.prompts.simulator import trial
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import Simulator as ModelSimulator
 from fastexplain.simulators.model import choose_mode
@@ -141,9 +142,11 @@ def reach(model: Model, settings: Settings) -> Connection:
     """Connect to a model, within the limits of the settings."""
     if model.local:
         return connect(model.name, local=True)
-    return connect(
+    connection = connect(
         model.name, base_url=model.base_url, key_variable=model.key_variable, **settings.limits
     )
+    connection.trial = trial
+    return connection
 
 
 @contextlib.asynccontextmanager

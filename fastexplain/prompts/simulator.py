@@ -56,6 +56,12 @@ def reading(
     return Reading(_prefix(largest, filler), head, lines, filler, largest)
 
 
+def trial(filler: str, largest: int) -> Reading:
+    """A prompt as `reading` makes them, to try on a server what it lists at the places."""
+    tokens = [token for example in EXAMPLES for token, _ in example.texts[1]]
+    return reading(EXAMPLES[0].explanation, tokens, largest, filler)
+
+
 def single_reading(explanation: str, tokens: Sequence[str], largest: int) -> Reading:
     """Asks for a neuron's value on the last of `tokens`, on the scale 0..`largest`."""
     head = f" {escape(explanation)}\n"

@@ -108,6 +108,13 @@ class Simulator:
         self._connection = connection
         self._mode = mode
         self._contrast = readout == "contrast"
+        if mode == "prompt-logprobs":
+            liked = simulator.ZERO if self._contrast else simulator.UNKNOWN
+            usable = (connection.capabilities or Capabilities()).fillers or (liked,)
+            order = (liked, *simulator.FILLERS)
+            self._filler = next((each for each in order if each in usable), liked)
+            if self._filler != liked:
+                self.version += f" with-{self._filler}"
 
     async def simulate(self, explanation: str, tokens: Sequence[str]) -> Simulation:
         """Predict a neuron's values on the counted tokens of an excerpt.
@@ -158,9 +165,9 @@ class Simulator:
         self, explanations: Sequence[str], tokens: Sequence[str]
     ) -> list[answers.Read]:
         """Logarithms of probabilities `[tokens, largest + 1]` under each of the explanations."""
-        filler = _filler(self._capabilities, self._contrast)
+        largest = self._capabilities.largest
         responses = await self._ask_all(
-            [simulator.reading(t, tokens, self._capabilities.largest, filler) for t in explanations]
+            [simulator.reading(text, tokens, largest, self._filler) for text in explanations]
         )
         result: list[answers.Read] = []
         for response in responses:
@@ -247,7 +254,7 @@ def _lacking(mode: str, can: Capabilities) -> str | None:
     needs: dict[str, list[tuple[object, str, tuple[str, ...]]]] = {
         "prompt-logprobs": [
             (can.prompt_logprobs, "log-probabilities of prompts (echo)", ("prompt_logprobs",)),
-            (can.fillers, "token of its own to a word behind a tab", ("fillers",)),
+            (can.fillers, "numbers at the places of a prompt", ("fillers",)),
         ],
         "generated-logprobs": [
             (
@@ -271,12 +278,6 @@ def _lacking(mode: str, can: Capabilities) -> str | None:
             why = next((reasons[name] for name in names if reasons.get(name)), None)
             return f"no {what} ({why})" if why else f"no {what}"
     return None
-
-
-def _filler(capabilities: Capabilities, contrasted: bool) -> str:
-    """What stands at the places of a prompt: what we like best of what the tokenizer can."""
-    liked = (simulator.ZERO, *simulator.FILLERS) if contrasted else simulator.FILLERS
-    return next((filler for filler in liked if filler in capabilities.fillers), liked[0])
 
 
 def _single(outcome: Response | LLMError, largest: int) -> answers.Read:

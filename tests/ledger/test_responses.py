@@ -140,10 +140,12 @@ def test_capabilities_are_recorded(responses):
     responses.record_capabilities("m", "here", FOUND)
     assert responses.capabilities("m", "here") == FOUND
     # A record of a version that looked for more.
-    other = json.dumps(asdict(FOUND) | {"digits": [1, 2]})
-    with responses.database.transaction() as sqlite:
-        sqlite.execute("UPDATE connections SET capabilities = ?", (other,))
-    assert responses.capabilities("m", "here") == FOUND
+    more, less = asdict(FOUND) | {"colours": [1, 2]}, asdict(FOUND)
+    del less["digits"]
+    for other, found in ((more, FOUND), (less, None)):  # where it looked for less, it is asked anew
+        with responses.database.transaction() as sqlite:
+            sqlite.execute("UPDATE connections SET capabilities = ?", (json.dumps(other),))
+        assert responses.capabilities("m", "here") == found
 
 
 def test_what_was_answered_waits_no_longer(responses):

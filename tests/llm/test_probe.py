@@ -12,6 +12,8 @@ from fastexplain.llm import connect
 from fastexplain.llm.openai.failures import Broken, Refused, Unanswered
 from fastexplain.llm.openai.probe import probe
 from fastexplain.llm.requests import Capabilities
+from fastexplain.prompts import simulator
+from fastexplain.simulators.model import choose_mode
 
 SINGLE_DIGITS = r"\t|\n|\d|[^\t\n\d]+"
 WHOLE_NUMBERS = r"\t|\n|\d+|[^\t\n\d]+"
@@ -20,6 +22,7 @@ EVERYTHING = Capabilities(
     chat_logprobs=20,
     schema="json_schema",
     next_logprobs=20,
+    digits=tuple(range(100, 110)),
     prompt_logprobs=20,
     largest=9,
     fillers=("unknown", "0", "?"),
@@ -42,6 +45,8 @@ class Server:
         echo: "given", "refused", or "ignored".
         completions, chats: "given", "refused" (no such address), "bare" (without log-probabilities,
             which may be asked for), or "broken" (answers 500 to whatever asks for them).
+        ids: whether it knows tokens by ids.
+        places: what it lists behind a tab in prompts longer than the probe's own, if that differs.
         content: whether completions list their alternatives in the form for chats.
         refused: parameters of chats that it refuses.
         system: whether a chat may begin with a system message.
@@ -57,7 +62,8 @@ class Server:
         self.token, self.bos = SINGLE_DIGITS, ""
         self.most = self.most_in_chats = 20
         self.shift = 0
-        self.alternatives = self.certain = True
+        self.alternatives = self.certain = self.ids = True
+        self.places = None
         self.echo = self.completions = self.chats = "given"
         self.content = False
         self.refused = ()
@@ -143,6 +149,10 @@ class Server:
             raise LLMError("http://x: logits_all=False (status 500) (tried 7 times)")
         if body.get("echo") and self.echo == "refused":
             refuse("Only no echo is supported")
+        if isinstance(body["prompt"], list):
+            texts = [self.complete(body | {"prompt": text}) for text in body["prompt"]]
+            choices = [{**each["choices"][0], "index": i} for i, each in enumerate(texts)]
+            return {"choices": choices[::-1]}
         tokens = [self.bos] * bool(self.bos) + re.findall(self.token, body["prompt"])
         length = len(tokens)
         tokens.append(continuation(tokens))
@@ -152,12 +162,23 @@ class Server:
         # The token itself is listed in any case.
         rows = [{token: -9.0} | row for token, row in zip(tokens, rows, strict=True)]
         rows[0] = None
+        if self.places and "neuron" in body["prompt"]:
+            behind = [i for i, token in enumerate(tokens) if i and tokens[i - 1] == "\t"]
+            rows = [
+                self.places[: body["logprobs"]] if i in behind else r for i, r in enumerate(rows)
+            ]
+            rows = [dict(row) if isinstance(row, list) else row for row in rows]
         first = 0 if body.get("echo") and self.echo == "given" else length
+        if self.ids and "logprob_token_ids" in body:
+            rows[-1] = {str(number - 100): -2.0 for number in body["logprob_token_ids"]}
         choice = {"text": "".join(tokens[first:]), "logprobs": None}
         if self.completions == "given" and self.content:
             choice["logprobs"] = {"content": [self.spoken(token) for token in tokens[first:]]}
         elif self.completions == "given":
             choice["logprobs"] = {"tokens": tokens[first:], "top_logprobs": rows[first:]}
+        if self.ids and body.get("return_token_ids"):
+            ids = [100 + int(token) if token.isdigit() else 7 for token in tokens[:length]]
+            choice["prompt_token_ids"] = ids
         return {"choices": [choice]}
 
 
@@ -176,6 +197,8 @@ def found(**changes):
 def same(found, **changes):
     """Everything but for these; the reasons aside, whose names have to be these."""
     lacks = changes.pop("lacks", ())
+    if not changes.get("prompt_logprobs", 1) or not changes.get("next_logprobs", 1):
+        changes["digits"] = ()  # they are of use together only
     assert sorted(found.lacks) == sorted(lacks)
     assert all(reason and "\n" not in reason for reason in found.lacks.values())
     expected = Capabilities(**(vars(EVERYTHING) | changes | {"lacks": found.lacks}))
@@ -187,12 +210,12 @@ def test_a_server_that_can_do_everything():
     server = Server()
     assert asyncio.run(probe(server.send, "m")) == EVERYTHING
     assert all(body["model"] == "m" for _, body in server.requests)
-    assert len(server.requests) <= 7
+    assert len(server.requests) <= 9
 
 
 @pytest.mark.parametrize("bos", ["", "<s>"])
 def test_a_shift_is_found(bos):
-    assert same(found(shift=1, bos=bos), shift=1)
+    assert same(found(shift=1, bos=bos, ids=False), shift=1, digits=(), lacks=["digits"])
 
 
 def test_a_shift_that_can_not_be_told_is_not_guessed():
@@ -203,7 +226,7 @@ def test_a_shift_that_can_not_be_told_is_not_guessed():
 
 
 def test_the_tokenizer_is_learnt_from_an_echo():
-    assert same(found(token=WHOLE_NUMBERS), largest=10)
+    assert same(found(token=WHOLE_NUMBERS), largest=10, digits=tuple(range(100, 111)))
     assert same(found(token=rf"\tunknown|{SINGLE_DIGITS}"), fillers=("0", "?"))
     assert same(found(token=r"\?\n|" + SINGLE_DIGITS))
 
@@ -420,6 +443,58 @@ def test_a_faulty_answer_is_no_ability(kind):
     assert "prompt_logprobs" in capabilities.lacks
 
 
+# Behind a tab of a simulator's prompt: four numbers, words, and the other numbers.
+NUMBERS = [(str(value), -1.0 - value / 10) for value in range(4)]
+WORDS = [(f"w{number}", -2.0 - number / 10) for number in range(60)]
+OTHERS = [(str(value), -8.0) for value in range(4, 10)]
+
+
+def tried(**changes):
+    """What is found with a simulator's prompt, and the alternatives asked for at its places."""
+    server = Server(ids=False, **changes)
+    found = asyncio.run(probe(server.send, "m", simulator.trial))
+    asked = [body for _, body in server.requests if body.get("echo")]
+    return found, [body["logprobs"] for body in asked if "neuron" in body["prompt"]]
+
+
+def test_fillers_are_those_at_which_a_simulators_prompt_lists_enough():
+    found, asked = tried(places=[*NUMBERS, ("w", -9.0), *WORDS])
+    assert same(found, digits=(), lacks=["digits"])
+    assert asked == [20] * 3
+
+
+def test_more_alternatives_are_asked_for_where_the_server_allows_them():
+    found, asked = tried(places=[*NUMBERS, *WORDS, *OTHERS], most=100)
+    assert same(found, digits=(), prompt_logprobs=100, lacks=["digits"])
+    assert asked == [20] * 3 + [100] * 3
+
+
+def test_prompts_whose_numbers_are_not_listed_are_not_read():
+    found, _ = tried(places=[*NUMBERS, *WORDS, *OTHERS])
+    assert same(found, digits=(), fillers=(), lacks=["digits", "fillers"])
+    assert "20 alternatives a token hold enough of the numbers at 0% " in found.lacks["fillers"]
+    assert "--max-logprobs" in found.lacks["fillers"]
+    assert choose_mode(found, None, "expected") == "generated-logprobs"
+    with pytest.raises(UnusableError, match=r"no numbers at the places of a prompt \(its 20 alt"):
+        choose_mode(found, "prompt-logprobs", "expected")
+
+
+def test_tokens_that_are_listed_by_ids_need_no_trial():
+    server = Server(places=[*NUMBERS, *WORDS])
+    assert asyncio.run(probe(server.send, "m", simulator.trial)) == EVERYTHING
+
+
+def test_ids_that_are_told_but_not_used_are_of_no_use():
+    server = Server()
+    complete = server.complete
+    server.complete = lambda body: complete(
+        {k: v for k, v in body.items() if k != "logprob_token_ids"}
+    )
+    found = asyncio.run(probe(server.send, "m"))
+    assert same(found, digits=(), lacks=["digits"])
+    assert "by their ids" in found.lacks["digits"]
+
+
 def test_over_http(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     faulty = Faulty()
@@ -433,4 +508,4 @@ def test_over_http(monkeypatch):
         capabilities = asyncio.run(main())
     finally:
         faulty.close()
-    assert same(capabilities)
+    assert same(capabilities, digits=(), lacks=["digits"])

@@ -15,7 +15,7 @@ from fastexplain.errors import LLMError
 from fastexplain.llm.openai import wire
 from fastexplain.llm.openai.listings import indices
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Reading, Token, Usage
-from fastexplain.llm.tokens import estimate
+from fastexplain.llm.tokens import count, estimate
 from fastexplain.prompts import simulator, simulator_chats
 
 MESSAGES = ({"role": "user", "content": "Say hello."},)
@@ -53,8 +53,9 @@ def test_a_chat_takes_the_form_that_the_model_accepts():
         "messages": list(MESSAGES),
         "max_completion_tokens": 5 + wire.THOUGHTS,
     }
-    assert wire.most_tokens(CHAT, able) == 5 + wire.THOUGHTS
-    assert wire.most_tokens(CHAT, ABLE) == 5 and wire.most_tokens(READING, able) == 1
+    assert wire.at_most(CHAT, able).completion_tokens == 5 + wire.THOUGHTS
+    assert wire.at_most(CHAT, ABLE).completion_tokens == 5
+    assert wire.at_most(READING, able).completion_tokens == 1
     _, body = wire.body(CHAT, "m", Capabilities(chat=True, sampling=("temperature",)))
     assert body["temperature"] == 0.5 and "seed" not in body
 
@@ -339,12 +340,13 @@ def test_an_answers_log_probabilities_have_to_be_complete(content):
 # Readings
 
 
+# The least likely says how likely those may be that are not listed.
 ROWS = [
-    {"0": -0.5, "3": -1.0, "unknown": -2.0},
-    {"7": -0.25, " 7": -0.1, "7\n": -0.1, "10": -0.1},
+    {"0": -0.5, "3": -1.0, "unknown": -2.0, "z": -9.0},
+    {"7": -0.25, " 7": -0.1, "7\n": -0.1, "10": -0.1, "z": -9.0},
     {"unknown": -0.01, " 3": -2.0},
 ]
-EXPECTED = np.full((3, 10), -np.inf, np.float32)
+EXPECTED = np.full((3, 10), -9 - math.log(2), np.float32)
 EXPECTED[0, [0, 3]], EXPECTED[1, 7], EXPECTED[2] = (-0.5, -1.0), -0.25, np.nan
 
 
@@ -522,10 +524,87 @@ def test_numbers_too_small_for_any_float_are_minus_infinity():
 def test_a_ten_counts_for_itself_only():
     ten = Reading(SHARED, HEAD, READING.lines, "unknown", 10)
     able = Capabilities(prompt_logprobs=5, largest=10)
-    values = read_rows(echo_data(TOKENS, [{"10": -0.5, "1": -2.0}] * 3), able, ten)
+    values = read_rows(echo_data(TOKENS, [{"10": -0.5, "1": -2.0, "z": -9.0}] * 3), able, ten)
     assert values[:, [1, 10]].tolist() == [[-2.0, -0.5]] * 3
-    values = read_rows(echo_data(TOKENS, [{"10": -0.5, "1": -2.0}] * 3))
+    values = read_rows(echo_data(TOKENS, [{"10": -0.5, "1": -2.0, "z": -9.0}] * 3))
     assert values.shape == (3, 10) and (values[:, 1] == -2.0).all()
+
+
+DIGITS = Capabilities(next_logprobs=20, prompt_logprobs=20, digits=tuple(range(32, 42)))
+
+
+def test_where_tokens_are_listed_by_ids_a_text_is_asked_for_each_place():
+    path, body = wire.body(READING, "m", DIGITS)
+    assert path == "/completions"
+    assert body["prompt"] == [READING.text[:place] for place in READING.places]
+    assert body["logprob_token_ids"] == list(range(32, 42)) and "echo" not in body
+    spent = wire.at_most(READING, DIGITS)
+    assert spent.completion_tokens == len(READING.lines)
+    assert spent.prompt_tokens == sum(map(count, body["prompt"]))
+
+
+def answers_to_texts(rows):
+    """A choice a text, the last first: servers answer in any order."""
+    choices = []
+    for index, row in enumerate(rows):
+        listed = {str(value): p for value, p in enumerate(row)}
+        logprobs = {"tokens": ["x"], "top_logprobs": [listed]}
+        choices.append({"index": index, "text": "x", "logprobs": logprobs})
+    return {"choices": choices[::-1]}
+
+
+def test_each_place_has_the_answer_to_its_text():
+    rows = np.log(np.random.default_rng(0).dirichlet(np.ones(10), 3)).astype(np.float32)
+    read = wire.read(READING, answers_to_texts(rows.tolist()), DIGITS)
+    np.testing.assert_array_equal(read.log_probabilities, rows)
+    assert read.usage == wire.at_most(READING, DIGITS)  # where the server doesn't count
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data["choices"].pop(),
+        lambda data: data["choices"][0].pop("index"),
+        lambda data: data.update(choices=None),
+        lambda data: data.update(choices=[None] * 3),
+    ],
+)
+def test_each_text_has_to_be_answered(spoil):
+    data = answers_to_texts(np.full((3, 10), -2.0).tolist())
+    spoil(data)
+    with pytest.raises(LLMError, match="each of the texts"):
+        wire.read(READING, data, DIGITS)
+
+
+@given(
+    logits=st.lists(st.floats(-12, 12), min_size=60, max_size=60),
+    listed=st.integers(1, 60),
+    own=st.integers(0, 59),
+)
+def test_what_is_not_listed_is_a_tenth_at_most_or_the_place_is_missing(logits, listed, own):
+    """The likeliest tokens are listed, and that which stands there, however unlikely it is."""
+    p = np.exp(logits) / np.exp(logits).sum()
+    names = [*map(str, range(10)), *(f"w{i}" for i in range(50))]
+    chosen = {*np.argsort(-p, kind="stable")[:listed].tolist(), own}
+    row = {names[i]: float(np.log(p[i])) for i in sorted(chosen)}
+    filler = names[own]
+    reading = Reading("", "", ("a\t",), filler, 9)
+    data = echo_data(["a", "\t", filler, "\n", "x"], [row], filler=filler)
+    [read] = read_rows(data, reading=reading)
+    hidden = sum(p[i] for i in range(10) if i not in chosen)
+    if np.isnan(read).any():
+        assert np.isnan(read).all() and listed < 60
+    else:
+        assert hidden <= 0.1 * p[:10].sum() * (1 + 1e-6)
+        true = np.log(p[:10])
+        assert all(read[i] == pytest.approx(true[i], abs=1e-5) for i in range(10) if i in chosen)
+
+
+def test_a_place_s_own_token_is_no_bound():
+    """It is listed though it is the least likely of all, with many that aren't listed above it."""
+    row = {"0": -1.0, "3": -1.5, "unknown": -15.0}
+    assert np.isnan(read_rows(echo_data(TOKENS, [row] * 3))).all()
+    assert np.isfinite(read_rows(echo_data(TOKENS, [row | {"z": -8.0}] * 3))).all()
 
 
 def next_data(tokens, listed):

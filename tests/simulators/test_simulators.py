@@ -545,7 +545,7 @@ def test_what_is_lacking_is_told_with_what_to_use_instead():
     with pytest.raises(UnusableError, match=r"and no answers to chats, and .*use vLLM, or a local"):
         choose_mode(NOTHING, None, "expected")
     joins = Capabilities(prompt_logprobs=20)
-    with pytest.raises(UnusableError, match="no token of its own to a word behind a tab"):
+    with pytest.raises(UnusableError, match="no numbers at the places of a prompt"):
         choose_mode(joins, None, "expected")
 
 

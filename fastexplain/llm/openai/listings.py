@@ -21,6 +21,14 @@ from fastexplain.llm.requests import Reading, Token
 # What a tokenizer may put before a prompt, in tokens.
 _MOST_BEFORE = 3
 
+# What the integers that a server does not list may have of the probability of them all: each is at
+# most as likely as the least likely token that it lists.
+_UNLISTED = 0.1
+# What an integer that is not listed is taken to have of that bound. With SmolLM2, fillers "0" and
+# "?" and 100 alternatives, expected values then correlate at .9999 and .999 with those of the whole
+# distribution, and at .998 and .986 where it is taken to have nothing.
+_SHARE = 0.5
+
 # Between tokens that are joined; no prompt holds it.
 _END = "\0"
 
@@ -121,27 +129,57 @@ def at_places(reading: Reading, given: dict[str, Any], shift: int) -> np.ndarray
     Raises:
         LLMError: what is listed is incomplete, no numbers, or not of the reading's text.
     """
-    rows: list[Any]
-    if reading.filler:
-        tokens, listed = listing(given)
-        rows = [
-            {} if index is None else listed[index - shift] if index >= shift else None
-            for index in indices(tokens, reading.text, reading.places)
-        ]
-    else:
-        rows = [next_token(given)]
+    if not reading.filler:
+        return behind([given], reading.largest)
+    tokens, listed = listing(given)
+    found = indices(tokens, reading.text, reading.places)
+    rows: list[Any] = [
+        {} if index is None else listed[index - shift] if index >= shift else None
+        for index in found
+    ]
     if None in rows:
         raise LLMError("the server lists no alternatives at one of the prompt's places")
-    names = [str(value) for value in range(reading.largest + 1)]
+    return _values(rows, [None if i is None else tokens[i] for i in found], reading.largest)
+
+
+def behind(choices: Sequence[dict[str, Any]], largest: int) -> np.ndarray:
+    """What is listed for the integers behind texts, of which each choice answers one.
+
+    Returns and raises as `at_places`.
+    """
+    rows = [next_token(given) for given in choices]
+    return _values(rows, [None] * len(rows), largest)
+
+
+def _values(
+    rows: Sequence[dict[str, float]], own: Sequence[str | None], largest: int
+) -> np.ndarray:
+    """The integers' log-probabilities, from the alternatives at each place.
+
+    Args:
+        own: the token that stands at each place: it is listed however unlikely it is.
+    """
+    names = [str(value) for value in range(largest + 1)]
     try:
         result = np.array([[row.get(n, -np.inf) for n in names] for row in rows], float)
+        least = np.array([_least(*pair) for pair in zip(rows, own, strict=True)])
     except (AttributeError, TypeError, ValueError, OverflowError):
-        result = np.full((1, 1), np.nan)
+        result = least = np.full((1, 1), np.nan)
     if not (result < np.inf).all():
         raise LLMError("the log-probabilities that the server lists are no numbers, or infinite")
-    result[(result == -np.inf).all(axis=1)] = np.nan
+    unlisted = result == -np.inf
     with np.errstate(over="ignore"):
-        return result.astype(np.float32)
+        hidden = unlisted.sum(axis=1) * np.exp(least)
+        result[hidden > _UNLISTED * (np.exp(result).sum(axis=1) + hidden)] = np.nan
+        result[unlisted.all(axis=1)] = np.nan
+        bound = least[:, None] + np.log(_SHARE)
+        return np.where(unlisted & ~np.isnan(result), bound, result).astype(np.float32)
+
+
+def _least(row: dict[str, float], own: str | None) -> float:
+    """The smallest log-probability that is listed, but for that of the place's own token."""
+    found = (p for text, p in row.items() if text != own and isinstance(p, float | int))
+    return float(min(found, default=0.0))
 
 
 def next_token(given: dict[str, Any]) -> dict[str, float]:

@@ -113,7 +113,7 @@ class ServerConnection(Connection):
         self._warned = False
 
     async def probe(self) -> Capabilities:
-        self.capabilities = await probe.probe(self.post, self.model)
+        self.capabilities = await probe.probe(self.post, self.model, self.trial)
         return self.capabilities
 
     async def ask(self, request: Request) -> Response:
@@ -275,6 +275,8 @@ class ServerConnection(Connection):
 
 def _tokens(body: dict[str, Any]) -> int:
     """The tokens of a request, of its prompt roughly and of its answer at most."""
-    texts = [body.get("prompt", ""), *(m["content"] for m in body.get("messages", ()))]
+    prompts = body.get("prompt", [])
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts += [m["content"] for m in body.get("messages", ())]
     most = body.get("max_tokens") or body.get("max_completion_tokens") or 0
     return sum(map(count, texts)) + int(most)

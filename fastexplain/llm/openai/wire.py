@@ -1,7 +1,11 @@
 """Requests and responses as OpenAI's API writes them, and as the servers that follow it do.
 
 A `Reading` becomes a completion that echoes its prompt with log-probabilities; how these are read
-is in `listings.py`, and how chats' answers are in `answers.py`.
+is in `listings.py`, and how chats' answers are in `answers.py`. Where a server (vLLM) lists tokens
+by their ids, it becomes a text up to each of the places instead, all in one request: an echo lists
+the likeliest tokens only, and the integers that are not among them are what tells one token from
+another. With SmolLM2, "unknown" and 20 alternatives, values correlate at .44 with those of the
+whole distribution, with 400 at .95.
 """
 
 from __future__ import annotations
@@ -24,9 +28,9 @@ from fastexplain.llm.requests import (
     UselessAnswerError,
     without_system,
 )
-from fastexplain.llm.tokens import estimate
+from fastexplain.llm.tokens import count, estimate
 
-__all__ = ["body", "choice", "completion", "most_tokens", "parse", "read", "thinks"]
+__all__ = ["at_most", "body", "choice", "completion", "parse", "read", "thinks"]
 
 # Tokens left to a model that thinks before it answers, besides those of the answer: all servers
 # count its thoughts too.
@@ -60,9 +64,13 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
     """
     spent = _usage(data)
     if data.get("choices") and not spent.prompt_tokens:
-        written = spent.completion_tokens or most_tokens(request, capabilities)
-        spent = Usage(estimate(request), written, spent.cached_tokens)
+        most = at_most(request, capabilities)
+        written = spent.completion_tokens or most.completion_tokens
+        spent = Usage(most.prompt_tokens, written, spent.cached_tokens)
     try:
+        if isinstance(request, Reading) and capabilities.digits:
+            choices = _choices(data, len(request.lines))
+            return Distribution(listings.behind(choices, request.largest), spent)
         given = choice(data)
         if isinstance(request, Chat):
             return answer(request, given, capabilities.thinks, spent)
@@ -82,11 +90,17 @@ def parse(content: bytes) -> Any:
         return events.joined(content) if events.is_stream(content) else None
 
 
-def most_tokens(request: Request, capabilities: Capabilities) -> int:
-    """The most tokens that may be written in answer to a request, and paid for."""
-    if isinstance(request, Reading):
-        return 1
-    return request.max_tokens + (THOUGHTS if capabilities.thinks else 0)
+def at_most(request: Request, capabilities: Capabilities) -> Usage:
+    """The tokens of a request's prompt, roughly, and those that may be written in answer."""
+    if isinstance(request, Chat):
+        return Usage(estimate(request), _most_written(request, capabilities))
+    if capabilities.digits:
+        return Usage(sum(map(count, _texts(request))), len(request.lines))
+    return Usage(estimate(request), 1)
+
+
+def _most_written(chat: Chat, capabilities: Capabilities) -> int:
+    return chat.max_tokens + (THOUGHTS if capabilities.thinks else 0)
 
 
 def _chat_body(request: Chat, model: str, capabilities: Capabilities) -> dict[str, Any]:
@@ -94,7 +108,7 @@ def _chat_body(request: Chat, model: str, capabilities: Capabilities) -> dict[st
     result: dict[str, Any] = {
         "model": model,
         "messages": messages if capabilities.system else without_system(messages),
-        capabilities.limit: most_tokens(request, capabilities),
+        capabilities.limit: _most_written(request, capabilities),
     }
     result |= {name: getattr(request, name) for name in capabilities.sampling}
     if request.integers:
@@ -115,18 +129,39 @@ def _chat_body(request: Chat, model: str, capabilities: Capabilities) -> dict[st
 def _reading_body(request: Reading, model: str, capabilities: Capabilities) -> dict[str, Any]:
     if request.largest > capabilities.largest:
         raise LLMError(f"'{model}' has no single token for {request.largest} behind a tab")
+    if capabilities.digits:
+        # Where the server keeps what it has read of a text, as vLLM does, the lines alone are new.
+        digits = list(capabilities.digits[: request.largest + 1])
+        return completion(_texts(request), model, logprobs=1, logprob_token_ids=digits)
     listed = capabilities.prompt_logprobs if request.filler else capabilities.next_logprobs
     if not listed:
         raise LLMError(f"no log-probabilities come with the completions of '{model}'")
     return completion(request.text, model, logprobs=listed, echo=bool(request.filler))
 
 
-def completion(prompt: str, model: str, *, echo: bool = False, **more: Any) -> dict[str, Any]:
-    """The JSON object that asks what comes behind a text."""
+def _texts(reading: Reading) -> list[str]:
+    """A reading's text up to each of its places."""
+    return [reading.text[:place] for place in reading.places]
+
+
+def completion(
+    prompt: str | list[str], model: str, *, echo: bool = False, **more: Any
+) -> dict[str, Any]:
+    """The JSON object that asks what comes behind a text, or behind each of several."""
     # One token is written even if the prompt's are wanted: 0 is refused by some servers, and
     # means no limit to llama-cpp-python.
     fields = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, **more}
     return fields | ({"echo": True} if echo else {})
+
+
+def _choices(data: dict[str, Any], texts: int) -> list[dict[str, Any]]:
+    """The choices that answer so many texts, in their order."""
+    choice(data)  # names what is there in place of choices
+    try:
+        found = {each["index"]: each for each in data["choices"]}
+        return [found[index] for index in range(texts)]
+    except (KeyError, TypeError):
+        raise LLMError("the server does not answer each of the texts that it was asked") from None
 
 
 def _usage(data: dict[str, Any]) -> Usage:
