@@ -178,6 +178,7 @@ class Scores:
         top_only: over its top excerpts.
         excerpts_random, excerpts_top: how many excerpts of each kind the scores rest on; those
             without a simulation don't count.
+        reason: what the scores lack: that the simulations have too few of the tokens; else None.
     """
 
     random_only: float | None
@@ -185,6 +186,7 @@ class Scores:
     top_only: float | None
     excerpts_random: int
     excerpts_top: int
+    reason: str | None = None
 
     @classmethod
     def of(cls, measured: Sequence[Measured]) -> Scores:
@@ -194,7 +196,12 @@ class Scores:
             found[split] for split in ("random_only", "top_and_random", "top_only")
         )
         return cls(
-            random_only.value, both.value, top_only.value, random_only.excerpts, top_only.excerpts
+            random_only.value,
+            both.value,
+            top_only.value,
+            random_only.excerpts,
+            top_only.excerpts,
+            None if both.value is None else both.reason,
         )
 
     def measured(self) -> list[Measured]:
@@ -205,7 +212,13 @@ class Scores:
             "top_only": (self.top_only, self.excerpts_top),
         }
         return [
-            Measured(split, CORRELATION, value, excerpts, reason=_why_undefined(value, excerpts))
+            Measured(
+                split,
+                CORRELATION,
+                value,
+                excerpts,
+                reason=_why_undefined(value, excerpts) or self.reason,
+            )
             for split, (value, excerpts) in values.items()
         ]
 
@@ -223,7 +236,7 @@ class Measured(NamedTuple):
         value: None where it is undefined.
         excerpts: how many excerpts it rests on.
         low, high: the ends of its confidence interval; None if there is none.
-        reason: why the value is undefined.
+        reason: why the value is undefined, or what it lacks.
     """
 
     split: str

@@ -53,13 +53,16 @@ def score_text(value: float | None) -> str:
 
 
 def explanations_table(rows: Sequence[StoredExplanation], title: str | None = None) -> Table:
-    """Neurons, explanations, scores, and how many top and random excerpts those rest on."""
+    """Neurons, explanations, scores, and how many top and random excerpts those rest on.
+
+    Scores that rest on too few of the tokens are marked by what they rest on.
+    """
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("neuron", no_wrap=True)
     table.add_column("explained by", no_wrap=True)
     table.add_column("top and random", justify="right")
     table.add_column("random", justify="right")
-    table.add_column("excerpts", no_wrap=True)
+    table.add_column("excerpts", max_width=16)
     table.add_column("explanation", ratio=1)
     for row in rows:
         scores = row.scores or Scores(None, None, None, 0, 0)
@@ -68,7 +71,8 @@ def explanations_table(rows: Sequence[StoredExplanation], title: str | None = No
             Text(visible(explained_by(row))),
             score_text(scores.top_and_random),
             score_text(scores.random_only),
-            f"{scores.excerpts_top} + {scores.excerpts_random}",
+            f"{scores.excerpts_top} + {scores.excerpts_random}"
+            + (f", {scores.reason.partition(':')[0]}" if scores.reason else ""),
             Text(_unbroken(visible(row.text or f"failed: {row.failure}"))),
         )
     return table

@@ -87,6 +87,8 @@ class Explained:
             if row.scores is not None:
                 found = row.scores.top_and_random
                 score = "undefined" if found is None else f"{found:.2f}"
+                if row.scores.reason:
+                    score += f" ({row.scores.reason.partition(':')[0]})"
             rows.append((str(row.neuron), score, row.text or ""))
         more = len(self.explanations) - len(rows)
         return rows + [("...", "", f"and {more:,} more")] * (more > 0)

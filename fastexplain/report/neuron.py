@@ -59,6 +59,7 @@ def explanation_data(row: StoredExplanation) -> dict[str, object]:
         "top_only": scores and scores.top_only,
         "excerpts_top": scores and scores.excerpts_top,
         "excerpts_random": scores and scores.excerpts_random,
+        "reason": scores and scores.reason,
         "id": row.id,
         "data": row.data,
         "parameters": row.parameters,

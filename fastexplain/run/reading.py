@@ -39,7 +39,8 @@ _SELECT = f"""
     SELECT e.site, e.unit, e.method, e.model, e.version, e.text, e.data, e.parameters, e.failure,
         e.parent, e.id, e.created, s.judge, s.version, r.cost,
         {_OTHER.format("value", "random_only")}, s.value, {_OTHER.format("value", "top_only")},
-        {_OTHER.format("excerpts", "random_only")}, {_OTHER.format("excerpts", "top_only")}
+        {_OTHER.format("excerpts", "random_only")}, {_OTHER.format("excerpts", "top_only")},
+        iif(s.value IS NULL, NULL, s.reason)
     FROM explanations e LEFT JOIN {_HEADLINES}
         LEFT JOIN responses r ON r.request = json_extract(e.parameters, '$.request')
 """

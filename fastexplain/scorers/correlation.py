@@ -11,6 +11,9 @@ import numpy as np
 
 from fastexplain.records import CORRELATION, Measured, Scores, Simulated
 
+# A score that rests on less of its excerpts' tokens says so.
+_ENOUGH = 0.9
+
 
 class Correlation:
     """Pearson's correlation over the random, the top and all held-out excerpts.
@@ -26,27 +29,27 @@ class Correlation:
 
         An explanation says what drives a neuron up, so true activations count from 0: relu first.
         The tokens of all excerpts are pooled before they are correlated. What was not simulated is
-        left out.
+        left out; where that is more than a tenth of the tokens of those excerpts that were, the
+        scores have a reason that says so.
         """
         from fastexplain.kernels import correlate
 
-        true = [np.maximum(each.true, 0, dtype=np.float64) for each in excerpts]
-        simulated = [
-            np.full(len(t), np.nan) if each.simulated is None else each.simulated
-            for t, each in zip(true, excerpts, strict=True)
+        there = [
+            (each.top, np.maximum(each.true, 0, dtype=np.float64), each.simulated)
+            for each in excerpts
+            if each.simulated is not None and np.isfinite(each.simulated).any()
         ]
-        tops = [
-            bool(each.top)
-            for each, s in zip(excerpts, simulated, strict=True)
-            if np.isfinite(s).any()
-        ]
-        if not tops:
+        if not there:
             return Scores(None, None, None, 0, 0).measured()
+        tops, true, simulated = zip(*there, strict=True)
         pooled = np.concatenate(simulated).astype(np.float64)
-        is_top = np.repeat([each.top for each in excerpts], [len(t) for t in true])
-        rows = np.stack(
-            [np.where(is_top, np.nan, pooled), pooled, np.where(is_top, pooled, np.nan)]
-        )
-        found = correlate(np.tile(np.concatenate(true), (3, 1)), rows).correlation
+        is_top = np.repeat(tops, [len(values) for values in true])
+        rows = [np.where(is_top, np.nan, pooled), pooled, np.where(is_top, pooled, np.nan)]
+        found = correlate(np.tile(np.concatenate(true), (3, 1)), np.stack(rows)).correlation
         random_only, both, top_only = (None if np.isnan(r) else float(r) for r in found)
-        return Scores(random_only, both, top_only, tops.count(False), tops.count(True)).measured()
+        share = np.isfinite(pooled).mean()
+        lacks = None
+        if share < _ENOUGH:
+            lacks = f"rests on {share:.0%} of the tokens: the others have no simulated value"
+        counts = tops.count(False), tops.count(True)
+        return Scores(random_only, both, top_only, *counts, lacks).measured()

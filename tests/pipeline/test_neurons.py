@@ -5,7 +5,9 @@ import asyncio
 import numpy as np
 import planted
 import pytest
+from rich.console import Console
 
+from fastexplain.cli.tables import explanations_table
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
 from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.budget import Budget
@@ -23,6 +25,7 @@ from fastexplain.records import (
     NeuronRecord,
     Scores,
 )
+from fastexplain.report.neuron import explanation_data
 from fastexplain.run.database import Database
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import Simulator
@@ -118,6 +121,28 @@ def run(database, records, explainer, simulator=None, **options):
 def database(tmp_path):
     with Database(tmp_path / "run.sqlite") as opened:
         yield opened
+
+
+class Partial(Scripted):
+    """Has no numbers at each third place."""
+
+    def predict(self, request):
+        rows = certain(np.array([len(line) - 1 for line in request.lines]))
+        rows[::3] = np.nan
+        return rows
+
+
+def test_a_score_of_part_of_the_tokens_says_so_wherever_it_is_shown(database, capsys):
+    results = run(database, [record(0)], Scripted(), Partial())
+    assert correlation(results[0]).reason.startswith("rests on 57% of the tokens: ")
+    [stored] = database.explanations(NeuronId(0, 0))
+    assert stored.scores == correlation(results[0])
+    assert explanation_data(stored)["reason"] == stored.scores.reason
+    Console(width=120).print(explanations_table([stored]))
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "5 + 5, rests on" in shown and "57% of the tokens" in shown
+    again = run(database, [record(0)], Scripted(), Partial())[0]
+    assert correlation(again).reason == stored.scores.reason
 
 
 def test_an_explanation_is_written_from_its_own_split():

@@ -58,6 +58,22 @@ def test_missing_tokens_are_left_out():
     assert score(true, simulated, [True]).top_only == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("missing, says", [(0, None), (2, None), (3, "85%"), (15, "25%")])
+def test_scores_that_rest_on_too_few_tokens_say_so(missing, says):
+    rng = np.random.default_rng(3)
+    true, simulated = [rng.random(10), rng.random(10)], [rng.random(10), rng.random(10)]
+    for place in range(missing):
+        simulated[place % 2][place // 2] = np.nan
+    scores = score(true, simulated, [True, False])
+    assert scores.top_and_random is not None
+    if says is None:
+        assert scores.reason is None
+    else:
+        assert scores.reason.startswith(f"rests on {says} of the tokens: ")
+    assert {m.reason for m in scores.measured()} == {scores.reason}
+    assert Scores.of(scores.measured()) == scores
+
+
 def test_without_variance_a_score_is_undefined():
     dead, varied = np.array([0.0, -1.0, -2.0]), np.array([1.0, 2.0, 3.0])
     for true, simulated in [(dead, varied), (varied, np.ones(3))]:
