@@ -193,7 +193,7 @@ def key(model: str, request: Request) -> str:
         fields = ["chat", messages, request.max_tokens, request.temperature]
         fields += [request.seed, request.integers, request.schema]
     else:
-        fields = ["reading", request.text, request.places, request.largest]
+        fields = ["reading-2", request.text, request.places, request.largest]
     content = json.dumps([model, *fields], sort_keys=True).encode()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 

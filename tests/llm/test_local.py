@@ -41,6 +41,7 @@ from fastexplain.llm import connect
 from fastexplain.llm.local.engine import Engine
 from fastexplain.llm.local.pieces import Pieces
 from fastexplain.llm.requests import Chat, Reading
+from fastexplain.prompts import simulator
 from fastexplain.prompts.lines import escape
 
 TOKENS = [
@@ -170,6 +171,22 @@ def test_an_ordinary_tokenizer_makes_the_same_ids_of_the_whole_text(smollm2_loca
         assert whole[: len(ids)] == ids
         behind = tokenizer(f"{request.filler}\n" if request.filler else "")["input_ids"]
         assert whole[len(ids) :] == behind
+
+
+@pytest.mark.parametrize("filler", simulator.FILLERS)
+def test_a_simulators_prompt_is_the_same_tokens_for_a_server(filler):
+    """Which has the whole text, or the text up to a place."""
+    from fastexplain.models.smollm2 import smollm2_directory
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_directory())
+    pieces = Pieces(tokenizer, "smollm2")
+    blank = [" ", "   ", "\n", "\n    ", "  word", "\u3000", "\xa0", "\t\t", " \n", "x  "]
+    request = simulator.reading("blank tokens", [*TOKENS, *blank, " end", " "], 9, filler)
+    prompt = pieces.prompt(request)
+    for row, place in zip(prompt.rows, request.places, strict=True):
+        ids = [*prompt.shared, *prompt.rest[: row + 1]]
+        assert tokenizer(request.text[:place])["input_ids"] == ids
+        assert tokenizer(request.text)["input_ids"][: len(ids)] == ids
 
 
 def test_one_request_leaves_nothing_behind_for_the_next(smollm2_local):

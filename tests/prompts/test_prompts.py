@@ -166,7 +166,9 @@ def test_places_are_where_the_values_would_stand(explanation, tokens, largest, f
     assert lines[:2] == [f" {escape(explanation)}", "<start>"]
     assert len(lines) == 2 + len(tokens) == 2 + len(reading.places)
     for place, token, line in zip(reading.places, tokens, lines[2:], strict=True):
-        assert line == f"{escape(token)}\t{filler}"
+        shown, tab, rest = line.rpartition("\t")
+        assert (unescape(shown), tab + rest) == (token, f"\t{filler}")
+        assert shown == escape(token) or (shown.startswith("\\u") and escape(token)[0].isspace())
         assert reading.text[: place + len(f"{filler}\n")].endswith(f"{line}\n")
 
 
@@ -177,7 +179,22 @@ def test_a_single_tokens_place_is_the_end_of_the_text(explanation, tokens, large
     lines = reading.text[len(reading.shared) :].splitlines()
     assert lines[0] == f" {escape(explanation)}"
     assert unescape(lines[1]) == "Text: " + "".join(tokens)
-    assert lines[2:] == [f"{escape(tokens[-1])}\t"]
+    assert [unescape(line.removesuffix("\t")) for line in lines[2:]] == [tokens[-1]]
+    assert lines[2].endswith("\t")
+
+
+def test_spaces_that_a_tokenizer_would_join_with_the_line_break_before_them_are_shown():
+    tokens = ["", " ", "   ", "  word", " word", " \n", "\u3000", "x "]
+    assert [line.removesuffix("\t") for line in simulator.reading("x", tokens, 9).lines] == [
+        "",
+        r"\u0020",
+        r"\u0020  ",
+        r"\u0020 word",
+        " word",
+        r" \n",
+        r"\u3000",
+        "x ",
+    ]
 
 
 def test_the_shared_part_is_the_same_for_all():
