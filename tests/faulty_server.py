@@ -74,7 +74,7 @@ class Faulty:
         self.listing_headers = {}
         self.listing = 200, {"object": "list", "data": [{"id": "m", "object": "model"}]}
         self.token, self.bos = r"\t|\n|\d|[^\t\n\d]+", ""
-        self.listed = {"3": -1.0, "6": -1.0, "unknown": -0.5}
+        self.listed = {"3": -1.0, "6": -1.0, "unknown": -0.5, "rare": -30.0}
         self.most_logprobs = 20
         self.echoes, self.shift = True, 0
         self.completes = self.chats = self.chat_logprobs = True
