@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 
@@ -518,6 +520,43 @@ def test_a_chat_template_that_fails_is_named(tmp_path):
     [error] = ask_all(connection, [chat("x")])
     assert isinstance(error, LLMError)
     assert "no system messages" in str(error)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for m in messages %}", "{{ messages[0].content.nothing() }}", "{{ 1 / 0 }}", "{% x %}"],
+)
+def test_a_malformed_chat_template_is_seen_before_any_request(tmp_path, template):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    connection = connect(save_tiny(tmp_path, tokenizer), local=True)
+    found = asyncio.run(connection.probe())
+    assert not found.chat and found.prompt_logprobs
+    assert "chat template of" in found.lacks["chat"] and "\n" not in found.lacks["chat"]
+
+
+# In a process of its own, as the thread that writes the chat can't be ended.
+ENDLESS = """
+import asyncio, sys
+from fastexplain.errors import UnusableError
+from fastexplain.llm import connect
+from fastexplain.llm.local import connection
+connection._TEMPLATE_SECONDS = 0.2
+try:
+    asyncio.run(connect(sys.argv[1], local=True).probe())
+except UnusableError as error:
+    print(error)
+"""
+
+
+def test_a_chat_template_without_an_end_is_one_line(tmp_path):
+    tokenizer = byte_tokenizer()
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    tokenizer.chat_template = endless
+    command = [sys.executable, "-c", ENDLESS, save_tiny(tmp_path, tokenizer)]
+    child = subprocess.run(command, check=True, capture_output=True, text=True)
+    [line] = child.stdout.splitlines()
+    assert "has not written a chat of two messages in 0.2 s" in line
 
 
 def test_a_template_without_system_messages_gets_none(tmp_path):

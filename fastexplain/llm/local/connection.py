@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,13 @@ _CHATS = 16
 # What a simulator's prompt may put at its places: any word does, as places are known from the
 # start.
 _FILLERS = ("unknown", "?", "0")
+
+# A chat template is tried once, since it is a program that may never end.
+_TEMPLATE_SECONDS = 10
+_TRIAL: tuple[Message, ...] = (
+    {"role": "system", "content": "Answer briefly."},
+    {"role": "user", "content": "Hello"},
+)
 
 
 class _Waiting(NamedTuple):
@@ -95,15 +103,16 @@ class LocalConnection(Connection):
 
     async def probe(self) -> Capabilities:
         listed = len(self._pieces.digits)
-        chats = self._tokenizer.chat_template is not None
+        why_no_chat = await self._try_template()
+        chats = why_no_chat is None
         lacks = {"schema": "the local engine can't hold an answer to a schema"}
-        if not chats:
-            lacks |= dict.fromkeys(("chat", "chat_logprobs"), self._why_no_chat())
+        if why_no_chat is not None:
+            lacks |= dict.fromkeys(("chat", "chat_logprobs"), why_no_chat)
         if not listed:
             why = self._pieces.why_no_digits()
             lacks |= dict.fromkeys(("prompt_logprobs", "next_logprobs"), why)
         if not chats and not listed:
-            raise UnusableError(f"{self._why_no_chat()}; and {self._pieces.why_no_digits()}")
+            raise UnusableError(f"{why_no_chat}; and {self._pieces.why_no_digits()}")
         self.capabilities = Capabilities(
             chat=chats,
             chat_logprobs=len(self._integers) if chats else 0,
@@ -138,7 +147,7 @@ class LocalConnection(Connection):
         if chat.temperature:
             raise LLMError("the local engine writes the likeliest answer; ask at temperature 0")
         if self._tokenizer.chat_template is None:
-            raise LLMError(self._why_no_chat())
+            raise LLMError(self._no_template())
         ids = self._tokenizer(self._render(chat.messages), add_special_tokens=False)["input_ids"]
         return Writing(ids, chat.max_tokens, chat.integers)
 
@@ -155,7 +164,36 @@ class LocalConnection(Connection):
         except Exception as error:  # templates raise what they like, as for a system message
             with contextlib.suppress(Exception):
                 return self._apply(without_system(messages))
-            raise LLMError(f"the chat template of '{self.model}' failed: {error}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise LLMError(f"the chat template of '{self.model}' failed: {reason}") from error
+
+    async def _try_template(self) -> str | None:
+        """Why the model can't be asked in chats, if it can't; a short one is written to see.
+
+        Raises:
+            UnusableError: the template doesn't come to an end.
+        """
+        if self._tokenizer.chat_template is None:
+            return self._no_template()
+        tried: Future[str | None] = Future()
+        tried.set_running_or_notify_cancel()
+
+        def write() -> None:
+            try:
+                self._render(_TRIAL)
+                tried.set_result(None)
+            except LLMError as error:
+                tried.set_result(str(error))
+
+        # Nothing ends a thread, but one that is a daemon does not keep the process from its end.
+        Thread(target=write, name="fastexplain-template", daemon=True).start()
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(tried), _TEMPLATE_SECONDS)
+        except TimeoutError:
+            raise UnusableError(
+                f"the chat template of '{self.model}' has not written a chat of two messages in "
+                f"{_TEMPLATE_SECONDS} s; correct it, or choose another model"
+            ) from None
 
     def _apply(self, messages: Sequence[Message]) -> str:
         text: str = self._tokenizer.apply_chat_template(
@@ -164,7 +202,7 @@ class LocalConnection(Connection):
         # Some models have no such switch, but begin with the thoughts of a prompt that ends so.
         return f"{text.rstrip()}\n\n</think>\n\n" if text.rstrip().endswith("<think>") else text
 
-    def _why_no_chat(self) -> str:
+    def _no_template(self) -> str:
         return f"'{self.model}' has no chat template; choose a model trained on instructions"
 
     async def _work(self) -> None:
