@@ -78,8 +78,10 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     for id_, text in zip(known, _in_context(tokenizer, known, added), strict=True):
         if id_ in added and added[id_] not in text:
             text = added[id_]
-        own = _written(tokens[id_], characters) if not text or _CUT in text else None
-        result[id_] = own or text.encode()
+        result[id_] = text.encode()
+        if not text or _CUT in text:
+            token = tokens[id_]
+            result[id_] = _hexadecimal(token) or _spelled(token, characters) or result[id_]
     return result
 
 
@@ -122,7 +124,7 @@ def _reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes] | None
     if kinds == ["ByteLevel"]:
         alphabet = _byte_alphabet()
         # A character outside the alphabet comes from a token that was added as text.
-        return lambda token: _written(token, alphabet) or token.encode()
+        return lambda token: _spelled(token, alphabet) or token.encode()
     # What follows `Fuse` is done to the whole text: SentencePiece takes its first space off.
     alone = kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
     if set(kinds[alone + 1 :]) - {"Strip"}:
@@ -138,7 +140,7 @@ def _reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes] | None
     byte_tokens = "ByteFallback" in kinds
 
     def read(token: str) -> bytes:
-        if byte_tokens and (own := _written(token, {})):
+        if byte_tokens and (own := _hexadecimal(token)):
             return own
         for old, new in replaced:
             token = token.replace(old, new)
@@ -147,10 +149,13 @@ def _reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes] | None
     return read
 
 
-def _written(token: str, characters: dict[str, int]) -> bytes | None:
-    """The bytes that a token is written as: `<0x0A>`, or a character for each."""
-    if match := _HEXADECIMAL.fullmatch(token):
-        return bytes.fromhex(match[1])
+def _hexadecimal(token: str) -> bytes | None:
+    match = _HEXADECIMAL.fullmatch(token)
+    return bytes.fromhex(match[1]) if match else None
+
+
+def _spelled(token: str, characters: dict[str, int]) -> bytes | None:
+    """The bytes of a token that has a character for each."""
     if all(char in characters for char in token):
         return bytes(characters[char] for char in token)
     return None

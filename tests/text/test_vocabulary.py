@@ -174,6 +174,13 @@ def test_any_bytes_have_texts(tokens):
     assert "".join(found).replace("\ufffd", "") == whole.replace("\ufffd", "")
 
 
+def test_byte_level_tokens_that_look_like_bytes_are_text():
+    backend = Tokenizer(models.BPE({"<0x41>": 0, "\u0120": 1, "\u00d1": 2}, []))
+    backend.decoder = decoders.ByteLevel()
+    known = token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert known == [b"<0x41>", b" ", b"\xd1"]
+
+
 def test_an_id_without_a_token_reads_as_its_number():
     backend = Tokenizer(models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
     known = token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend))
