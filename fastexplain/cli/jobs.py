@@ -52,7 +52,7 @@ def sweep_corpus(
         )  # fmt: skip
     if corpus.passed_over:
         line = corpus.passed_over_line()
-        print_line(f"{line[0].upper()}{line[1:]}.")
+        print_line(f"{line[0].upper()}{line[1:]}{':' if verbose else '; --verbose lists them.'}")
         for path, reason in corpus.passed_over.items() if verbose else ():
             print_line(f"  {path} {reason}")
     width = corpus.tokens.shape[1]

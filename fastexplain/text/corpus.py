@@ -208,8 +208,8 @@ class Corpus:
     def passed_over_line(self) -> str:
         """How many files were passed over, and why, in one line."""
         reasons = Counter(self.passed_over.values()).most_common()
-        why = "; ".join(f"{count:,} {reason}" for reason, count in reasons)
-        return f"files passed over: {len(self.passed_over):,}: {why}"
+        why = "; ".join(f"{reason.removeprefix('is ')}: {count:,}" for reason, count in reasons)
+        return f"files passed over: {len(self.passed_over):,} ({why})"
 
 
 class _Excerpts:

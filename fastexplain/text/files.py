@@ -227,7 +227,9 @@ def _lines(text: io.TextIOWrapper, name: str) -> Iterator[tuple[str, dict[str, A
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise _no_rows(name, place, f"not JSON ({getattr(error, 'msg', error)})") from None
+                raise _no_rows(
+                    name, place, f"can't be read as JSON ({getattr(error, 'msg', error)})"
+                ) from None
             if not isinstance(row, dict):
                 raise _no_rows(name, place, "not a JSON object")
             yield place, row
@@ -252,7 +254,7 @@ def _list(text: io.TextIOWrapper, name: str) -> Iterator[tuple[str, dict[str, An
                 raise too_long(f"{shortened(name)}, {place}") from None
             more = text.read(max(len(buffer), SIZE))
             if not more:
-                reason = f"not JSON ({getattr(error, 'msg', error)})"
+                reason = f"can't be read as JSON ({getattr(error, 'msg', error)})"
                 raise _no_rows(name, place, reason) from None
             buffer += more
             continue

@@ -53,6 +53,22 @@ def swept(planted_subject, text, tmp_path_factory) -> Path:
     return out
 
 
+def test_files_that_are_passed_over_are_counted_and_listed_on_request(
+    cli, planted_subject, text, tmp_path
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "words.txt").write_text(text.read_text())
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    for number, option in enumerate([[], ["--verbose"]]):
+        out = tmp_path / f"run{number}"
+        sweep = ["sweep", planted_subject.name, "--corpus", folder, "--out", out, "--excerpts", 8]
+        code, _, shown = cli(*sweep, *option)
+        assert code == 0 and "Files passed over: 1 (not UTF-8 text: 1)" in shown
+        assert (f"{folder / 'latin.txt'} is not UTF-8 text" in shown) == bool(option)
+        assert ("--verbose lists them" in shown) != bool(option)
+
+
 def test_help_imports_neither_torch_nor_transformers() -> None:
     script = (
         "import sys; sys.argv = ['fastexplain', '--help']\n"

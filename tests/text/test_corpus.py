@@ -287,7 +287,7 @@ def refused(error, *arguments, **settings) -> str:
         ("a.txt", b"w1 \0" * 100, ["a.txt", "not text"]),
         ("a.txt", b"w1 " * 63, ["no document has 64 tokens", "63"]),
         ("a.txt", b"", ["no document has 64 tokens", "documents: 0"]),
-        ("a.jsonl", b'{"text": "w1"}\n{"text": \n', ["a.jsonl", "line 2", "not JSON"]),
+        ("a.jsonl", b'{"text": "w1"}\n{"text": \n', ["a.jsonl", "line 2", "can't be read as JSON"]),
         ("a.jsonl", b'\n["w1"]\n', ["a.jsonl", "line 2", "not a JSON object"]),
         ("a.jsonl", b'{"body": "w1", "id": 3}', ["line 1", "'text'", "'body', 'id'"]),
         ("a.jsonl", b"{}", ["line 1", "'text'", "none"]),
@@ -335,7 +335,7 @@ def test_an_impossible_path_is_not_a_traceback(words):
 
 def test_a_directory_without_text_says_what_was_passed_over(words, tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\xff")
-    assert "files passed over: 1: 1 is not UTF-8 text" in refused(CorpusError, [tmp_path], words)
+    assert "files passed over: 1 (not UTF-8 text: 1)" in refused(CorpusError, [tmp_path], words)
 
 
 def test_impossible_requests(words):

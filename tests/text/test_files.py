@@ -87,6 +87,11 @@ def test_standard_input_may_have_rows(words, monkeypatch, content):
     assert held(Corpus(["-"], words)) == windows(DOCUMENTS)
 
 
+def test_standard_input_that_is_parquet_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(parquet(text=["w1"]))))
+    assert "standard input is a parquet file; give its path" in refused("-")
+
+
 def test_files_with_byte_order_marks_may_be_put_together(tmp_path):
     (tmp_path / "a.jsonl").write_bytes((codecs.BOM_UTF8 + LINES) * 2)
     (tmp_path / "a.txt").write_bytes((codecs.BOM_UTF8 + b"one\n") * 2)
@@ -178,8 +183,9 @@ def parquet(**columns):
         ("a.txt.bz2", bz2.compress(PLAIN)[:60] + b"\xff" * 60, ["a.txt.bz2"]),
         ("a.json", b'{"body": 1}\n{"body": 2}\n', ["no column 'text'", "'body'"]),
         ("a.json", b'[{"body": 1}]', ["no column 'text'", "'body'"]),
+        ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}", ["line 1", "can't be read as JSON"]),
         ("a.json", b'[{"text": "w1"}, 3]', ["row 2", "not a JSON object"]),
-        ("a.json", b'[{"text": "w1"}, {"text"', ["row 2", "not JSON"]),
+        ("a.json", b'[{"text": "w1"}, {"text"', ["row 2", "can't be read as JSON"]),
         ("a.jsonl", b'{"text": ["w1", "w2"]}', ["line 1", "'text' is list"]),
         ("a.jsonl", b'{"messages": []}', ["line 1", "no column 'text'", "'messages'"]),
         ("a.parquet", parquet(text=[["w1"]]), ["row 1", "'text' is list"]),
@@ -217,7 +223,7 @@ def test_the_reasons_of_files_that_are_passed_over_are_counted(words, tmp_path):
     (tmp_path / "c.zip").write_bytes(archive("zip"))
     write_rows(tmp_path / "rows.jsonl", DOCUMENTS)
     corpus = Corpus([tmp_path], words)
-    line = "files passed over: 3: 2 is not UTF-8 text; 1 is a zip archive"
+    line = "files passed over: 3 (not UTF-8 text: 2; a zip archive: 1)"
     assert corpus.passed_over_line() == line
     assert list(corpus.passed_over) == [
         str(tmp_path / name) for name in ("a.txt", "b.txt", "c.zip")
