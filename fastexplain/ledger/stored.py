@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import warnings
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,6 +21,9 @@ _T = TypeVar("_T")
 
 # Seconds between two looks at whether another process has its answer: at first, and at the most.
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0
+
+# Seconds of waiting for another process behind which the user is told of it.
+_TELL_AFTER = 10.0
 
 
 @dataclass
@@ -91,6 +95,7 @@ class StoredConnection(Connection):
         self._asked: set[str] = set()
         self._deferred: dict[str, float] = {}  # requests that wait for a batch: what they reserve
         self._in_flight: dict[str, asyncio.Task[Response]] = {}
+        self._told = False
 
     async def probe(self) -> Capabilities:
         """What the model can do: as the run's record has it, else by a probe, which is recorded.
@@ -148,7 +153,7 @@ class StoredConnection(Connection):
     @contextlib.asynccontextmanager
     async def _claimed(self, name: str) -> AsyncIterator[None]:
         """Hold a place in flight, and a claim on a name as soon as no other process has it."""
-        wait = 0.0
+        wait = waited = 0.0
         while True:
             async with self._inner.slots:  # what waits may still be called off
                 if self._responses.claims.claim(name):
@@ -160,6 +165,14 @@ class StoredConnection(Connection):
             wait = min(max(_FIRST_WAIT, 2 * wait), _LONGEST_WAIT)
             await asyncio.sleep(wait)
             self._budget.check_interrupted()
+            waited += wait
+            if waited >= _TELL_AFTER and not self._told:
+                self._told = True
+                warnings.warn(
+                    "another command on this run is asking the same; this one waits for its "
+                    "answers, and goes on by itself if that one ends",
+                    stacklevel=2,
+                )
 
     async def _send(self, name: str, request: Request, anew: bool) -> Response:
         """Have a request answered, unless another process has it answered first.

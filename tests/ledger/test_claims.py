@@ -171,6 +171,15 @@ def test_a_request_that_another_process_left_unanswered_is_asked(responses):
     assert asyncio.run(stored.ask(CHAT)).text == "1" and inner.asked == 1
 
 
+def test_the_user_is_told_once_of_a_long_wait(responses, monkeypatch):
+    monkeypatch.setattr("fastexplain.ledger.stored._TELL_AFTER", 0.0)
+    responses.claims = Held(3)
+    stored = StoredConnection(Inner(), responses, "explanation")
+    with pytest.warns(UserWarning, match="another command on this run is asking the same") as told:
+        asyncio.run(stored.ask(CHAT))
+    assert len(told) == 1
+
+
 def test_who_waits_for_another_process_may_be_interrupted(responses):
     interrupted = threading.Event()
     responses.claims = Held(3, interrupted.set)

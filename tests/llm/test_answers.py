@@ -60,7 +60,7 @@ def test_only_a_finished_answer_is_an_answer(finish):
     if isinstance(finish, str) and finish.strip().lower() in {each.lower() for each in CUT_OFF}:
         assert said == "the answer was cut off after 60 tokens"
     elif finish != "content_filter":
-        assert said.startswith("the answer is not finished: its finish reason is '")
+        assert re.search("the answer is not finished: its finish reason is|reports an error", said)
 
 
 @pytest.mark.parametrize("finish", CUT_OFF)
@@ -174,6 +174,14 @@ def test_what_comes_without_choices_is_quoted():
         assert "\n" not in str(caught.value) and caught.value.usage.completion_tokens == 0
     with pytest.raises(UselessAnswerError, match=r"has no choices$"):
         wire.read(CHAT, {"id": "x", "choices": []}, ABLE)
+
+
+@pytest.mark.parametrize("place", ["beside", "in"])
+def test_an_error_is_no_answer_in_a_batch_either(place):
+    body = data("half a te", None)
+    (body if place == "beside" else body["choices"][0])["error"] = {"code": 502, "message": "no"}
+    with pytest.raises(UselessAnswerError, match=r"the server reports an error: .*502.*no"):
+        wire.read(CHAT, body, ABLE)
 
 
 # Streams

@@ -24,7 +24,7 @@ from fastexplain.llm.openai.failures import Broken, Passing, Refused, Unanswered
 from fastexplain.llm.openai.http import Http, key_in
 from fastexplain.llm.openai.limits import Backoff, Limiter, is_passing, retry_after
 from fastexplain.llm.requests import Capabilities, Request, Response
-from fastexplain.llm.tokens import at_least, count
+from fastexplain.llm.tokens import at_least, count, texts
 
 # Of all limits: a year in seconds has fewer.
 _MOST = 10**9
@@ -248,8 +248,7 @@ class ServerConnection(Connection):
                 return UnusableError(
                     f"{where} has no model '{self.model}'; it has: {has or 'none'}"
                 )
-        message = f"{where}: {reason}"
-        return Refused(message, status)
+        return Refused(f"{where}: {reason}", status)
 
     async def _models(self) -> list[str] | None:
         """The names that the server lists; None if it has no such list."""
@@ -261,7 +260,9 @@ class ServerConnection(Connection):
 
     def _check_read(self, request: Request, prompt_tokens: int) -> None:
         """Warn, once, of a server that seems to drop what its context has no room for."""
-        sent = 0 if self._warned else at_least(request)
+        if self._warned or sum(map(len, texts(request))) < _LONG * prompt_tokens:
+            return
+        sent = at_least(request)
         if sent > _SHORT and 0 < prompt_tokens < _READ * sent:
             self._warned = True
             warnings.warn(

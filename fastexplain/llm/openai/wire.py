@@ -15,8 +15,8 @@ from typing import Any
 import jiter
 
 from fastexplain.errors import LLMError
-from fastexplain.llm.openai import events, listings
-from fastexplain.llm.openai.answers import answer, choice, thinks
+from fastexplain.llm.openai import events, failures, listings
+from fastexplain.llm.openai.answers import answer, choice, quoted, thinks
 from fastexplain.llm.requests import (
     Capabilities,
     Chat,
@@ -60,7 +60,7 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
     Where the server does not count tokens, it is taken to have used as many as it might.
 
     Raises:
-        UselessAnswerError: it is malformed, incomplete, withheld or empty.
+        UselessAnswerError: it is malformed, incomplete, withheld, empty, or an error.
     """
     spent = _usage(data)
     if data.get("choices") and not spent.prompt_tokens:
@@ -68,6 +68,8 @@ def read(request: Request, data: dict[str, Any], capabilities: Capabilities) -> 
         written = spent.completion_tokens or most.completion_tokens
         spent = Usage(most.prompt_tokens, written, spent.cached_tokens)
     try:
+        if found := failures.reported(data):
+            raise LLMError(f"the server reports an error: {quoted(found[1])}")
         if isinstance(request, Reading) and capabilities.digits:
             choices = _choices(data, len(request.lines))
             return Distribution(listings.behind(choices, request.largest), spent)
