@@ -184,6 +184,28 @@ def test_an_error_is_no_answer_in_a_batch_either(place):
         wire.read(CHAT, body, ABLE)
 
 
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (b'"a \\ud83d b"', "a ? b"),
+        (b'"a \\ud83d\\ude00 b"', "a \U0001f600 b"),
+        (b'"a \xff b"', "a \ufffd b"),
+        (b'"a \x01\n b"', "a \x01\n b"),
+        (b'"a"', "a"),
+    ],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_text_that_is_not_quite_json_is_read_and_can_be_stored(written, text, mark):
+    content = mark + b'{"choices": [{"message": {"content": ' + written + b"}}]}"
+    read = wire.read(CHAT, wire.parse(content), ABLE).text
+    assert read == text and read.encode()
+    assert wire.parse(content[:-1]) is None and wire.parse(content + b"x") is None
+
+
+def test_what_is_nested_without_end_is_no_answer():
+    assert wire.parse(b"[" * 10**6) is None and wire.parse(b"[" * 10**5 + b"]" * 10**5) is None
+
+
 # Streams
 
 

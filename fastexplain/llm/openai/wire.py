@@ -10,6 +10,7 @@ whole distribution, with 400 at .95.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jiter
@@ -89,7 +90,13 @@ def parse(content: bytes) -> Any:
     try:
         return jiter.from_json(content)
     except ValueError:
-        return events.joined(content) if events.is_stream(content) else None
+        if events.is_stream(content):
+            return events.joined(content)
+    try:  # A byte order mark, halves of characters and control characters, which jiter refuses.
+        loose = json.loads(content.decode("utf-8-sig", "replace"), strict=False)
+        return jiter.from_json(json.dumps(loose, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def at_most(request: Request, capabilities: Capabilities) -> Usage:
