@@ -59,7 +59,9 @@ def parse_layers(text: str) -> list[int]:
     """
     if not re.fullmatch(_LIST, text.strip()):
         raise UsageError(f"'{text}' names no layers; write numbers and ranges, as in 0-5,8")
-    return sorted({layer for part in set(text.split(",")) for layer in _expand(part, _check_layer)})
+    return sorted(
+        {layer for part in dict.fromkeys(text.split(",")) for layer in _expand(part, _check_layer)}
+    )
 
 
 def select_neurons(
