@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 # Seconds that a command may take; SIGALRM then ends it.
-LIMIT = 120
+LIMIT = 60
 
 
 class Forked:
