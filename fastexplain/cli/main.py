@@ -74,6 +74,8 @@ def _run() -> int:
             # What a server says of its own arguments is left as it is.
             own = not isinstance(error, LLMError) or isinstance(error, UnusableError)
             _print_error(_with_options(str(error)) if own else str(error))
+        elif isinstance(error, MemoryError):
+            _print_error(f"there is not enough memory: {error or 'nothing is left'}")
         elif hasattr(error, "format_message"):  # of click's, which Typer may carry within itself
             code = 2
             _print_error(error.format_message())

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from fastexplain.errors import RunError
+from fastexplain.errors import RunError, UsageError
 from fastexplain.run.migrations import MIGRATIONS, applied, migrate
 
 # Seconds to wait for another process that is writing.
@@ -198,6 +198,8 @@ class Connections:
             yield
         except sqlite3.Error as error:
             raise RunError(f"the database {self._path} can't be used: {error}") from error
+        except OverflowError as error:
+            raise UsageError("a number is larger than any in a database, 2^63") from error
         except UnicodeEncodeError as error:
             raise RunError(
                 f"{error.object!r} holds half of a character, which {self._path} can't take"

@@ -43,6 +43,8 @@ from fastexplain.version import __version__
 TABLE_BYTES = 2**30
 """Memory for all layers' tables together."""
 
+_MOST_KEPT = 1_000_000  # exemplars of a neuron: more are a mistake in writing
+
 # Seconds between two checkpoints. SmolLM2's take about 2 GB and 3 s to write.
 _CHECKPOINT_SECONDS = 600.0
 # Batches between two looks for activations that are not finite: a look waits for the device.
@@ -194,6 +196,9 @@ def check_settings(
     for name, (value, minimum) in least.items():
         if value is not None and value < minimum:
             raise UsageError(f"`{name}` is {value}; it must be at least {minimum}")
+    for name, value in (("top_k", top_k), ("random", random)):
+        if value > _MOST_KEPT:
+            raise UsageError(f"`{name}` is {value}; it must be at most {_MOST_KEPT:,}")
     if subject.device.type == "cuda" and top_k > MOST_ON_DEVICE and _fuses(subject):
         raise UsageError(f"`top_k` is {top_k}; on a GPU it can be {MOST_ON_DEVICE} at most")
     if not 0 <= skip < length:

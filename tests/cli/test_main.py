@@ -306,6 +306,7 @@ def test_doctor_says_which_path_is_taken(cli, monkeypatch) -> None:
         (["top", "RUN", "--method", "magic"], 2, "there are lookup"),
         (["top", "RUN", "--by", "luck"], 2, "top_and_random"),
         (["top", "RUN", "--limit", "0"], 2, "limit"),
+        (["top", "RUN", "--limit", str(2**63)], 2, "larger than any in a database"),
         (["top", "RUN", "--layer", "3"], 2, "was not swept"),
         (["show", "RUN", "0:1", "--count", "-1"], 2, "count"),
         (["demo", "--neurons", "-1"], 2, "neurons"),
@@ -344,6 +345,15 @@ def test_an_unexpected_error_is_one_line_too(cli, swept, monkeypatch) -> None:
     code, _, err = cli("top", swept)
     assert code == 1 and err.count("\n") == 1
     assert "ZeroDivisionError: a bug" in err and "--debug" in err
+
+
+def test_too_little_memory_is_said(cli, swept, monkeypatch) -> None:
+    def large(*_: object) -> None:
+        np.empty((2**40, 2**10))
+
+    monkeypatch.setattr("fastexplain.run.directory.open_run", large)
+    code, _, err = cli("top", swept)
+    assert code == 1 and err.startswith("fastexplain: there is not enough memory: Unable to ")
 
 
 def test_bare_and_version(cli) -> None:

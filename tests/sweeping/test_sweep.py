@@ -307,7 +307,15 @@ def test_nearly_constant_neurons_have_no_higher_moments(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("top_k", 0), ("random", -1), ("batch_size", 0), ("table_bytes", -1), ("skip", 64)],
+    [
+        ("top_k", 0),
+        ("random", -1),
+        ("batch_size", 0),
+        ("table_bytes", -1),
+        ("skip", 64),
+        ("top_k", 2**70),
+        ("random", 2**70),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(
     planted_subject, planted_corpus, tmp_path, option, value
