@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ os.environ["FASTEXPLAIN_CACHE"] = str(ROOT / ".cache")
 
 import planted  # noqa: E402
 import torch  # noqa: E402
+from faulty_server import Faulty  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
 from transformers import (  # noqa: E402
     LlamaConfig,
@@ -28,7 +30,7 @@ from transformers import (  # noqa: E402
 )
 
 import fastexplain  # noqa: E402
-from fastexplain import Corpus, Run, Subject, load_subject  # noqa: E402
+from fastexplain import Corpus, Run, Subject, load_subject, open_run  # noqa: E402
 from fastexplain.cli import main as app  # noqa: E402
 
 
@@ -139,3 +141,18 @@ def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         return int(stopped.value.code or 0), shown.out, shown.err
 
     return run
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    """A server that knows the model `m`; there is no key."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    serving = Faulty()
+    yield serving
+    serving.close()
+
+
+@pytest.fixture
+def run(planted_run: Run, tmp_path: Path) -> Run:
+    """A copy of the planted run, to be written to."""
+    return open_run(shutil.copytree(planted_run.path, tmp_path / "run"))

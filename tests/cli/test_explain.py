@@ -1,11 +1,9 @@
 """`fastexplain explain` with language models, as its user meets it; the server is a real one."""
 
 import json
-import shutil
 
 import planted
 import pytest
-from faulty_server import Faulty
 
 from fastexplain.cli.requests import Failures
 from fastexplain.ledger.prices import Price
@@ -16,25 +14,12 @@ NEURONS = [f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.ALWAYS)]
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    serving = Faulty()
-    yield serving
-    serving.close()
-
-
-@pytest.fixture
-def run(planted_run, tmp_path):
-    return shutil.copytree(planted_run.path, tmp_path / "run")
-
-
-@pytest.fixture
 def explain(cli, run, server):
     """Run `explain` against the server; gives exit code, the last line read as JSON, and errors."""
 
     def call(*arguments, where=server.url):
         options = ["--explainer", "m", "--base-url", where, "--json"]
-        code, out, err = cli("explain", run, *arguments, *options)
+        code, out, err = cli("explain", run.path, *arguments, *options)
         return code, json.loads(out.splitlines()[-1]) if out.strip() else None, err
 
     return call
@@ -57,7 +42,7 @@ def test_a_dry_run_sends_nothing_and_says_what_would_be_sent(explain, server):
 @pytest.mark.parametrize(("model", "tokens"), [("gpt-4.1", 60), ("gpt-5-mini", 60 + 4096)])
 def test_a_dry_run_counts_thoughts(cli, run, monkeypatch, model, tokens):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    code, out, _ = cli("explain", run, NEURONS[0], "--explainer", model, "--dry-run", "--json")
+    code, out, _ = cli("explain", run.path, NEURONS[0], "--explainer", model, "--dry-run", "--json")
     assert code == 0
     explanation = json.loads(out.splitlines()[-1])["purposes"]["explanation"]
     assert (explanation["requests"], explanation["completion_tokens"]) == (1, tokens)
@@ -95,7 +80,7 @@ def test_one_token_at_a_time_gives_scores_too(explain):
 @pytest.mark.parametrize("mode", ["prompt-logprobs", "generated-logprobs", "one-at-a-time"])
 def test_a_dry_run_knows_what_the_local_engine_can_do(cli, run, mode):
     options = ["--local", "--simulation", mode, "--dry-run", "--json"]
-    code, out, err = cli("explain", run, NEURONS[0], "--explainer", "smollm2", *options)
+    code, out, err = cli("explain", run.path, NEURONS[0], "--explainer", "smollm2", *options)
     assert code == 0, err
     requests = json.loads(out.splitlines()[-1])["purposes"]["simulation"]["requests"]
     assert requests > 600 if mode == "one-at-a-time" else requests == 10
@@ -138,7 +123,7 @@ def test_many_explanations_without_a_score_are_not_passed_over(explain, cli, run
     explain(*NEURONS, "--max-requests", "3")
     monkeypatch.setattr("fastexplain.cli.explain._SHOWN", 2)
     monkeypatch.setattr("fastexplain.run.database.Database.best", lambda *_, **__: [])
-    code, out, _ = cli("explain", run, *NEURONS)  # by lookup
+    code, out, _ = cli("explain", run.path, *NEURONS)  # by lookup
     assert code == 0 and "None of the 3 neurons has a score that is defined" in out
 
 
@@ -169,10 +154,10 @@ def test_limits_stop_before_they_are_passed_and_the_command_goes_on(explain, ser
     assert code == 1 and "stopped before $0.001" in err
     assert explain(*NEURONS)[0] == 0
     assert len(server.requests) - before == 22
-    code, out, _ = cli("cost", run, "--json")
+    code, out, _ = cli("cost", run.path, "--json")
     assert code == 0
     assert json.loads(out)["total"]["answered"] == 33
-    code, out, _ = cli("cost", run)
+    code, out, _ = cli("cost", run.path)
     assert code == 0 and "in all" in out
 
 
@@ -198,7 +183,7 @@ def test_ctrl_c_at_a_question_is_no_error(cli, run, server, monkeypatch):
 
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("builtins.input", Terminal().readline)
-    code, _, err = cli("explain", run, "all", "--explainer", "m", "--base-url", server.url)
+    code, _, err = cli("explain", run.path, "all", "--explainer", "m", "--base-url", server.url)
     assert code == 130 and err.splitlines()[-1].endswith("fastexplain: interrupted")
     assert server.requests == []
 
@@ -229,7 +214,7 @@ def test_what_makes_no_sense_is_said_in_a_line(explain, options, said):
 
 def test_options_of_language_models_are_refused_without_one(cli, run):
     for option in (["--dry-run"], ["--max-cost", "1"], ["--batch"], ["--simulator-local"]):
-        code, _, err = cli("explain", run, *option)
+        code, _, err = cli("explain", run.path, *option)
         assert code == 2 and f"{option[0]} is for language models" in err
 
 
@@ -255,7 +240,7 @@ def test_a_batch_file_is_written_without_a_server(explain, tmp_path, cli, run):
     code, _, err = explain(*NEURONS, "--batch-file", str(asked), where="http://10.0.0.1:1/v1")
     assert code == 0 and "3 requests written" in err
     assert len(asked.read_text().splitlines()) == 3
-    code, _, err = cli("ingest", run, tmp_path / "absent.jsonl")
+    code, _, err = cli("ingest", run.path, tmp_path / "absent.jsonl")
     assert code == 2 and "can't be read" in err
 
 

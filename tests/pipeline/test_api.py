@@ -1,7 +1,6 @@
 """`fastexplain.explain` from Python: in a script, within a running event loop, as a coroutine."""
 
 import asyncio
-import shutil
 import signal
 import threading
 
@@ -19,21 +18,8 @@ CAT, DIGIT, RARE = (f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.RARE)
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    serving = Faulty()
-    yield serving
-    serving.close()
-
-
-@pytest.fixture
 def model(server):
     return Model("m", server.url, price=Price(1.0, 1.0, 2.0))
-
-
-@pytest.fixture
-def run(planted_run, tmp_path):
-    return fastexplain.open_run(shutil.copytree(planted_run.path, tmp_path / "run"))
 
 
 def in_a_script(*args, **named):
