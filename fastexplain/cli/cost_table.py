@@ -23,8 +23,10 @@ _AMOUNTS = ("prompt tokens", "answer tokens", "cost")
 def estimate_table(estimate: Estimate) -> Table:
     """What a command would ask: a row a purpose, and their sum."""
     total = estimate.total
-    of = f", going by {estimate.sample:,} of the neurons" if estimate.sample else ""
-    table = _table(f"At the most{of}", ("for",), ("requests", *_AMOUNTS), total.unpriced)
+    title = "At the most"
+    if estimate.sample:
+        title = f"About, going by {estimate.sample:,} of the neurons"
+    table = _table(title, ("for",), ("requests", *_AMOUNTS), total.unpriced)
     for purpose, share in estimate.purposes.items():
         table.add_row(f"{purpose}s", f"{share.requests:,}", *_amounts(share, share.requests))
     table.add_section()

@@ -62,7 +62,9 @@ def explain_in_batches(
         )
     except KeyboardInterrupt:
         if file is None:
-            print_line("The server keeps working on the batch; the same command fetches it.")
+            print_line(
+                "Batches that were submitted go on at the server; the same command fetches them."
+            )
         raise
     failures.summary()
     return outcome

@@ -63,7 +63,7 @@ def server():
 
 
 def trouble(forked, arguments, **options):
-    """What is wrong with how a command ended; None if nothing is."""
+    """What is wrong with how a command ended, in a line; empty if nothing is."""
     environment = ENVIRONMENT | options.pop("environment", {})
     code, out, err = forked.run(*arguments, environment=environment, **options)
     last = (err.strip().splitlines() or [""])[-1]
@@ -73,7 +73,14 @@ def trouble(forked, arguments, **options):
         or "Traceback" in out + err
         or (code != 0 and not last.startswith("fastexplain: "))
     )
-    return (arguments, code, err[-500:]) if wrong else None
+    shown = [str(each)[:80] for each in arguments]
+    return f"code {code} of {shown!r}: {(out + err)[-300:]!r}" if wrong else ""
+
+
+def report(found):
+    wrong = list(filter(None, found))
+    if wrong:
+        pytest.fail(f"{len(wrong)} of {len(found)}:\n" + "\n".join(wrong), pytrace=False)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -86,7 +93,7 @@ def test_arguments(forked, folder, server, seed):
             shutil.rmtree(folder / out, ignore_errors=True)
         stdin = rng.choice([b"", b"cat sees river\n" * 200])
         found.append(trouble(forked, arguments.draw(), stdin=stdin))
-    assert not any(found), list(filter(None, found))
+    report(found)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -101,7 +108,7 @@ def test_changed_files_of_a_run(forked, folder, name, seed):
             (folder / "run" / f"run.sqlite{log}").unlink(missing_ok=True)
         command, *rest = rng.choice(LOOKING)
         found.append(trouble(forked, [command, folder / "run", *rest]))
-    assert not any(found), list(filter(None, found))
+    report(found)
 
 
 @pytest.mark.parametrize("name", ["text.txt", "rows.jsonl", "list.json", "names", "answers.jsonl"])
@@ -129,7 +136,7 @@ def test_changed_files_that_are_read(forked, folder, name):
         sweep = ["sweep", folder / "model", "--corpus", path, "--out", folder / "out"]
         shutil.rmtree(folder / "out", ignore_errors=True)
         found.append(trouble(forked, commands.get(name, [*sweep, "--excerpts", "8"])))
-    assert not any(found), list(filter(None, found))
+    report(found)
 
 
 def test_changed_checkpoints(forked, folder):
@@ -152,7 +159,7 @@ def test_changed_checkpoints(forked, folder):
         path.write_bytes(changed(rng, path.name, path.read_bytes()))
         sweep = ["sweep", folder / "model", "--corpus", folder / "text.txt", "--batch-size", "32"]
         found.append(trouble(forked, [*sweep, "--out", folder / "out"]))
-    assert not any(found), list(filter(None, found))
+    report(found)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -180,4 +187,4 @@ def test_servers_that_make_mistakes(forked, folder, seed):
                 "--base-url", server.url, "--timeout", "1", "--max-requests", "60", "--yes",
                 *rng.choice([[], mode, ["--batch"], ["--fresh"]]),
             ]))  # fmt: skip
-    assert not any(found), list(filter(None, found))
+    report(found)

@@ -408,7 +408,7 @@ def test_a_batch_that_the_server_does_not_know_says_so(server, responses):
 def test_answers_that_the_server_keeps_no_longer_are_asked_again(server, responses):
     server.fail_next, reported = [0, 0, 0, 404], []
     assert not submit_and_finish(server.url, responses, "a", reported)
-    assert "the server no longer has the answers in file-1" in reported
+    assert "the server has no file file-1; its answers are asked for again" in reported
     assert responses.batches() == [] and unanswered("a", responses) == ["a"]
 
 

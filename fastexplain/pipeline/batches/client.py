@@ -252,7 +252,7 @@ class BatchClient:
             try:
                 await self._persist(fetch)
             except openai.NotFoundError:
-                self._report(f"the server no longer has the answers in {file}")
+                self._report(f"the server has no file {file}; its answers are asked for again")
                 return
             whole.seek(0)
             ingest(whole, self._responses, self._can, self._prices, found)
@@ -309,6 +309,6 @@ class BatchClient:
             raise self._connection.as_llm_error(error) from None
         except httpx2.HTTPError as error:
             raise LLMError(
-                f"{self._connection.address}: the answers broke off ({type(error).__name__}); "
-                "the same command fetches them again"
+                f"{self._connection.address}: the connection broke off ({type(error).__name__}); "
+                "the same command goes on from there"
             ) from None
