@@ -22,6 +22,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastexplain.kernels.checks import check_capture, check_floating, check_lookup, check_merge
+
 if TYPE_CHECKING:
     from fastexplain.kernels.summary import (
         Agreement,
@@ -60,9 +62,11 @@ def capture(
     `acts` must be contiguous, and its dtype the one that `summary` was made for.
 
     Raises:
-        ValueError: on a device, K is above 2,048, or no position is counted.
-        TypeError: on a device, the dtype is another.
+        ValueError: shapes do not fit together, an index of the batch points outside (on a device
+            `Batch.make` alone looks), no position is counted, or, on a device, K is above 2,048.
+        TypeError: the dtype is another.
     """
+    check_capture(acts, batch, summary, pre)
     _run("capture.capture", acts, (acts, batch, summary, pre), stream)
 
 
@@ -75,11 +79,7 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
     Raises:
         ValueError: the summaries were made for different neurons, settings or seeds.
     """
-    for name in a._fields:
-        x, y = getattr(a, name), getattr(b, name)
-        differ = x != y if name == "seed" else (x.shape, x.dtype) != (y.shape, y.dtype)
-        if differ:
-            raise ValueError(f"summaries of different {name} can't be merged")
+    check_merge(a, b)
     return _run("neurons.merge", a.top_keys, (a, b), stream)
 
 
@@ -91,7 +91,9 @@ def discretize(activations: Any, scale: Any, *, stream: int = 0) -> Any:
 
     Raises:
         ValueError: `scale` has another shape than `[N]`.
+        TypeError: the activations are no floating numbers.
     """
+    check_floating(activations)
     if tuple(scale.shape) != tuple(activations.shape[:1]):
         raise ValueError(
             f"expected a scale for each row, got {tuple(scale.shape)} for activations "
@@ -116,7 +118,10 @@ def correlate(true: Any, simulated: Any, *, stream: int = 0) -> Agreement:
 
     Raises:
         ValueError: the arrays have different shapes, or others than these.
+        TypeError: they are no floating numbers.
     """
+    check_floating(true)
+    check_floating(simulated)
     if tuple(true.shape) != tuple(simulated.shape) or len(true.shape) not in (2, 3):
         raise ValueError(
             f"expected two arrays [N, E, T] or [N, T], got {tuple(true.shape)} and "
@@ -141,25 +146,10 @@ def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
         remaining count is 0, or that is within rounding of 0, is exactly 0.
 
     Raises:
-        ValueError: shapes do not fit together, or E * T is too large for a device.
+        ValueError: shapes do not fit together, an index points outside of what it is an index of
+            (on a device nobody looks), or E * T is too large for a device.
     """
-    neurons, places, tokens = excerpts.activations.shape
-    if (
-        tuple(excerpts.ids.shape) != (neurons, places)
-        or any(rows.shape[1] != tokens for rows in (excerpts.token_rows, excerpts.pair_rows))
-        or any(
-            tuple(sums.shape) != (counts.shape[0], neurons)
-            for sums, counts in (
-                (tables.token_sums, tables.token_counts),
-                (tables.pair_sums, tables.pair_counts),
-            )
-        )
-    ):
-        raise ValueError(
-            f"tables {tuple(tables.token_sums.shape)} and {tuple(tables.pair_sums.shape)}, ids "
-            f"{tuple(excerpts.ids.shape)}, rows {tuple(excerpts.token_rows.shape)} and activations "
-            f"{tuple(excerpts.activations.shape)} do not fit together"
-        )
+    check_lookup(tables, excerpts)
     return _run("neurons.lookup", excerpts.activations, (tables, excerpts), stream)
 
 

@@ -158,7 +158,20 @@ class Batch(NamedTuple):
             token_rows, pair_rows: int32 `[B, T]`, the tables' rows, -1 where there is none.
             random_ids: int32 `[R]`, as in the summary.
             table_rows: V and P.
+
+        Raises:
+            ValueError: shapes do not fit together, or an id or a row is none.
         """
+        in_range("ids", ids, 0, int(NO_ID))
+        for name, rows, count in zip(
+            ("token_rows", "pair_rows"), (token_rows, pair_rows), table_rows, strict=True
+        ):
+            in_range(name, rows, -1, count)
+            if rows.shape != (*ids.shape, *token_rows.shape[1:2]):
+                raise ValueError(
+                    f"{name} is {list(rows.shape)}, for ids {list(ids.shape)} and token_rows "
+                    f"{list(token_rows.shape)}: the arrays do not fit together"
+                )
         tokens = token_rows[:, skip:].ravel()
         pairs = np.where(pair_rows >= 0, pair_rows + table_rows[0], -1)[:, skip:].ravel()
         place = np.arange(token_rows.size, dtype=np.int32).reshape(token_rows.shape)[:, skip:]
@@ -275,6 +288,17 @@ class Agreement(NamedTuple):
     deviation_explained: Any
     intercept: Any
     slope: Any
+
+
+def in_range(name: str, values: np.ndarray, least: int, end: int) -> None:
+    """Raise ValueError unless all values, signed integers, are from `least` to `end` - 1."""
+    # As unsigned numbers those below are the largest: one pass.
+    shifted = (values - values.dtype.type(least)).view(f"u{values.dtype.itemsize}")
+    if values.size and shifted.max() >= end - least:
+        raise ValueError(
+            f"{name} has values from {values.min()} to {values.max()}; expected {least} to "
+            f"{end - 1}"
+        )
 
 
 def moved(record: _Record, move: Callable[[Any], Any]) -> _Record:

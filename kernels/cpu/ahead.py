@@ -25,7 +25,8 @@ def compile_kernels(*, dtype: str, nonlinearities: Sequence[str | None], tables:
     """
     # Compiled code knows the types of its arrays, not their shapes.
     one, rows = np.zeros(1, np.int32), (1, 1) if tables else (0, 0)
-    batch = Batch.make(one, one[:, None], one[:, None], skip=0, random_ids=one, table_rows=rows)
+    none = np.full((1, 1), -1, np.int32)
+    batch = Batch.make(one, none, none, skip=0, random_ids=one, table_rows=rows)
     acts = np.zeros((1, 1, 1), dtype)
     summary = Summary.empty(
         1, 1, acts.dtype, top=1, bottom=0, random_ids=one, table_rows=rows, seed=0

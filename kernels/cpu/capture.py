@@ -43,8 +43,6 @@ def capture(
 ) -> None:
     """See `fastexplain.kernels.capture`."""
     tokens = summary.top_acts.shape[2]
-    if acts.dtype != summary.top_acts.dtype:
-        raise TypeError(f"activations are {acts.dtype}, the summary {summary.top_acts.dtype}")
     for function, arguments in _calls(acts, batch, summary, pre):
         function(*arguments)
     for position in np.flatnonzero(batch.random_slots >= 0):

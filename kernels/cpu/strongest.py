@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit, prange
 
 from fastexplain.kernels import scalars
-from fastexplain.kernels.summary import LookupTables
+from fastexplain.kernels.checks import check_lookup
+from fastexplain.kernels.summary import LookupTables, in_range
 
 _token_estimate = njit(error_model="numpy")(scalars.token_estimate)
 _pair_estimate = njit(error_model="numpy")(scalars.pair_estimate)
@@ -44,6 +45,10 @@ def strongest(
         Rows, int32 `[F, count]`, strongest first, equal ones by lower row, pairs counted on from
         the V tokens; -1 where there are no more. Their estimates, float64 `[F, count]`.
     """
+    check_lookup(tables, None)
+    if second.shape != tables.pair_counts.shape:
+        raise ValueError(f"second is {list(second.shape)}; there are {len(tables.pair_sums)} pairs")
+    in_range("second", second, -1, len(tables.token_sums))
     rows = np.full((len(tables.positive_sums), count), -1, np.int32)
     # What must be exceeded; so the least that is kept has to be the number below.
     estimates = np.full(rows.shape, np.nextafter(_LEAST, 0))

@@ -184,15 +184,11 @@ def _launches(
     scratch_of: Callable[..., _Scratch],
 ) -> Iterator[tuple[Any, Any, Any, tuple[Any, ...]]]:
     """The launches of a capture in their order: kernel, blocks, threads a block, arguments."""
-    if acts.dtype != summary.top_acts.dtype:
-        raise TypeError(f"activations are {acts.dtype}, the summary {summary.top_acts.dtype}")
     excerpts, length, neurons = acts.shape
     tokens = summary.top_acts.shape[2]
     lead = length - tokens
     if summary.top_keys.shape[1] > MOST_ON_DEVICE:
         raise ValueError(f"on a device, capture keeps {MOST_ON_DEVICE} exemplars a neuron at most")
-    if lead + batch.skip >= length:
-        raise ValueError(f"of {length} positions none is counted")
     if excerpts == 0:
         return
     name = acts.dtype.name

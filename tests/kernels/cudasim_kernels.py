@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benches"))
 
 import simulator  # noqa: F401
 
+from fastexplain import kernels as public_kernels
 from fastexplain.kernels import reference
 from fastexplain.kernels.cuda import capture as kernels
 from fastexplain.kernels.scalars import NO_ID, NONLINEARITIES
@@ -227,7 +228,7 @@ def test_capture_refuses_another_dtype_than_the_summary_has() -> None:
     summary = case.empty(case.ids)
     batch = case.batch(np.arange(9), summary.random_ids)
     with pytest.raises(TypeError, match="float16"):
-        capture(case.acts.astype(np.float16), batch, summary)
+        public_kernels.capture(on_device(case.acts.astype(np.float16)), batch, summary)
 
 
 @pytest.mark.parametrize(

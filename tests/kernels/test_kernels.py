@@ -388,7 +388,7 @@ def test_variants_from_two_processes_are_not_taken_for_each_other(tmp_path) -> N
         "from fastexplain.kernels import capture\n"
         "from fastexplain.kernels.summary import Batch, Preactivations, Summary\n"
         "one, rows = np.zeros(1, np.int32), (0, 0)\n"
-        "batch = Batch.make(one, one[:, None], one[:, None], skip=0, random_ids=one,"
+        "batch = Batch.make(one, one[:, None] - 1, one[:, None] - 1, skip=0, random_ids=one,"
         " table_rows=rows)\n"
         "for name in sys.argv[1:]:\n"
         "    summary = Summary.empty(1, 1, np.dtype('float32'), top=1, bottom=0, random_ids=one,"

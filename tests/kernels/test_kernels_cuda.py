@@ -39,8 +39,9 @@ def test_only_device_arrays_go_to_the_device(monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(cuda, "capture", lambda *_, **stream: seen.append("cuda"))
     monkeypatch.setattr(cpu, "capture", lambda *_: seen.append("cpu"))
-    kernels.capture(SimpleNamespace(__cuda_array_interface__={}), None, None)
-    kernels.capture(np.zeros((1, 1, 1), np.float32), None, None)
+    acts, batch, summary = capture_arrays("float32", 8)
+    kernels.capture(as_if_on_device(acts), batch, summary)
+    kernels.capture(acts, batch, summary)
     assert seen == ["cuda", "cpu"]
 
 
@@ -118,6 +119,18 @@ def neuron_launches(dtype: str, monkeypatch) -> list[tuple]:
     return found
 
 
+def capture_arrays(dtype: str, neurons: int, top: int = 20) -> tuple:
+    """Activations of 64 tokens after a BOS, their batch, and a summary."""
+    from fastexplain.kernels.summary import Batch, Summary
+
+    rows, ids = np.zeros((3, 64), np.int32), np.arange(3, dtype=np.int32)
+    summary = Summary.empty(
+        neurons, 64, np.dtype(dtype), top=top, bottom=20, random_ids=ids, table_rows=(2, 2), seed=1
+    )
+    batch = Batch.make(ids, rows, rows, skip=1, random_ids=ids, table_rows=(2, 2))
+    return np.zeros((3, 65, neurons), dtype), batch, summary
+
+
 def launches(
     dtype: str, neurons: int, target: tuple[int, int], fused: tuple[str, bool] | None
 ) -> list[tuple]:
@@ -126,15 +139,9 @@ def launches(
     `fused` is the nonlinearity and whether there is a factor.
     """
     from fastexplain.kernels.cuda import capture as kernels
-    from fastexplain.kernels.summary import Batch, Preactivations, Summary
+    from fastexplain.kernels.summary import Preactivations
 
-    rows = np.zeros((3, 64), np.int32)
-    ids = np.arange(3, dtype=np.int32)
-    summary = Summary.empty(
-        neurons, 64, np.dtype(dtype), top=20, bottom=20, random_ids=ids, table_rows=(2, 2), seed=1
-    )
-    batch = Batch.make(ids, rows, rows, skip=1, random_ids=ids, table_rows=(2, 2))
-    acts = np.zeros((3, 65, neurons), dtype)
+    acts, batch, summary = capture_arrays(dtype, neurons)
     pre = None
     if fused is not None:
         pre = Preactivations(fused[0], acts, np.zeros_like(acts) if fused[1] else None)
@@ -146,22 +153,11 @@ def launches(
     return list(kernels._launches(acts, batch, summary, pre, lanes, target, scratch))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"), [({"top": 2049}, "2048 exemplars a neuron"), ({"skip": 64}, "none is")]
-)
-def test_what_a_device_can_not_keep_or_count_is_refused(changes: dict, message: str) -> None:
+def test_more_exemplars_than_a_device_can_keep_are_refused() -> None:
     from fastexplain.kernels.cuda import capture as kernels
-    from fastexplain.kernels.summary import Batch, Summary
 
-    ids, rows = np.arange(1, dtype=np.int32), np.full((1, 64), -1, np.int32)
-    settings = {"top": 1, "skip": 0} | changes
-    summary = Summary.empty(
-        1, 64, np.dtype("f4"), top=settings["top"], bottom=0, random_ids=ids, table_rows=(0, 0),
-        seed=0,
-    )  # fmt: skip
-    batch = Batch.make(ids, rows, rows, skip=settings["skip"], random_ids=ids, table_rows=(0, 0))
-    acts = np.zeros((1, 64, 1), np.float32)
-    with pytest.raises(ValueError, match=message):
+    acts, batch, summary = capture_arrays("float32", 8, top=2049)
+    with pytest.raises(ValueError, match="2048 exemplars a neuron"):
         next(kernels._launches(acts, batch, summary, None, 1, (9, 0), np.empty))
 
 

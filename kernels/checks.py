@@ -1,0 +1,168 @@
+"""What is checked of the kernels' arguments before compiled code, which checks nothing, reads them.
+
+Shapes and dtypes of all arrays; of arrays on the host also that no index points outside of what it
+is an index of. Reading those of a device would wait for it: there they are as the host made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastexplain.kernels.scalars import BINS, NO_ID, NONLINEARITIES
+from fastexplain.kernels.summary import (
+    MOMENTS,
+    Batch,
+    HeldOut,
+    LookupTables,
+    Preactivations,
+    Summary,
+    in_range,
+)
+
+Layout = Mapping[str, tuple[str, str]]
+"""By an array's name its dtype, "acts" for that of the activations, and a letter for each axis."""
+
+SUMMARY: Layout = {
+    "top_keys": ("float32", "FK"), "top_ids": ("int32", "FK"), "top_acts": ("acts", "FKT"),
+    "bottom_keys": ("float32", "FQ"), "bottom_ids": ("int32", "FQ"), "bottom_acts": ("acts", "FQT"),
+    "random_ids": ("int32", "R"), "random_acts": ("acts", "RTF"),
+    "sums": ("float64", "MF"), "positive": ("int64", "F"),
+    "minimum": ("float32", "F"), "maximum": ("float32", "F"),
+    "histogram": ("int32", "FH"), "histogram_ids": ("int32", "FH"),
+    "token_sums": ("float32", "VF"), "pair_sums": ("float32", "PF"), "fault": ("int32", "1"),
+}  # fmt: skip
+_BATCH: Layout = {
+    "ids": ("int32", "B"), "random_slots": ("int32", "B"), "positions": ("int32", "N"),
+    "segment_starts": ("int32", "Z"), "segment_rows": ("int32", "S"),
+}  # fmt: skip
+_TABLES: Layout = {
+    "token_sums": ("float32", "VF"), "pair_sums": ("float32", "PF"),
+    "token_counts": ("int64", "V"), "pair_counts": ("int64", "P"),
+    "positive_sums": ("float64", "F"),
+}  # fmt: skip
+_HELD_OUT: Layout = {
+    "ids": ("int32", "FE"), "activations": ("float32", "FET"),
+    "token_rows": ("int32", "XT"), "pair_rows": ("int32", "XT"),
+}  # fmt: skip
+
+ACTIVATIONS = ("float32", "float16", "uint16")
+"""Dtypes of activations; uint16 is bfloat16, as are int16 and PyTorch's own."""
+_DTYPES = {name: np.dtype(name) for name in (*ACTIVATIONS, "float64", "int32", "int64")}
+_BFLOAT16 = ("int16", "bfloat16")
+
+
+def dtype_of(array: Any) -> str:
+    """An array's dtype by name; bfloat16 in each of its forms is uint16."""
+    name = getattr(array.dtype, "name", None) or str(array.dtype).removeprefix("torch.")
+    return "uint16" if name in _BFLOAT16 else name
+
+
+def check_capture(acts: Any, batch: Batch, summary: Summary, pre: Preactivations | None) -> None:
+    """Raise ValueError or TypeError unless `capture` can take these; its docs say what they are."""
+    name = dtype_of(acts)
+    if name not in ACTIVATIONS or name != dtype_of(summary.top_acts):
+        raise TypeError(f"activations are {acts.dtype}, the summary {summary.top_acts.dtype}")
+    dtype = _DTYPES[name]
+    sizes = {"M": MOMENTS, "H": BINS, "1": 1}
+    if len(acts.shape) != 3:
+        raise ValueError(f"activations are {list(acts.shape)}; expected three axes, [B, L, F]")
+    sizes["B"], sizes["L"], sizes["F"] = acts.shape
+    _fit(SUMMARY, summary, sizes, dtype)
+    _fit(_BATCH, batch, sizes, dtype)
+    excerpts, length, tokens = sizes["B"], sizes["L"], sizes["T"]
+    if length < tokens or not 0 <= batch.skip < max(tokens, 1):
+        raise ValueError(
+            f"of {length} positions none is counted, or too few are there: the summary has "
+            f"{tokens} tokens, and {batch.skip} are skipped"
+        )
+    if sizes["N"] != 2 * excerpts * tokens or sizes["Z"] != sizes["S"] + 1:
+        raise ValueError(
+            f"a batch of {excerpts} excerpts of {tokens} tokens has {2 * excerpts * tokens} "
+            f"positions and a segment's start more than rows, not {sizes['N']}, {sizes['Z']} and "
+            f"{sizes['S']}"
+        )
+    for name, array, start in _sources(pre):
+        shape = tuple(array.shape)
+        if dtype_of(array) != dtype.name or shape[:2] != (excerpts, length) or len(shape) != 3:
+            raise ValueError(
+                f"{name} is {array.dtype} {list(shape)}, the activations {acts.dtype} "
+                f"{list(acts.shape)}"
+            )
+        if not 0 <= start <= shape[2] - sizes["F"]:
+            raise ValueError(f"{name} has {shape[2]} columns, not {sizes['F']} from {start} on")
+    if pre is not None and pre.nonlinearity not in NONLINEARITIES:
+        raise ValueError(f"'{pre.nonlinearity}' is not one of {', '.join(NONLINEARITIES)}")
+    for name, array in [("acts", acts), *((name, array) for name, array, _ in _sources(pre))]:
+        if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
+            raise ValueError(f"{name} must be contiguous")
+    if isinstance(batch.ids, np.ndarray):
+        in_range("ids", batch.ids, 0, int(NO_ID))
+        in_range("random_slots", batch.random_slots, -1, sizes["R"])
+        in_range("positions", batch.positions, 0, excerpts * tokens)
+        in_range("segment_starts", batch.segment_starts[[0, -1]], 0, sizes["N"] + 1)
+        lengths = np.diff(batch.segment_starts)
+        in_range("lengths of segments", lengths, 0, sizes["N"] + 1)
+        in_range("segment_rows", batch.segment_rows[lengths > 0], 0, sizes["V"] + sizes["P"])
+
+
+def check_merge(a: Summary, b: Summary) -> None:
+    """Raise ValueError unless both are summaries of the same neurons, settings and seed."""
+    _fit(SUMMARY, a, {"M": MOMENTS, "H": BINS, "1": 1}, a.top_acts.dtype)
+    for name in a._fields:
+        x, y = getattr(a, name), getattr(b, name)
+        differ = x != y if name == "seed" else (x.shape, x.dtype) != (y.shape, y.dtype)
+        if differ:
+            raise ValueError(f"summaries of different {name} can't be merged")
+
+
+def check_floating(array: Any) -> None:
+    """Raise TypeError unless an array has floating numbers, or bfloat16 as 16-bit integers."""
+    if dtype_of(array) not in (*ACTIVATIONS, "float64"):
+        raise TypeError(
+            f"activations are {array.dtype}; expected floating numbers, or bfloat16 as uint16"
+        )
+
+
+def check_lookup(tables: LookupTables, excerpts: HeldOut | None) -> None:
+    """Raise ValueError unless `lookup` can take these; without `excerpts`, of the tables alone."""
+    sizes: dict[str, int] = {}
+    _fit(_TABLES, tables, sizes)
+    if excerpts is None:
+        return
+    _fit(_HELD_OUT, excerpts, sizes)
+    if not 0 <= excerpts.skip <= sizes["T"]:
+        raise ValueError(f"skip is {excerpts.skip}; excerpts have {sizes['T']} tokens")
+    if isinstance(excerpts.ids, np.ndarray):
+        in_range("ids", excerpts.ids, -1, sizes["X"])
+        # Of a large corpus a call reads the rows of few excerpts.
+        used = np.zeros(sizes["X"], bool)
+        used[excerpts.ids[excerpts.ids >= 0]] = True
+        in_range("token_rows", excerpts.token_rows[used], -1, sizes["V"])
+        in_range("pair_rows", excerpts.pair_rows[used], -1, sizes["P"])
+
+
+def _sources(pre: Preactivations | None) -> list[tuple[str, Any, int]]:
+    """What activations are made of: name, array, first column."""
+    if pre is None:
+        return []
+    both = [("gate", pre.gate, pre.gate_start), ("up", pre.up, pre.up_start)]
+    return both[: 1 if pre.up is None else 2]
+
+
+def _fit(layout: Layout, record: Any, sizes: dict[str, int], acts: Any = None) -> None:
+    """Raise ValueError unless arrays are as laid out; a letter's size is that of its first axis."""
+    for name, (dtype, letters) in layout.items():
+        array = getattr(record, name)
+        shape, wanted = array.shape, acts if dtype == "acts" else _DTYPES[dtype]
+        fits = len(shape) == len(letters)
+        for letter, size in zip(letters, shape, strict=False):
+            fits = fits and sizes.setdefault(letter, size) == size
+        if not fits or (array.dtype != wanted and dtype_of(array) != str(wanted)):
+            expected = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+            raise ValueError(
+                f"{name} is {array.dtype} {list(shape)}; expected {wanted} [{expected}]: "
+                "the arrays do not fit together"
+            )
