@@ -189,7 +189,7 @@ def check_compiled(geometry: str) -> None:
     seen: dict[int, torch.Tensor] = {}
     subject.trunk(
         torch.from_numpy(tokens),
-        lambda layer, acts: seen.update({layer: acts[:, subject.lead + 1 :].double()}),
+        lambda layer, acts: seen.update({layer: acts[:, len(subject.lead) + 1 :].double()}),
     )
     for compiled in (False, True):
         kept = {

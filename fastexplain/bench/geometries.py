@@ -119,6 +119,6 @@ def random_subject(
         revision=None,
         model=model,
         tokenizer=None,  # type: ignore[arg-type]
-        bos=geometry.bos,
+        lead=() if geometry.bos is None else (geometry.bos,),
         mlps=find_mlps(model),
     )

@@ -142,7 +142,7 @@ def measure(
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
             "batch_size": batch_size,
-            "positions": subject.lead + TOKENS,
+            "positions": len(subject.lead) + TOKENS,
             "batches_a_turn": a_turn,
             "copy": copied,
             "matrix": multiplied,
@@ -271,7 +271,9 @@ def _capture(subject: Subject, batch_size: int, copied: float) -> dict[str, Any]
     device = kernel_device(subject.device)
     found = {}
     for name, more in forms.items():
-        form = CaptureForm(batch_size, mlp.width, subject.dtype, device, lead=subject.lead, **more)
+        form = CaptureForm(
+            batch_size, mlp.width, subject.dtype, device, lead=len(subject.lead), **more
+        )
         one = capture_bandwidth(form)
         of_copy = one["bytes_per_second"] / copied
         found[name] = {**one, "of_copy": of_copy, "first_seconds": first_captures(form)}

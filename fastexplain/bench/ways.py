@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastexplain.bench.machine import TOKENS, MatrixProduct
 from fastexplain.kernels.summary import smallest_hashes
@@ -102,7 +102,7 @@ class Peer:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _capture(self, layer: int, acts: Tensor) -> None:
-        lead = self._subject.lead
+        lead = len(self._subject.lead)
         acts = acts[:, lead:].transpose(1, 2)  # [excerpts, neurons, tokens]
         maxima = acts[:, :, 1 - lead :].amax(dim=2)
         if layer in self._kept:
@@ -145,8 +145,9 @@ class Bare:
 
     def step(self) -> None:
         ids = next(self._batches)
-        if self._subject.bos is not None:
-            ids = nn.functional.pad(ids, (1, 0), value=self._subject.bos)
+        if self._subject.lead:
+            lead = ids.new_tensor(self._subject.lead).expand(len(ids), -1)
+            ids = torch.cat([lead, ids], dim=1)
         with compiled(self._layers), torch.inference_mode():
             self._forward(input_ids=ids, use_cache=False)
 
@@ -244,4 +245,4 @@ def floor_operations(subject: Subject) -> float:
     linear = [each for each in find_trunk(subject.model).modules() if isinstance(each, LINEAR)]
     needed = [each for each in linear if each is not subject.mlps[-1].down]
     weights = sum(each.get_parameter("weight").numel() for each in needed)
-    return 2 * weights * (subject.lead + TOKENS)
+    return 2 * weights * (len(subject.lead) + TOKENS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from fastexplain.errors import SubjectError, UsageError
+from fastexplain.models.shards import check_index
 
 _LONGEST_MESSAGE = 300  # characters of a message of transformers' that are passed on
 
@@ -54,24 +55,32 @@ def load_pretrained(
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         where["gguf_file"] = gguf_file
-    how: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+    # Weights of another shape are reported, with all that is known of them, by `_check_complete`.
+    how: dict[str, Any] = {
+        "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True
+    }  # fmt: skip
     if gguf_file is None:
         how["use_safetensors"] = True
     if device.type != "cpu":
         how["device_map"] = device  # straight to the device, not by way of the host's memory
+    part = "model"
     try:
         with quiet(hide_output=gguf_file is not None):
             config = AutoConfig.from_pretrained(path, **where)
             _check_causal(name, config)
+            if gguf_file is None:
+                check_index(path, where["revision"])
+            part = "tokenizer"
             tokenizer = AutoTokenizer.from_pretrained(path, **where)
+            part = "model"
             # With its config at hand: reading that from a GGUF file again takes seconds.
             loaded: Any = AutoModelForCausalLM.from_pretrained(path, config=config, **where, **how)
     except SubjectError:
         raise
     except Exception as error:  # transformers and a model's own code raise all sorts
-        raise SubjectError(_explain(name, revision, error)) from error
+        raise SubjectError(_explain(name, revision, part, error)) from error
     model, loading = loaded
-    _check_complete(name, model, loading["missing_keys"])
+    _check_complete(name, model, loading["missing_keys"], loading["mismatched_keys"])
     return model.eval(), tokenizer, _commit(path, where["revision"]) or revision
 
 
@@ -146,8 +155,19 @@ def _check_causal(name: str, config: PretrainedConfig) -> None:
         )
 
 
-def _check_complete(name: str, model: PreTrainedModel, missing: set[str]) -> None:
-    """Raise SubjectError if weights of the trunk were made up because the checkpoint lacks them."""
+def _check_complete(
+    name: str,
+    model: PreTrainedModel,
+    missing: set[str],
+    mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]],
+) -> None:
+    """Raise SubjectError if weights were made up because the checkpoint's don't fit, or it lacks
+    some of the trunk's; `mismatched` have their shapes in the checkpoint and in the model."""
+    for weight, found, expected in sorted(mismatched):
+        raise SubjectError(
+            f"the weights of '{name}' don't fit its config: {weight} is {list(found)}, by the "
+            f"config it is {list(expected)}; use the config that belongs to them"
+        )
     trunk = find_trunk(model)
     prefix = next(path for path, module in model.named_modules() if module is trunk)
     lacking = sorted(key for key in missing if key.startswith(f"{prefix}." if prefix else ""))
@@ -158,8 +178,8 @@ def _check_complete(name: str, model: PreTrainedModel, missing: set[str]) -> Non
         )
 
 
-def _explain(name: str, revision: str | None, error: BaseException) -> str:
-    """What went wrong in loading, in one line that says what to do."""
+def _explain(name: str, revision: str | None, part: str, error: BaseException) -> str:
+    """What went wrong in loading the tokenizer or the rest, in one line that says what to do."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -181,14 +201,15 @@ def _explain(name: str, revision: str | None, error: BaseException) -> str:
         return f"'{name}' is neither a directory that exists nor a model's id on huggingface.co"
     if any_is(hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled):
         return (
-            f"'{name}' is not in the local cache and huggingface.co can't be reached; "
-            "go online once, or give a local directory"
+            f"'{name}' is not in the local cache and huggingface.co can't be reached, or "
+            "HF_HUB_OFFLINE is set; go online once, or give a local directory"
         )
     if "trust_remote_code" in text:
         return f"'{name}' brings its own code; read it, then allow it with `trust_remote_code`"
-    if "safetensors" in text and isinstance(error, OSError):
-        return f"'{name}' has no safetensors weights; save it again with save_pretrained"
-    if "tokenizer" in text.lower() and isinstance(error, (OSError, ValueError)):
-        return f"'{name}' has no tokenizer that can be loaded; save one beside the model"
     line = next(iter(text.strip().splitlines()), "") or type(error).__name__
-    return f"'{name}' can't be loaded: {line[:_LONGEST_MESSAGE]}"
+    line = line[:_LONGEST_MESSAGE]
+    if part == "tokenizer":
+        return f"'{name}' has no tokenizer that can be loaded ({line}); save one beside the model"
+    if "no file named model.safetensors" in text and isinstance(error, OSError):
+        return f"'{name}' has no safetensors weights; save it again with save_pretrained"
+    return f"'{name}' can't be loaded: {line}"

@@ -52,11 +52,12 @@ class Checkpoints:
     Args:
         run: the directory.
         settings: all that the summaries depend on but the batch size; plain data.
+        former: what versions before wrote for the same settings.
     """
 
-    def __init__(self, run: str | Path, settings: dict[str, Any]) -> None:
+    def __init__(self, run: str | Path, settings: dict[str, Any], *former: dict[str, Any]) -> None:
         self._directory = Path(run) / DIRECTORY
-        self._settings = json.loads(json.dumps(settings))
+        self._settings, *self._former = json.loads(json.dumps([settings, *former]))
 
     def load(self, batch_size: int | None = None) -> Checkpoint | None:
         """The furthest checkpoint, None if there is none; its batch size must be the one given.
@@ -71,7 +72,8 @@ class Checkpoints:
         try:
             state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
             same_size = batch_size in (None, state["batch_size"])
-            if state["settings"] != self._settings or not same_size:
+            known = state["settings"] in (self._settings, *self._former)
+            if not known or not same_size:
                 raise RunError(
                     f"{self._directory.parent} holds an unfinished sweep with other settings; "
                     "repeat its command to finish it, or remove the directory"

@@ -1,7 +1,7 @@
 """The activations of chosen neurons on a text, for a look at a subject without a sweep.
 
-The text is tokenised as a corpus is, and comes after the BOS token where a sweep's excerpts do. So
-on the tokens of an excerpt the values are those that a sweep has seen, to rounding.
+The text is tokenised as a corpus is, and comes after the subject's lead, as a sweep's excerpts do.
+So on the tokens of an excerpt the values are those that a sweep has seen, to rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Activations:
     """What neurons do on a text.
 
     Attributes:
-        tokens: the text's, without the BOS before them, none empty; a character that is cut over
+        tokens: the text's, without the lead before them, none empty; a character that is cut over
             several stands with the last, and U+FFFD in its place with the others.
         token_ids: int64 `[tokens]`.
         units: the neurons, in the order in which they were named.
@@ -68,14 +68,14 @@ def activations_of(
 
     def keep(layer: int, acts: Tensor) -> None:
         wanted = torch.from_numpy(indices[layers == layer]).to(acts.device)
-        values[:, layers == layer] = acts[0, subject.lead :, wanted].float().cpu().numpy()
+        values[:, layers == layer] = acts[0, len(subject.lead) :, wanted].float().cpu().numpy()
 
     subject.trunk(torch.from_numpy(ids)[None], keep, np.unique(layers).tolist())
     return Activations(subject.token_texts(ids.tolist()), ids, units, values)
 
 
 def _token_ids(subject: Subject, text: Text) -> np.ndarray:
-    """The text's token ids, int64 `[tokens]`, without a BOS where the subject adds it."""
+    """The text's token ids, int64 `[tokens]`, without the lead, which the subject adds."""
     if isinstance(text, str):
         text = subject.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
@@ -87,8 +87,9 @@ def _token_ids(subject: Subject, text: Text) -> np.ndarray:
         raise UsageError(
             f"a text is a string or the token ids of one, not {ids.dtype} {list(ids.shape)}"
         )
-    if len(ids) and ids[0] == subject.bos:
-        ids = ids[1:]
+    lead = len(subject.lead)
+    if lead and ids[:lead].tolist() == list(subject.lead):
+        ids = ids[lead:]
     if not len(ids):
         raise UsageError("the text has no tokens; give some text")
     if ids.min() < 0 or ids.max() >= subject.vocabulary_size:
@@ -96,10 +97,9 @@ def _token_ids(subject: Subject, text: Text) -> np.ndarray:
             f"the text has token ids {ids.min()} to {ids.max()}, the subject 0 to "
             f"{subject.vocabulary_size - 1}; use the subject's own tokenizer"
         )
-    limit = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and subject.lead + len(ids) > limit:
+    if subject.longest is not None and len(ids) > subject.longest:
         raise UsageError(
-            f"the text has {len(ids):,} tokens, but the subject takes {limit - subject.lead:,} at "
+            f"the text has {len(ids):,} tokens, but the subject takes {subject.longest:,} at "
             "most; shorten it"
         )
     return ids.astype(np.int64)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from fastexplain.errors import SubjectError
 from fastexplain.kernels.summary import Preactivations
 from fastexplain.subject.mlps import LINEAR, Mlp
 
@@ -208,6 +210,20 @@ def fuse(model: nn.Module, mlp: Mlp) -> FusedMlp | None:
     return None if elementwise is None else FusedMlp(module, mlp, elementwise)
 
 
+def by_position(acts: Tensor, shape: tuple[int, ...], path: str) -> Tensor:
+    """What an MLP has for each position, as `[excerpts, positions, W]`; `shape` is the first two.
+
+    OPT and others run their MLPs on `[excerpts * positions, d]`. Raises SubjectError for other
+    positions than the text's.
+    """
+    if tuple(acts.shape[:-1]) not in (shape, (math.prod(shape),)):
+        raise SubjectError(
+            f"{path} runs on {list(acts.shape[:-1])} positions in place of {list(shape)}, such as "
+            "several streams or a part of the tokens; such a model can't be captured"
+        )
+    return acts.reshape(*shape, acts.shape[-1])
+
+
 @contextlib.contextmanager
 def replaced(
     model: nn.Module, path: str, fused: FusedMlp, shape: tuple[int, ...], receive: Receive
@@ -221,9 +237,9 @@ def replaced(
     def take(acts: Tensor, both: Tensor | None, up: Tensor | None) -> None:
         gate = acts if both is None else both
         up = up if both is None else both
-        views = [None if array is None else array.view(*shape, -1) for array in (gate, up)]
+        views = (None if array is None else by_position(array, shape, path) for array in (gate, up))
         receive(
-            acts.view(*shape, -1),
+            by_position(acts, shape, path),
             Preactivations(part.nonlinearity, *views, part.gate_start, part.up_start),
         )
 

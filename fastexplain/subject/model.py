@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,12 +20,12 @@ from fastexplain.records import NeuronId
 from fastexplain.subject import compilation
 from fastexplain.subject.activations import Activations, Text, activations_of
 from fastexplain.subject.compilation import CompiledLayer
-from fastexplain.subject.fusion import FusedMlp, fuse, replaced
+from fastexplain.subject.fingerprint import fingerprint
+from fastexplain.subject.fusion import FusedMlp, by_position, fuse, replaced
 from fastexplain.subject.interception import intercepted
+from fastexplain.subject.lead import lead_of
 from fastexplain.subject.mlps import Mlp, find_mlps
 from fastexplain.text.vocabulary import texts, token_bytes
-
-_SAMPLE = 1024  # values of a parameter that a model is told by
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,7 +39,7 @@ class Subject:
         revision: the hub's commit or the embedded model's version; None for local paths.
         model: in evaluation mode, without gradients.
         tokenizer: the model's own.
-        bos: the token that goes before every excerpt, if the tokenizer puts one there by default.
+        lead: token ids that go before every excerpt: what the tokenizer puts before a text.
         mlps: where each layer's neurons are, from the lowest layer up.
     """
 
@@ -48,7 +47,7 @@ class Subject:
     revision: str | None
     model: PreTrainedModel = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
-    bos: int | None
+    lead: tuple[int, ...]
     mlps: tuple[Mlp, ...] = field(repr=False)
 
     @classmethod
@@ -59,15 +58,32 @@ class Subject:
         *,
         name: str | None = None,
         revision: str | None = None,
+        lead: Sequence[int] | None = None,
     ) -> Subject:
         """Make a subject of a loaded model, which is put in evaluation mode, without gradients.
 
         Without a `name` it has that by which transformers loaded the model, or else its class's.
-        Raises SubjectError if its MLPs can't be found.
+        `lead` are the token ids before every excerpt; by default those that the tokenizer puts
+        before a text.
+        Raises SubjectError if its MLPs can't be found, its weights are in a dtype that the kernels
+        don't take, or its lead is no part of its vocabulary or can't be told.
         """
         model.eval().requires_grad_(False)
         name = name or model.name_or_path or type(model).__name__
-        return cls(name, revision, model, tokenizer, _default_bos(tokenizer), find_mlps(model))
+        if model.dtype not in DTYPES.values():
+            raise SubjectError(
+                f"the weights of '{name}' are {str(model.dtype).removeprefix('torch.')}; load them "
+                f"in one of {', '.join(DTYPES)}"
+            )
+        front = lead_of(tokenizer) if lead is None else tuple(lead)
+        subject = cls(name, revision, model, tokenizer, front, find_mlps(model))
+        outside = [token for token in front if not 0 <= token < subject.vocabulary_size]
+        if outside:
+            raise SubjectError(
+                f"token {outside[0]} goes before every text, but '{name}' has embeddings of "
+                f"{subject.vocabulary_size:,} tokens; use the model's own tokenizer, or resize them"
+            )
+        return subject
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -82,11 +98,6 @@ class Subject:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
-    @property
-    def lead(self) -> int:
-        """Positions before the excerpt's first token: 1 with a BOS, else 0."""
-        return 0 if self.bos is None else 1
-
     def trunk(
         self,
         token_ids: Tensor,
@@ -98,7 +109,7 @@ class Subject:
     ) -> None:
         """Run excerpts through the trunk and show each layer's activations as they appear.
 
-        `token_ids` is int `[excerpts, tokens]`, on any device; the BOS is added here. For each of
+        `token_ids` is int `[excerpts, tokens]`, on any device; the lead is added here. For each of
         `layers` (all by default), from the lowest up, `visit(layer, acts)` gets the activations
         `[excerpts, lead + tokens, neurons]`, contiguous, in the model's dtype and on its device, as
         the model's own modules compute them. They may be memory that the model goes on to use:
@@ -133,11 +144,16 @@ class Subject:
                 f"'{self.name}' has layers 0 to {len(self.mlps) - 1}"
             )
         ids = token_ids.to(self.device, torch.long)
-        if self.bos is not None:
-            ids = nn.functional.pad(ids, (1, 0), value=self.bos)
+        if self.lead:
+            ids = torch.cat([ids.new_tensor(self.lead).expand(len(ids), -1), ids], dim=1)
         seen: list[int] = []
 
         def receive(layer: int, acts: Tensor, pre: Preactivations | None) -> None:
+            if layer in seen:
+                raise SubjectError(
+                    f"{type(self.model).__name__} runs {self.mlps[layer].path} more than once a "
+                    "text; such a model can't be captured"
+                )
             seen.append(layer)
             if fold is not None:
                 fold(layer, acts, pre)
@@ -178,8 +194,13 @@ class Subject:
         """
 
         def capture(layer: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # OPT and others run their MLPs on [excerpts * positions, d].
-            receive(layer, inputs[0].reshape(*shape, -1).contiguous(), None)
+            acts = by_position(inputs[0], shape, self.mlps[layer].path)
+            if acts.shape[2] != self.mlps[layer].width:
+                raise SubjectError(
+                    f"{self.mlps[layer].path} has {acts.shape[2]} activations a token in place of "
+                    f"{self.mlps[layer].width}; such a model can't be captured"
+                )
+            receive(layer, acts.contiguous(), None)
 
         def stop(*_: object) -> None:
             raise _StopError
@@ -231,14 +252,21 @@ class Subject:
         """Token ids that the model takes: those below this."""
         return self.model.config.get_text_config().vocab_size
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a text that fit after the lead; None where the config does not say."""
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        return None if positions is None else positions - len(self.lead)
+
     def activations(
         self, text: Text, names: str | NeuronId | Iterable[str | NeuronId]
     ) -> Activations:
         """The activations of some neurons on a text, `values` float32 `[tokens, units]`.
 
-        Row t is of the text's token t. The subject's BOS, if it has one, is put before the text, as
-        before a sweep's excerpts, and has no row; one that stands first in token ids is that one.
-        The first token's values may be enormous where there is no BOS: see `skip` of `sweep`.
+        Row t is of the text's token t. The subject's lead is put before the text, as before a
+        sweep's excerpts, and has no rows; token ids that begin with it have it already.
+        The first token's values may be enormous where there is no lead: see `skip` of `sweep`.
 
         Args:
             text: a text, or the ids of its tokens as a list, an array or a tensor, `[tokens]` or
@@ -265,16 +293,8 @@ class Subject:
         return self.token_bytes()
 
     def fingerprint(self) -> str:
-        """Tells models apart that have the same name: SHA-256, in hexadecimal, of a sample.
-
-        The sample is up to 1,024 values of every parameter, evenly spaced.
-        """
-        digest = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
-            flat = parameter.detach().flatten()
-            sample = flat[:: -(-len(flat) // _SAMPLE) or 1].float().cpu().numpy()
-            digest.update(name.encode() + sample.tobytes())
-        return digest.hexdigest()
+        """Tells models apart that have the same name: a hash of all weights."""
+        return fingerprint(self.model)
 
 
 class _StopError(Exception):
@@ -343,10 +363,3 @@ def choose_device(name: str | None) -> torch.device:
         there = ", ".join(kind for kind, count in counts.items() if count)
         raise SubjectError(f"there is no device '{name}' on this machine; it has: {there}")
     return torch.device(name)
-
-
-def _default_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The tokenizer's BOS, if it puts it before a text unasked."""
-    bos = tokenizer.bos_token_id
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return bos if tokenizer("a")["input_ids"][: len(plain) + 1] == [bos, *plain] else None

@@ -30,7 +30,7 @@ def choose_batch_size(subject: Subject, layers: Sequence[int], tokens: int, kept
     free = _free_bytes(subject.device)
     if free is None:
         return largest
-    positions = tokens + subject.lead
+    positions = tokens + len(subject.lead)
     excerpt = positions * bytes_per_position(subject, layers, positions)
     fits = int(_SHARE * (free - kept)) // excerpt
     return 1 << max(min(largest, fits), 1).bit_length() - 1

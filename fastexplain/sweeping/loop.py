@@ -33,6 +33,8 @@ from fastexplain.run.checkpoints import Checkpoint, Checkpoints
 from fastexplain.run.directory import Run, open_run
 from fastexplain.run.tables import Tables
 from fastexplain.run.writing import RunWriter
+from fastexplain.subject.causality import check_causal
+from fastexplain.subject.fingerprint import sampled
 from fastexplain.subject.model import Subject
 from fastexplain.sweeping.batch_size import choose_batch_size
 from fastexplain.sweeping.prefetch import prefetched
@@ -44,6 +46,7 @@ TABLE_BYTES = 2**30
 """Memory for all layers' tables together."""
 
 _MOST_KEPT = 1_000_000  # exemplars of a neuron: more are a mistake in writing
+_NAMED = 5  # tokens that a message names
 
 # Seconds between two checkpoints. SmolLM2's take about 2 GB and 3 s to write.
 _CHECKPOINT_SECONDS = 600.0
@@ -80,8 +83,8 @@ def sweep(
         batch_size: excerpts in a forward pass. By default what an unfinished sweep had, else a
             power of two by the memory that is free: up to 1,024 on a GPU and 64 elsewhere.
         skip: tokens at the start of each excerpt that count for nothing. By default 0 where the
-            subject prepends a BOS token, else 1: models of the Llama kind put enormous
-            activations on whatever comes first (an attention sink).
+            subject's tokenizer puts something before a text, such as a BOS token, else 1: models of
+            the Llama kind put enormous activations on whatever comes first (an attention sink).
         table_bytes: memory for the tables of all layers; 0 leaves them out, and with them the
             lookup explainer.
         compile: compile the model's layers first: a minute at the start, faster on a GPU.
@@ -108,10 +111,16 @@ def sweep(
         compile=compile,
     )
     layers = settings.layers
+    check_causal(subject)
+    fingerprint = subject.fingerprint()
     writer = RunWriter(out)
     tables = Tables.choose(corpus.tokens, skip=settings.skip, rows=settings.table_rows)
     random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), random, corpus.seed)
-    checkpoints = Checkpoints(out, _identity(subject, corpus, settings))
+    identities = [
+        _identity(each, lead, subject, corpus, settings)
+        for each, lead in [(fingerprint, list(subject.lead)), *_former(subject)]
+    ]
+    checkpoints = Checkpoints(out, *identities)
     last = checkpoints.load(batch_size) or empty_start(
         subject, corpus, settings, tables, random_ids
     )
@@ -146,7 +155,7 @@ def sweep(
     writer.write_excerpts(corpus, tables, subject.token_bytes())
     for layer in layers:
         writer.write_site(str(layer), exemplars.pop(layer).finalize())
-    writer.write_manifest(_manifest(subject, corpus, settings, seconds))
+    writer.write_manifest(_manifest(fingerprint, subject, corpus, settings, seconds))
     checkpoints.remove()
     return open_run(out)
 
@@ -190,7 +199,7 @@ def check_settings(
         which = "no layer is chosen" if unknown is None else f"layer {unknown} is not there"
         raise UsageError(f"{which}; {subject.name} has layers 0 to {count - 1}")
     chosen = sorted(set(asked))
-    skip = (0 if subject.bos is not None else 1) if skip is None else skip
+    skip = (0 if subject.lead else 1) if skip is None else skip
     least = {"top_k": (top_k, 1), "random": (random, 0), "batch_size": (batch_size, 1),
              "table_bytes": (table_bytes, 0)}  # fmt: skip
     for name, (value, minimum) in least.items():
@@ -203,11 +212,18 @@ def check_settings(
         raise UsageError(f"`top_k` is {top_k}; on a GPU it can be {MOST_ON_DEVICE} at most")
     if not 0 <= skip < length:
         raise UsageError(f"`skip` is {skip}; it must be from 0 to {length - 1}")
+    if subject.longest is not None and length > subject.longest:
+        raise UsageError(
+            f"excerpts have {length} tokens, but {subject.name} takes {subject.longest} at most"
+            + (f" after the {len(subject.lead)} that go before them" if subject.lead else "")
+            + "; make the corpus with excerpts that fit, by the argument tokens of Corpus"
+        )
     low, high = int(corpus.tokens.min()), int(corpus.tokens.max())
     if low < 0 or high >= subject.vocabulary_size:
         raise UsageError(
-            f"the corpus has tokens {low} to {high}, the subject 0 to "
-            f"{subject.vocabulary_size - 1}; make the corpus with the subject's own tokenizer"
+            f"the corpus has tokens {low} to {high}, but {subject.name} has embeddings of 0 to "
+            f"{subject.vocabulary_size - 1}{_names_past(subject, corpus)}; make the corpus with "
+            "the subject's own tokenizer, or resize the embeddings if tokens were added to it"
         )
     if compile and not _fuses(subject):
         raise UsageError(
@@ -219,12 +235,32 @@ def check_settings(
     return Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows, compile)
 
 
-def _identity(subject: Subject, corpus: Corpus, settings: Settings) -> dict[str, Any]:
+def _names_past(subject: Subject, corpus: Corpus) -> str:
+    """The first tokens past the embeddings by name, where the subject's tokenizer has them."""
+    past = np.unique(corpus.tokens[corpus.tokens >= subject.vocabulary_size])
+    named = {token: subject.token_text(int(token)) for token in past[:_NAMED]}
+    shown = ", ".join(f"'{text}' is {token}" for token, text in named.items() if text)
+    return f" ({shown}{', ...' if len(past) > _NAMED else ''})" if shown else ""
+
+
+def _former(subject: Subject) -> Iterator[tuple[str, int | None]]:
+    """Fingerprint and BOS by which versions before sha256-full named the subject of a sweep."""
+    if len(subject.lead) <= 1:
+        yield sampled(subject.model), next(iter(subject.lead), None)
+
+
+def _identity(
+    fingerprint: str,
+    lead: list[int] | int | None,
+    subject: Subject,
+    corpus: Corpus,
+    settings: Settings,
+) -> dict[str, Any]:
     """All that a sweep's results depend on, to the last bit, but the batch size."""
     kept = asdict(settings)
     del kept["batch_size"]
     return {
-        "subject": [subject.fingerprint(), subject.bos, str(subject.dtype), str(subject.device)],
+        "subject": [fingerprint, lead, str(subject.dtype), str(subject.device)],
         "corpus": [corpus.fingerprint, corpus.seed],
         "settings": kept,
         "versions": _versions(),
@@ -319,7 +355,7 @@ def _save(
 
 
 def _manifest(
-    subject: Subject, corpus: Corpus, settings: Settings, seconds: float
+    fingerprint: str, subject: Subject, corpus: Corpus, settings: Settings, seconds: float
 ) -> dict[str, Any]:
     chosen = asdict(settings)
     counted = corpus.tokens.size - len(corpus) * settings.skip
@@ -328,11 +364,11 @@ def _manifest(
         "subject": {
             "name": subject.name,
             "revision": subject.revision,
-            "fingerprint": subject.fingerprint(),
+            "fingerprint": fingerprint,
             "architecture": type(subject.model).__name__,
             "dtype": str(subject.dtype).removeprefix("torch."),
             "device": str(subject.device),
-            "bos": subject.bos,
+            "lead": list(subject.lead),
             "layers": len(subject.widths),
         },
         "corpus": {
@@ -360,8 +396,7 @@ def _check(exemplars: dict[int, Exemplars]) -> None:
         if (excerpt := kept.faulty_excerpt()) is not None:
             raise SweepError(
                 f"layer {layer} has activations that are not finite (NaN or infinity) on excerpt "
-                f"{excerpt}; half precision may have overflowed (try float32), or the model is "
-                "damaged"
+                f"{excerpt}; in half precision try float32, else look at the model's weights"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 
+from fastexplain.errors import SubjectError
 from fastexplain.models.loading import load_pretrained
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -41,3 +43,25 @@ def test_a_directory_has_no_revision(cached: str, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "models--some--body" / "snapshots" / COMMIT, directory)
     *_, found = load_pretrained(str(directory), device=torch.device("cpu"), dtype=torch.float32)
     assert found is None
+
+
+def test_weights_of_another_shape_are_named_with_both(make_model, make_tokenizer, tmp_path) -> None:
+    make_model().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 50}))
+    message = r"layers\.0\.mlp\.down_proj\.weight is \[32, 48\], by the config it is \[32, 50\]"
+    with pytest.raises(SubjectError, match=message):
+        load_pretrained(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_a_quantised_format_without_its_library_is_one_line(
+    make_model, make_tokenizer, tmp_path
+) -> None:
+    make_model().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    quantised = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
+    with pytest.raises(SubjectError, match=r"can't be loaded: [^\n]*GPTQ[^\n]*optimum[^\n]*$"):
+        load_pretrained(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)

@@ -13,11 +13,12 @@ import numpy as np
 import planted
 import pytest
 import torch
+import transformers
 from torch._dynamo.utils import counters
 
 import fastexplain
 from fastexplain import Corpus, Subject, load_subject, open_run
-from fastexplain.errors import RunError, SweepError, UsageError
+from fastexplain.errors import RunError, SubjectError, SweepError, UsageError
 from fastexplain.explainers.lookup import explain_by_lookup
 from fastexplain.kernels import capture, reference
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
@@ -259,7 +260,7 @@ def test_a_bos_token_goes_before_every_excerpt_and_counts_for_nothing(
     run = fastexplain.sweep(subject, planted_corpus, tmp_path / "run", batch_size=400)
     assert run.skip == 0 and run.sites["2"].counted_tokens == 400 * 64
     with_bos = np.pad(
-        np.array(planted_corpus.tokens), ((0, 0), (1, 0)), constant_values=subject.bos
+        np.array(planted_corpus.tokens), ((0, 0), (1, 0)), constant_values=subject.lead[0]
     )
     seen: dict[int, np.ndarray] = {}
     plain = Subject.from_model(subject.model, make_tokenizer(), name="plain")
@@ -588,3 +589,34 @@ def test_layers_are_numbers(planted_subject, planted_corpus, tmp_path, layers) -
 def test_a_list_of_texts_is_no_corpus(planted_subject, tmp_path) -> None:
     with pytest.raises(UsageError, match="make one, for example by Corpus"):
         fastexplain.sweep(planted_subject, ["the cat"], tmp_path / "run")
+
+
+def test_a_context_shorter_than_the_excerpts_is_said_before_the_sweep(
+    make_tokenizer, planted_corpus, tmp_path
+) -> None:
+    config = transformers.GPT2Config(vocab_size=257, n_positions=48, n_embd=32, n_layer=1, n_head=4)
+    model = transformers.GPT2LMHeadModel(config)
+    subject = Subject.from_model(model, make_tokenizer(), name="short")
+    with pytest.raises(UsageError, match="excerpts have 64 tokens, but short takes 48 at most;"):
+        fastexplain.sweep(subject, planted_corpus, tmp_path / "run")
+    led = Subject.from_model(model, make_tokenizer(), name="short", lead=[1, 2])
+    with pytest.raises(UsageError, match="takes 46 at most after the 2 that go before them"):
+        fastexplain.sweep(led, planted_corpus, tmp_path / "run")
+    fits = Corpus.from_excerpts(np.array(planted_corpus.tokens[:, :46]))
+    assert fastexplain.sweep(led, fits, tmp_path / "run").manifest["sweep"]["tokens"] == 400 * 46
+
+
+def test_tokens_past_the_embeddings_are_named(make_model, make_tokenizer, tmp_path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["harbour", "lantern"])
+    subject = Subject.from_model(make_model(), tokenizer, name="tiny")
+    ids = np.full((2, 64), 258, np.int32)
+    ids[0, 3] = 257
+    message = r"embeddings of 0 to 256 \('harbour' is 257, 'lantern' is 258\); .* resize"
+    with pytest.raises(UsageError, match=message):
+        fastexplain.sweep(subject, Corpus.from_excerpts(ids), tmp_path / "run")
+
+
+def test_weights_in_a_dtype_that_the_kernels_lack_are_refused(make_model, make_tokenizer) -> None:
+    with pytest.raises(SubjectError, match="'tiny' are float64; load them in one of float32,"):
+        Subject.from_model(make_model().double(), make_tokenizer(), name="tiny")
