@@ -163,7 +163,7 @@ def sweep(
         int | None,
         typer.Option(
             help="Tokens at an excerpt's start that are not counted; if left out, 0 where the "
-            "subject has a BOS token, else 1."
+            "subject's tokenizer puts a token before a text, else 1."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the shuffle and of the random exemplars.")] = 0,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastexplain.errors import SubjectError
 from fastexplain.kernels import capture
 from fastexplain.kernels.scalars import NO_ID
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, moved
@@ -59,13 +60,21 @@ class Exemplars:
         With `pre`, tensors as the activations are, they are computed first, into `acts`, which must
         be contiguous. `batch` must be on the same device: see `on_device`, and `for_kernels` where
         it serves many layers. On a GPU all is queued on PyTorch's current stream.
+
+        Raises SubjectError if the activations are in another dtype than the summary.
         """
         if pre is not None:
             pre = pre._replace(gate=_array(pre.gate), up=_array(pre.up))
+        array = _array(acts)
+        if array.dtype != self._arrays.top_acts.dtype:
+            raise SubjectError(
+                f"an MLP's activations are {str(acts.dtype).removeprefix('torch.')}, those of a "
+                "sweep are in the dtype of the model's first weights; load all in one dtype"
+            )
         stream = 0
         if acts.device.type == "cuda":
             stream = torch.cuda.current_stream(acts.device).cuda_stream
-        capture(_array(acts), batch, self._arrays, pre, stream=stream)
+        capture(array, batch, self._arrays, pre, stream=stream)
 
     def faulty_excerpt(self) -> int | None:
         """The id of an excerpt whose activations were not finite; waits for the device."""

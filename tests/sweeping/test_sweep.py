@@ -620,3 +620,17 @@ def test_tokens_past_the_embeddings_are_named(make_model, make_tokenizer, tmp_pa
 def test_weights_in_a_dtype_that_the_kernels_lack_are_refused(make_model, make_tokenizer) -> None:
     with pytest.raises(SubjectError, match="'tiny' are float64; load them in one of float32,"):
         Subject.from_model(make_model().double(), make_tokenizer(), name="tiny")
+
+
+def test_an_mlp_in_another_dtype_than_the_model_is_refused(
+    make_model, make_tokenizer, planted_corpus, tmp_path
+) -> None:
+    model = make_model()
+    model.model.layers[2].mlp.act_fn.register_forward_hook(
+        lambda _module, _inputs, out: out.double()
+    )
+    model.model.layers[2].mlp.down_proj.double()
+    model.model.layers[2].mlp.register_forward_hook(lambda _module, _inputs, out: out.float())
+    subject = Subject.from_model(model, make_tokenizer())
+    with pytest.raises(SubjectError, match=r"activations are float64, .* load all in one dtype"):
+        fastexplain.sweep(subject, planted_corpus, tmp_path / "run", batch_size=8)
