@@ -216,7 +216,7 @@ def check_settings(
         raise UsageError(
             f"excerpts have {length} tokens, but {subject.name} takes {subject.longest} at most"
             + (f" after the {len(subject.lead)} that go before them" if subject.lead else "")
-            + "; make the corpus with excerpts that fit, by the argument tokens of Corpus"
+            + "; make the corpus with excerpts that fit, by the argument `tokens` of Corpus"
         )
     low, high = int(corpus.tokens.min()), int(corpus.tokens.max())
     if low < 0 or high >= subject.vocabulary_size:
@@ -237,10 +237,11 @@ def check_settings(
 
 def _names_past(subject: Subject, corpus: Corpus) -> str:
     """The first tokens past the embeddings by name, where the subject's tokenizer has them."""
-    past = np.unique(corpus.tokens[corpus.tokens >= subject.vocabulary_size])
-    named = {token: subject.token_text(int(token)) for token in past[:_NAMED]}
-    shown = ", ".join(f"'{text}' is {token}" for token, text in named.items() if text)
-    return f" ({shown}{', ...' if len(past) > _NAMED else ''})" if shown else ""
+    past = np.unique(corpus.tokens[corpus.tokens >= subject.vocabulary_size]).tolist()
+    known = [token for token in past if token < len(subject.tokenizer)]
+    names = subject.tokenizer.convert_ids_to_tokens(known[:_NAMED])
+    shown = ", ".join(f"'{name}' is {token}" for name, token in zip(names, known, strict=False))
+    return f" ({shown}{', ...' if len(known) > _NAMED else ''})" if shown else ""
 
 
 def _former(subject: Subject) -> Iterator[tuple[str, int | None]]:
