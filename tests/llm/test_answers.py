@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastexplain.errors import LLMError
-from fastexplain.llm.openai import events, wire
+from fastexplain.llm.openai import events, failures, wire
 from fastexplain.llm.openai.thoughts import answer_in
 from fastexplain.llm.requests import Capabilities, Chat, UselessAnswerError
 
@@ -204,6 +204,17 @@ def test_text_that_is_not_quite_json_is_read_and_can_be_stored(written, text, ma
 
 def test_what_is_nested_without_end_is_no_answer():
     assert wire.parse(b"[" * 10**6) is None and wire.parse(b"[" * 10**5 + b"]" * 10**5) is None
+
+
+@pytest.mark.parametrize("choice", [{"error": {"code": 502}}, {"finish_reason": "error"}])
+def test_an_error_in_any_of_several_choices_is_found(choice):
+    whole = [{"index": index, "text": "0", "finish_reason": "length"} for index in range(3)]
+    assert failures.reported({"choices": whole}) is None
+    for place in range(3):
+        spoilt = [*whole[:place], whole[place] | choice, *whole[place + 1 :]]
+        assert failures.reported({"choices": spoilt})[0] in (500, 502)
+    for none in (None, [], [None], ["x"], {}, 7):
+        assert failures.reported({"choices": none}) is None
 
 
 # Streams

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastexplain.errors import LLMError
-from fastexplain.llm.openai.answers import choice, finish_of
+from fastexplain.llm.openai.answers import finish_of
 
 # Statuses of errors that are reported by a name alone: OpenAI's, Anthropic's and Google's.
 _NAMED = {
@@ -67,7 +67,7 @@ class Unanswered(Passing):
 
 
 def reported(data: Any) -> tuple[int, Any] | None:
-    """The error that the body of a response tells of, beside a choice, in it or without one.
+    """The error that the body of a response tells of, beside its choices or in one of them.
 
     Returns:
         As what HTTP status it counts, and the error; None if there is none.
@@ -78,14 +78,15 @@ def reported(data: Any) -> tuple[int, Any] | None:
         return None
     if error := data.get("error"):
         return _status(error), error
-    try:
-        given = choice(data)
-    except LLMError:
-        return None
-    if error := given.get("error"):
-        return _status(error), error
-    finish = finish_of(given)
-    return (500, f"the answer's finish reason is '{finish}'") if finish in _GIVEN_UP else None
+    choices = data.get("choices")
+    for given in choices if isinstance(choices, list) else ():
+        if not isinstance(given, dict):
+            continue
+        if error := given.get("error"):
+            return _status(error), error
+        if (finish := finish_of(given)) in _GIVEN_UP:
+            return 500, f"the answer's finish reason is '{finish}'"
+    return None
 
 
 def _status(error: Any) -> int:

@@ -17,9 +17,9 @@ from fastexplain.llm.openai.failures import Refused, Unanswered
 # Seconds in which a server accepts a connection, if there is one.
 _CONNECT_TIMEOUT = 10.0
 
-# Bytes of a response that are read: 20 times an echoed prompt of 4,000 tokens with 20 alternatives
-# to each.
-MOST_BYTES = 32 * 2**20
+# Bytes of a response that are read: four times an echoed prompt with 400 alternatives to each token
+# (with 20 it is 1.5 MB).
+MOST_BYTES = 128 * 2**20
 
 _OPENAI = "https://api.openai.com/v1"
 
