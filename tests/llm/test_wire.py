@@ -572,7 +572,7 @@ def test_each_place_has_the_answer_to_its_text():
 def test_each_text_has_to_be_answered(spoil):
     data = answers_to_texts(np.full((3, 10), -2.0).tolist())
     spoil(data)
-    with pytest.raises(LLMError, match="each of the texts|has no choices"):
+    with pytest.raises(LLMError, match=r"each of the texts|has no choices"):
         wire.read(READING, data, DIGITS)
 
 
