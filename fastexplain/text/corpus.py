@@ -79,8 +79,8 @@ class Corpus:
 
         Args:
             sources: text files; directories, of which every file is read that holds text and is not
-                hidden, in sorted order; `.jsonl`, `.ndjson`, `.json` and `.parquet` files, with a
-                document a row; any of these packed by gzip, bzip2, xz or Zstandard;
+                hidden, in sorted order; `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` and `.parquet`
+                files, with a document a row; any of these packed by gzip, bzip2, xz or Zstandard;
                 `hf:NAME[@REVISION][#CONFIG][:SPLIT]` for a data set on the Hugging Face hub or in
                 a directory, streamed (needs the extra `datasets`; the split is `train`, or the only
                 one, if left out, and `train[:1000]` is its first 1,000 rows); `-` for standard

@@ -3,7 +3,8 @@
 1. gzip, bzip2, xz and Zstandard are unpacked as they are read.
 2. Parquet has rows. Archives and the like, which hold no text as such, are refused by name.
 3. `.jsonl` and `.ndjson` have a JSON object a line, and so has any text whose first line is a JSON
-   object with the column; `.json` may also be a list of objects.
+   object with the column; `.json` may also be a list of objects; `.csv` and `.tsv` have a row of
+   column names first.
 4. All else must be text: UTF-8, or UTF-16 and UTF-32 with a byte order mark.
 
 Of a file, memory holds at most a row of `LONGEST` characters, whatever the file unpacks to.
@@ -13,14 +14,16 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import csv
 import gzip
 import io
 import json
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from fastexplain.text.pieces import LONGEST, SIZE, Piece, names, shortened, text
 _HEAD = 2**18  # bytes that tell the format, the first line among them
 _ROWS = 16  # of a parquet file decoded at a time, each of which may be of the greatest length
 
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BLANK = "\ufeff \t\r\n"
 _ROWS_BY_NAME = (".jsonl", ".ndjson", ".jsonlines")
 _REFUSED = {
@@ -191,10 +195,15 @@ _Rows = Callable[[io.TextIOWrapper, str], Iterator[tuple[str, dict[str, Any]]]]
 def _rows(head: bytes, encoding: str, name: str, suffixes: list[str], column: str) -> _Rows | None:
     """What reads the rows of a text (each with its place), if it has rows.
 
-    `.json` is of any content: without the column its rows are refused as no text, not as an error.
+    `.json`, `.csv` and `.tsv` have any content: without the column they are refused as no text.
     """
     if any(suffix in _ROWS_BY_NAME for suffix in suffixes):
         return _lines
+    delimiter = next((_DELIMITERS[suffix] for suffix in suffixes if suffix in _DELIMITERS), None)
+    if delimiter is not None:
+        header = head.decode(encoding, "replace").lstrip(_BLANK).split("\n", 1)[0].rstrip()
+        _check_column(next(csv.reader([header], delimiter=delimiter), []), column, name)
+        return partial(_table, delimiter=delimiter)
     if not head[:32].decode(encoding, "replace").lstrip(_BLANK).startswith(("{", "[")):
         return None
     text = head.decode(encoding, "replace").lstrip(_BLANK)
@@ -209,10 +218,29 @@ def _rows(head: bytes, encoding: str, name: str, suffixes: list[str], column: st
         return None
     if row is None or (first[end:].strip() and not is_list):
         return None
-    if column not in row and ".json" in suffixes:
-        advice = f"; there are {names(row)}"
-        raise NotTextError(name, f"has rows with no column {column!r}", advice)
+    if ".json" in suffixes:
+        _check_column(row, column, name)
     return (_list if is_list else _lines) if column in row else None
+
+
+def _check_column(columns: Collection[str], column: str, name: str) -> None:
+    if column not in columns:
+        advice = f"; there are {names(columns)}"
+        raise NotTextError(name, f"has rows with no column {column!r}", advice)
+
+
+def _table(
+    text: io.TextIOWrapper, name: str, delimiter: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
+    lines = iter(lambda: text.readline(LONGEST).lstrip("\ufeff"), "")
+    reader = csv.DictReader(lines, delimiter=delimiter)
+    try:
+        for row in reader:
+            yield f"line {reader.line_num}", row
+    except csv.Error as error:
+        place = f"line {reader.line_num}"
+        raise _no_rows(name, place, f"can't be read as a table ({error})") from None
 
 
 def _lines(text: io.TextIOWrapper, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import csv
 import gzip
 import io
 import json
@@ -25,12 +26,15 @@ from hypothesis import strategies as st
 
 from fastexplain.errors import CorpusError
 from fastexplain.text.corpus import Corpus
+from fastexplain.text.pieces import LONGEST
 from fastexplain.text.sources import Sources
 
 DOCUMENTS = [random_ids(200, seed) for seed in range(3)]
 ROWS = [{"text": spelled(ids), "id": number} for number, ids in enumerate(DOCUMENTS)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 LIST = json.dumps(ROWS, indent=1).encode()
+TABLE = io.StringIO()
+csv.DictWriter(TABLE, ["id", "text"]).writerows([{"id": "id", "text": "text"}, *ROWS])
 PLAIN = spelled(DOCUMENTS[0]).encode()
 PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd.compress}
 
@@ -64,6 +68,8 @@ def refused(path, **settings) -> str:
         ("rows", LINES, DOCUMENTS),  # by its first line
         ("rows.txt", codecs.BOM_UTF8 + LINES, DOCUMENTS),
         ("utf16.jsonl", LINES.decode().encode("utf-16"), DOCUMENTS),
+        ("table.csv", TABLE.getvalue().encode(), DOCUMENTS),
+        ("table.tsv", TABLE.getvalue().replace(",", "\t").encode("utf-16"), DOCUMENTS),
         ("plain.txt", PLAIN, DOCUMENTS[:1]),
         ("plain", PLAIN, DOCUMENTS[:1]),
         ("utf16.txt", PLAIN.decode().encode("utf-16"), DOCUMENTS[:1]),
@@ -186,6 +192,8 @@ def parquet(**columns):
         ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}", ["line 1", "can't be read as JSON"]),
         ("a.json", b'[{"text": "w1"}, 3]', ["row 2", "not a JSON object"]),
         ("a.json", b'[{"text": "w1"}, {"text"', ["row 2", "can't be read as JSON"]),
+        ("a.csv", b"id,body\n1,w1\n", ["no column 'text'", "'id', 'body'"]),
+        ("a.csv", b"", ["no column 'text'", "none"]),
         ("a.jsonl", b'{"text": ["w1", "w2"]}', ["line 1", "'text' is list"]),
         ("a.jsonl", b'{"messages": []}', ["line 1", "no column 'text'", "'messages'"]),
         ("a.parquet", parquet(text=[["w1"]]), ["row 1", "'text' is list"]),
@@ -247,6 +255,12 @@ def test_a_row_has_a_greatest_length(tmp_path, monkeypatch):
         assert "longer than 100 characters" in refused(tmp_path / name), name
     (tmp_path / "a.jsonl").write_text(json.dumps(short))
     assert texts_of(tmp_path / "a.jsonl") == [short["text"]]
+
+
+def test_a_quotation_mark_that_is_never_closed_ends_at_the_greatest_length(tmp_path):
+    (tmp_path / "a.csv").write_text('id,text\n1,"' + "w1\n" * (LONGEST // 3 + 9))
+    message = refused(tmp_path / "a.csv")
+    assert "can't be read as a table (field larger than field limit (33554432))" in message
 
 
 PEAK = """
