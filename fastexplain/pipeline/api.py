@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from fastexplain.errors import UsageError
@@ -143,6 +144,8 @@ async def explain_async(
         LLMError: a model can't be reached or loaded, or lacks what is needed.
         RunError: the run has no tables to look up in, or its database can't be written.
     """
+    if not isinstance(run, Run):
+        raise UsageError(f"`run` is {run!r}; give a run, from fastexplain.open_run or sweep")
     names = [neurons] if isinstance(neurons, str | NeuronId) else neurons
     if isinstance(names, bytes) or not isinstance(names, Iterable):
         raise UsageError(f"`neurons` is {neurons!r}; give names, such as '5:131'")
@@ -168,6 +171,14 @@ async def explain_async(
 
     if not isinstance(concurrency, int) or concurrency < 1:
         raise UsageError(f"`concurrency` is {concurrency!r}; give a whole number from 1 on")
+    limiting = {"max_cost": max_cost, "max_requests": max_requests, "timeout": timeout,
+               "requests_per_minute": requests_per_minute,
+               "tokens_per_minute": tokens_per_minute}  # fmt: skip
+    for name, value in limiting.items():
+        if value is not None and not isinstance(value, Real):
+            raise UsageError(f"`{name}` is {value!r}; give a number")
+    if not isinstance(scorers, Sequence):
+        raise UsageError(f"`scorers` is {scorers!r}; give a list of scorers")
     limits = {"concurrency": concurrency, "requests_per_minute": requests_per_minute,
               "tokens_per_minute": tokens_per_minute, "timeout": timeout}  # fmt: skip
     if simulator is None:

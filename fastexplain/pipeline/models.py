@@ -36,6 +36,9 @@ class Model:
         local: load it into this process.
         price: in place of the tables' price.
         key_variable: the environment variable that holds the server's key.
+
+    Raises:
+        UsageError: one of these is of another type.
     """
 
     name: str
@@ -43,6 +46,15 @@ class Model:
     local: bool = False
     price: Price | None = None
     key_variable: str = "OPENAI_API_KEY"
+
+    def __post_init__(self) -> None:
+        for name, kinds, what in (
+            ("name", str, "text"), ("base_url", str | None, "an address"),
+            ("price", Price | None, "a fastexplain.Price"), ("key_variable", str, "text"),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                raise UsageError(f"a model's `{name}` is {value!r}; give {what}")
 
 
 def simulator_model(

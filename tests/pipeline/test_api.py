@@ -201,6 +201,9 @@ class Silent(Mentions):
         ),
         ({"concurrency": 0}, "`concurrency` is 0; give a whole number"),
         ({"concurrency": "4"}, "`concurrency` is '4'"),
+        ({"max_cost": "5"}, "`max_cost` is '5'; give a number"),
+        ({"timeout": []}, r"`timeout` is \[\]; give a number"),
+        ({"scorers": None}, "`scorers` is None; give a list of scorers"),
         ({"progress": "yes"}, "progress is 'yes'; give True, False or a function"),
     ],
 )
@@ -208,6 +211,24 @@ def test_what_cannot_explain_or_simulate_is_refused(run, options, message):
     chosen = {"explainer": LongestToken(), "simulator": Mentions()} | options
     with pytest.raises(UsageError, match=message):
         fastexplain.explain(run, "0:0", **chosen)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": 5}, "`name` is 5; give text"),
+        ({"base_url": 80}, "`base_url` is 80; give an address"),
+        ({"price": 3}, "`price` is 3; give a fastexplain.Price"),
+    ],
+)
+def test_a_model_has_text_and_a_price(fields, message):
+    with pytest.raises(UsageError, match=message):
+        Model(**({"name": "m"} | fields))
+
+
+def test_a_run_is_no_path(run):
+    with pytest.raises(UsageError, match=r"`run` is '.*'; give a run, from fastexplain.open_run"):
+        fastexplain.explain(str(run.path), "0:1")
 
 
 @pytest.mark.parametrize("names", [None, 5, b"0:5"])
