@@ -508,7 +508,8 @@ def test_what_is_no_address_is_said_so(url):
         assert KEY not in str(caught.value)
 
 
-def test_a_query_in_the_address_goes_with_each_request(faulty):
+def test_a_query_in_the_address_goes_with_each_request(faulty, caplog):
+    caplog.set_level(logging.DEBUG)
     url = f"{faulty.url}?api-version=2026-01-01&code=a%20secret"
     answers, connection = outcomes(url)
     assert answers == ["rivers"] and connection.address == faulty.url
@@ -519,6 +520,8 @@ def test_a_query_in_the_address_goes_with_each_request(faulty):
     }  # fmt: skip
     faulty.status, faulty.body = 400, {"error": {"message": "not with a secret"}}
     assert error_of(url, Refused) == f"{faulty.url}: not with *** (status 400)"
+    assert f"POST {faulty.url}/chat/completions" in caplog.text
+    assert "a secret" not in caplog.text and "a%20secret" not in caplog.text
 
 
 @pytest.fixture

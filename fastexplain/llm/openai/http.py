@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import logging
 import os
 
 import aiohttp
@@ -61,6 +62,8 @@ class Http:
         self.login = bool(login)
         self.reached = False
         self._query = f"?{url.query.decode()}" if url.query else ""
+        if url.query:
+            logging.getLogger("httpx2").addFilter(_without_query)
         self._timeout = timeout
         secrets = {key, basic, login, url.password if login else ""} - {""}
         secrets |= {value for value in url.params.values() if len(value) >= _SECRET}
@@ -205,6 +208,15 @@ def key_in(variable: str) -> str:
         # The client would say so too, but show the key.
         raise UnusableError(f"what {variable} holds is no key: it has characters that no key has")
     return key
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """Take the queries, which may hold a key, out of the addresses that the client logs."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            arg.copy_with(query=None) if isinstance(arg, httpx2.URL) else arg for arg in record.args
+        )
+    return True
 
 
 def _parse(base_url: str | None) -> httpx2.URL:
