@@ -459,7 +459,7 @@ def test_kernels_on_the_cpu_take_activations_from_any_device(
 ) -> None:
     """As with a subject on mps: nothing is fused, and compile is refused."""
     monkeypatch.setattr(loop, "_fuses", lambda subject: False)
-    with pytest.raises(UsageError, match="compile is for a subject on the CPU, or on a GPU that"):
+    with pytest.raises(UsageError, match="`compile` is for a subject on the CPU, or on a GPU that"):
         fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "a", compile=True)
     run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", batch_size=48)
     assert (run.array(0, "top.ids") == planted_run.array(0, "top.ids")).all()
