@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ import numpy as np
 from fastexplain.errors import UsageError
 
 _LONGEST = 1000  # characters; far more than anyone writes
+_MOST_TOKENS = 10_000  # of the SQL, in which `a < b < c` has b twice, and so on inside of b
+_SECONDS = 60.0  # for a layer, which takes milliseconds
+_STEPS = 100_000  # of SQLite's machine between two looks at the clock
 _FUNCTIONS = ("abs", "min", "max", "ifnull")
 _WORDS = ("and", "or", "not", "is", "null", "between", "in")
 _COMPARISONS = ("<", "<=", ">", ">=", "=", "==", "!=", "<>")
@@ -82,6 +86,9 @@ class Condition:
 
         Args:
             values: float64 `[neurons]` for each of `names`, and for one column at least.
+
+        Raises:
+            UsageError: it takes too long.
         """
         columns = [column.tolist() for column in values.values()]
         names = ", ".join(f'"{name}"' for name in values)
@@ -89,8 +96,18 @@ class Condition:
         holds = np.zeros(len(columns[0]), dtype=bool)
         self._sqlite.execute("BEGIN")
         self._sqlite.executemany(insert, zip(*columns, strict=True))
-        rows = self._sqlite.execute(self._statement).fetchall()
-        self._sqlite.execute("ROLLBACK")
+        end = time.monotonic() + _SECONDS
+        self._sqlite.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+        try:
+            rows = self._sqlite.execute(self._statement).fetchall()
+        except sqlite3.OperationalError as error:
+            raise UsageError(
+                f"the condition '{self.text}' can't be evaluated ({error}); for a layer it may "
+                f"take {_SECONDS:.0f} s"
+            ) from error
+        finally:
+            self._sqlite.set_progress_handler(None, 0)
+            self._sqlite.execute("ROLLBACK")
         holds[np.array(rows, dtype=np.int64).ravel() - 1] = True
         return holds
 
@@ -137,6 +154,8 @@ def _sql(text: str, columns: Collection[str]) -> str:
         elif token in _COMPARISONS:
             if this.side is not None:  # the one before has the same side on its right
                 sql += ["and", *sql[this.side :]]
+                if len(sql) > _MOST_TOKENS:
+                    raise ValueError("its comparisons inside comparisons are too many")
             this.side = len(sql) + 1
         sql.append(token)
     if levels:

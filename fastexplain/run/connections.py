@@ -11,7 +11,9 @@ import asyncio
 import collections
 import contextlib
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +30,25 @@ _PATIENCE = 30.0
 _GROUP = 256
 
 _T = TypeVar("_T")
+
+# What a database may run when another statement is run.
+_PROGRAMS = ("CREATE TRIGGER", "CREATE VIEW", "CREATE VIRTUAL TABLE")
+
+
+def _connect(database: Path | str) -> sqlite3.Connection:
+    """A connection that trusts nothing in the database's schema; texts that are URIs are taken so.
+
+    Transactions are begun by hand: see `Connections.transaction`; `close` is for all threads.
+    """
+    sqlite = sqlite3.connect(
+        database,
+        timeout=_PATIENCE,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=isinstance(database, str),
+    )
+    sqlite.execute("PRAGMA trusted_schema = OFF")
+    return sqlite
 
 
 class Connections:
@@ -53,6 +74,7 @@ class Connections:
         self._calls = collections.deque()
         self._thread = ThreadPoolExecutor(1, "database")  # starts with the first call
         self._closed = False
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
         with self._errors():
             self._connection()
 
@@ -62,6 +84,8 @@ class Connections:
         self._thread.shutdown()
         for sqlite in self._opened:
             sqlite.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -116,8 +140,21 @@ class Connections:
             return self._connection().execute(statement, values).fetchall()
 
     @contextlib.contextmanager
+    def understood(self) -> Iterator[None]:
+        """For what is made of rows: where that fails, they are not what this package writes."""
+        try:
+            yield
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
+            raise RunError(
+                f"the database {self._path} is damaged: it has a row that can't be read "
+                f"({type(error).__name__}: {' '.join(str(error).split()):.100})"
+            ) from error
+
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All that is executed on what it gives is kept, or nothing; a part of an outer one."""
+        if self._read_only:
+            raise RunError(f"the database {self._path} is opened read-only")
         with self._errors():
             sqlite = self._connection()
             inner = sqlite.in_transaction
@@ -141,36 +178,74 @@ class Connections:
         return found
 
     def _open(self) -> sqlite3.Connection:
-        # Transactions are begun by hand: see `transaction`. `close` closes all threads' ones.
-        options: dict[str, Any] = {
-            "timeout": _PATIENCE, "isolation_level": None, "check_same_thread": False,
-        }  # fmt: skip
-        if not self._read_only:
-            sqlite = sqlite3.connect(self._path, **options)
-        elif self._path.exists():
-            # Where no lock can be taken, nothing can be written either: it is read as it stands.
-            # Not beside a write-ahead log: others may be writing, and what is in it counts too.
-            log = self._path.with_name(f"{self._path.name}-wal")
-            alone = not os.access(self._path.parent, os.W_OK) and not log.exists()
-            mode = "immutable=1" if alone else "mode=ro"
-            sqlite = sqlite3.connect(f"{self._path.resolve().as_uri()}?{mode}", uri=True, **options)
-        else:
-            sqlite = sqlite3.connect(":memory:", **options)
+        sqlite = self._connect_to_read() if self._read_only else _connect(self._path)
         try:
+            self._refuse_programs(sqlite)
             if self._read_only and not self._is_current(sqlite):
-                copy = sqlite3.connect(":memory:", **options)
+                copy = _connect(":memory:")
                 sqlite.backup(copy)
                 sqlite.close()
                 sqlite = copy
                 migrate(sqlite)
             elif not self._read_only:
                 self._prepare(sqlite)
-        except BaseException:
+        except BaseException as error:
             sqlite.close()
+            lacking = not (self._read_only or os.access(self._path.parent, os.W_OK))
+            if isinstance(error, sqlite3.OperationalError) and lacking:
+                raise RunError(
+                    f"the database {self._path} can't be written ({error}); copy the run to where "
+                    "you may write"
+                ) from error
             raise
         return sqlite
 
+    def _connect_to_read(self) -> sqlite3.Connection:
+        """A connection to what there is; it also serves where nothing can be written."""
+        if not self._path.exists():
+            return _connect(":memory:")
+        address = self._path.resolve().as_uri()
+        log = self._path.with_name(f"{self._path.name}-wal")
+        writable = os.access(self._path.parent, os.W_OK)
+        # Where no lock can be taken, nothing can be written either: it is read as it stands.
+        # Not beside a write-ahead log: others may be writing, and what is in it counts too.
+        if not writable and not log.exists():
+            return _connect(f"{address}?immutable=1")
+        sqlite = _connect(f"{address}?mode=ro")
+        try:
+            sqlite.execute("SELECT 1 FROM sqlite_master")
+        except sqlite3.OperationalError:
+            sqlite.close()
+            if writable or not log.exists():
+                raise
+            # A writer was killed and left its log, which SQLite reads only beside an index that it
+            # can write: so in a copy of both.
+            self._copy = self._copy or tempfile.TemporaryDirectory()
+            for file in (self._path, log):
+                shutil.copyfile(file, Path(self._copy.name) / file.name)
+            sqlite = _connect(Path(self._copy.name) / self._path.name)
+        return sqlite
+
+    def _refuse_programs(self, sqlite: sqlite3.Connection) -> None:
+        """Raise RunError where a database has what runs by itself and is not of our making."""
+        known = {
+            statement
+            for statements in MIGRATIONS.values()
+            for statement in statements
+            if statement.startswith(_PROGRAMS)
+        }
+        rows = sqlite.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+        for kind, name, statement in rows:
+            if statement.startswith(_PROGRAMS) and statement not in known:
+                raise RunError(
+                    f"the database {self._path} has a {kind} '{name}' that fastexplain did not "
+                    "make; it is not opened"
+                )
+
     def _prepare(self, sqlite: sqlite3.Connection) -> None:
+        # All triggers are ours (`_refuse_programs`), and write to a virtual table, which SQLite up
+        # to 3.40 at least lets only a trusted schema do.
+        sqlite.execute("PRAGMA trusted_schema = ON")
         sqlite.execute("PRAGMA journal_mode = WAL")
         # A commit then survives the process, if not a power cut, at a fraction of the time.
         sqlite.execute("PRAGMA synchronous = NORMAL")
@@ -196,7 +271,7 @@ class Connections:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # of a message about a damaged file
             raise RunError(f"the database {self._path} can't be used: {error}") from error
         except OverflowError as error:
             raise UsageError("a number is larger than any in a database, 2^63") from error

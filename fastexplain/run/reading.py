@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from typing import Any
 
 import numpy as np
@@ -212,20 +213,23 @@ class Reading(Connections):
             WHERE explanation = ? AND simulator = ? AND version = ? AND activations IS NOT NULL""",
             (explanation, simulator, version),
         )
-        return {excerpt: np.frombuffer(blob, dtype="<f4") for excerpt, blob in rows}
+        with self.understood():
+            return {excerpt: np.frombuffer(blob, dtype="<f4") for excerpt, blob in rows}
 
     def _read(self, rest: str, values: tuple[Any, ...]) -> list[StoredExplanation]:
-        found = []
-        for site, unit, *row in self.query(_SELECT + rest, values):
-            method, model, version, text, data, parameters, failure, parent, *own = row
-            key, created, judge, simulation, cost, *scores = own
-            found.append(
-                StoredExplanation(
-                    NeuronId.of(site, unit),
-                    *(method, model, version, text),
-                    *(json.loads(data), json.loads(parameters), failure),
-                    None if judge is None else Scores(*scores),
-                    *(parent, key, created, judge, simulation, cost),
-                )
-            )
-        return found
+        found = self.query(_SELECT + rest, values)
+        with self.understood():
+            return [_explanation(*row) for row in found]
+
+
+def _explanation(site: str, unit: int, *row: Any) -> StoredExplanation:
+    """A row of `_SELECT`."""
+    method, model, version, text, data, parameters, failure, parent, *own = row
+    key, created, judge, simulation, cost, *scores = own
+    return StoredExplanation(
+        NeuronId.of(site, operator.index(unit)),
+        *(method, model, version, text),
+        *(json.loads(data), json.loads(parameters), failure),
+        None if judge is None else Scores(*scores),
+        *(parent, key, created, judge, simulation, cost),
+    )

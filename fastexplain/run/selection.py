@@ -249,9 +249,11 @@ def _scores(database: Database, layer: int, width: int, lookup: bool) -> np.ndar
     values = np.full((3, width), np.nan)
     values[2] = 0
     if rows := database.layer_scores(layer, lookup=lookup):
-        units, *scores = np.array(rows, dtype=np.float64).T  # None becomes NaN
-        # Of a neuron's rows the last one counts: its newest explanation's newest scores.
-        values[:, units.astype(np.int64)] = [*scores, np.ones(len(rows))]
+        with database.understood():
+            units, *scores = np.array(rows, dtype=np.float64).T  # None becomes NaN
+            # Of a neuron's rows the last one counts: its newest explanation's newest scores.
+            places = np.ravel_multi_index([units.astype(np.int64)], (width,))  # refuses others
+            values[:, places] = [*scores, np.ones(len(rows))]
     return values
 
 

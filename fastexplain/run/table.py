@@ -72,20 +72,32 @@ def _scores(run: Run) -> dict[str, np.ndarray]:
     """The columns of scores."""
     with run.database(read_only=True) as database:
         rows = database.correlations()
-    starts, total = {}, 0
+        with database.understood():
+            return _columns(run, rows)
+
+
+def _columns(run: Run, rows: list[Any]) -> dict[str, np.ndarray]:
+    """The same, from `Database.correlations`; raises LookupError for a neuron of no run's site."""
+    places_of, total = {}, 0
     for name, site in run.sites.items():
-        starts[name] = total
+        places_of[name] = (total, site.units)
         total += site.units
     columns = {}
     for method in dict.fromkeys([*_METHODS, *sorted({row[0] for row in rows})]):
         own = [row[1:] for row in rows if row[0] == method]
         # Of a neuron's rows the last counts, which is the best.
-        places = np.array([starts[site] + index for site, index, *_ in own], np.int64)
+        places = np.array([_place(*places_of[site], index) for site, index, *_ in own], np.int64)
         for number, name in enumerate(_MEASURES, start=2):
             column = np.full(total, np.nan)
             column[places] = np.array([row[number] for row in own], np.float64)  # None: NaN
             columns[f"{method}_{name}"] = column
     return columns
+
+
+def _place(start: int, units: int, index: int) -> int:
+    if not 0 <= index < units:
+        raise IndexError(f"neuron {index} of {units}")
+    return start + index
 
 
 def _package(name: str) -> Any:

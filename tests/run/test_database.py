@@ -332,7 +332,7 @@ def test_read_only_writes_nothing(tmp_path):
     before = snapshot(tmp_path)
     with Database(tmp_path / "run.sqlite", read_only=True) as database:
         assert len(database.best()) == 1
-        with pytest.raises(RunError, match="readonly"):
+        with pytest.raises(RunError, match="read-only"):
             database.add_explanations([lookup(NEURON, text="y")])
     assert snapshot(tmp_path)["run.sqlite"] == before["run.sqlite"]
 
