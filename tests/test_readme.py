@@ -60,7 +60,7 @@ def test_fastexplain_commands(workplace) -> None:
                 answer(workplace / "requests.jsonl", workplace / "answers.jsonl")
             run_command(command, workplace)
             ran.append(shlex.split(command)[1])
-    assert set(ran) == {"sweep", "explain", "ingest", "top", "search", "show", "bench"}
+    assert set(ran) == {"sweep", "explain", "ingest", "top", "search", "show", "bench", "check"}
     written = (workplace / "requests.jsonl").read_text().splitlines()
     assert len(written) == 10  # the simulations, now that there is an explanation
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from fastexplain.cli.check import check
 from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows
 from fastexplain.cli.explain import cost, explain, ingest
 from fastexplain.cli.terminal import accept_all_text, out, print_json, print_line, terminations
@@ -226,7 +227,7 @@ def sweep(
         out.print(f"Next: fastexplain explain {run}", markup=False)
 
 
-for command in (explain, ingest, cost):
+for command in (explain, ingest, cost, check):
     app.command()(command)
 
 

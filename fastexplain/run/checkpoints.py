@@ -1,12 +1,13 @@
 """Unfinished sweeps: what was kept of the excerpts done so far, so that a sweep can go on.
 
-    RUN/checkpoints/1024/          named by the excerpts done
-        state.json                 the settings, by which a sweep knows its own, the batch size and
-                                   the time taken
+    RUN/checkpoints/1024/
+        state.json                 the settings, by which a sweep knows its own, how far it has got,
+                                   and the hashes of the other files; the last line is its own
         00.safetensors ...         each layer's summary
 
 A checkpoint is written under a temporary name, synced and renamed, and only then the one before is
-removed: there is always a whole one.
+removed: there is always a whole one. The last may be of the end of the pass, where some layers'
+files are written already and the disk was full for the others.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from safetensors.numpy import load_file, save_file
 
 from fastexplain.errors import RunError
 from fastexplain.kernels.summary import Summary
+from fastexplain.run.manifest import is_count
+from fastexplain.run.pieces import hash_of, hashes_of
+from fastexplain.run.sealed import sealed, unsealed
 
 DIRECTORY = "checkpoints"
 _STATE = "state.json"
+_KEYS = {"settings", "done", "seconds", "batch_size", "layers", "files", "seed", "written"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +42,15 @@ class Checkpoint:
         done: excerpts folded in, those with ids below this.
         seconds: spent on them.
         batch_size: excerpts in each of its forward passes, and in those to come.
-        summaries: by layer.
+        summaries: by layer; without those whose file is written.
+        written: the run's files that are written, each with its hash; see `RunWriter.written`.
     """
 
     done: int
     seconds: float
     batch_size: int
     summaries: dict[int, Summary]
+    written: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
@@ -63,30 +70,31 @@ class Checkpoints:
         """The furthest checkpoint, None if there is none; its batch size must be the one given.
 
         Raises:
-            RunError: it is from a sweep with other settings, or can't be read.
+            RunError: it is from a sweep with other settings, or not as it was written.
         """
-        whole = [int(path.name) for path in self._directory.glob("*") if path.name.isdigit()]
+        whole = [path for path in self._directory.glob("*") if path.name.isdigit()]
         if not whole:
             return None
-        directory = self._directory / str(max(whole))
-        try:
-            state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-            same_size = batch_size in (None, state["batch_size"])
-            known = state["settings"] in (self._settings, *self._former)
-            if not known or not same_size:
-                raise RunError(
-                    f"{self._directory.parent} holds an unfinished sweep with other settings; "
-                    "repeat its command to finish it, or remove the directory"
-                )
-            summaries = {
-                layer: Summary(
-                    **load_file(directory / f"{layer:02}.safetensors"), seed=state["seed"]
-                )
-                for layer in state["layers"]
-            }
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise RunError(f"{directory} can't be read ({error}); remove it") from error
-        return Checkpoint(max(whole), state["seconds"], state["batch_size"], summaries)
+        states = {path: _state(path) for path in whole}
+        directory, state = max(states.items(), key=lambda item: item[1]["done"])
+        known = state["settings"] in (self._settings, *self._former)
+        if not known or batch_size not in (None, state["batch_size"]):
+            raise RunError(
+                f"{self._directory.parent} holds an unfinished sweep with other settings; "
+                "repeat its command to finish it, or remove the directory"
+            )
+        summaries = {}
+        for layer, (name, hash) in zip(state["layers"], state["files"].items(), strict=True):
+            file = directory / name
+            try:
+                if hash is not None and hash_of(hashes_of(file)) != hash:
+                    raise _damaged(directory, f"{name} is not what was written")
+                summaries[layer] = Summary(**load_file(file), seed=state["seed"])
+            except (OSError, TypeError, ValueError, SafetensorError) as error:
+                raise _damaged(directory, f"{name}: {error}") from error
+        return Checkpoint(
+            state["done"], state["seconds"], state["batch_size"], summaries, state["written"]
+        )
 
     def save(
         self,
@@ -94,39 +102,78 @@ class Checkpoints:
         seconds: float,
         batch_size: int,
         summaries: Iterable[tuple[int, Summary]],
+        written: dict[str, str] | None = None,
     ) -> None:
-        """Save a checkpoint in place of the one before; summaries are taken one by one."""
+        """Save a checkpoint in place of the one before; summaries are taken one by one.
+
+        Raises:
+            RunError: it can't be written; the one before is still there.
+        """
         if (self._directory / str(done)).exists():  # this sweep's own, of a moment ago
             return
         temporary = self._directory / f"{done}.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            layers, seed = [], 0
+            layers, files, seed = [], {}, 0
             for layer, summary in summaries:
                 arrays = summary._asdict()
                 seed = arrays.pop("seed")
-                save_file(arrays, temporary / f"{layer:02}.safetensors")
+                file = temporary / f"{layer:02}.safetensors"
+                save_file(arrays, file)
                 layers.append(layer)
+                files[file.name] = hash_of(hashes_of(file))
             state = {
                 "settings": self._settings,
+                "done": done,
                 "seconds": seconds,
                 "batch_size": batch_size,
                 "layers": layers,
+                "files": files,
                 "seed": seed,
+                "written": written or {},
             }
-            (temporary / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            (temporary / _STATE).write_bytes(sealed(state))
             for path in temporary.iterdir():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
+                with path.open("rb+") as handle:
+                    os.fsync(handle.fileno())
             temporary.rename(self._directory / str(done))
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise RunError(f"can't write a checkpoint to {self._directory}: {error}") from error
         for path in self._directory.iterdir():
-            if path.name != str(done):
+            if path.is_dir() and path.name != str(done):
                 shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
         """Remove them all: the sweep is finished."""
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _state(directory: Path) -> dict[str, Any]:
+    """A checkpoint's state, verified; of an earlier version, which had no hashes, as far as known.
+
+    There the directory's name says how far it has got.
+    """
+    try:
+        state, hashed = unsealed((directory / _STATE).read_bytes())
+        if not hashed and "files" not in state:
+            files = {f"{layer:02}.safetensors": None for layer in state["layers"]}
+            state |= {"done": int(directory.name), "files": files, "written": {}}
+        elif not hashed:
+            raise ValueError("it has no hash")
+        if lacking := _KEYS - state.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        numbers = [(state["done"], 0), (state["batch_size"], 1)]
+        numbers += [(layer, 0) for layer in state["layers"]]
+        fits = isinstance(state["seed"], int)
+        fits &= all(is_count(value, least) for value, least in numbers)
+        if not fits or not is_count(state["seconds"], 0, fraction=True):
+            raise ValueError("it has a number that can't be")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(directory, f"{_STATE}: {error}") from error
+    return state
+
+
+def _damaged(directory: Path, what: str) -> RunError:
+    return RunError(f"the checkpoint {directory} can't be used ({what}); remove it")

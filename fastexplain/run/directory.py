@@ -2,6 +2,7 @@
 
     manifest.json                    what was swept, how, with which versions; its presence makes
                                      the directory a run
+    hashes.safetensors               of each file of arrays, piece by piece: see `pieces.py`
     excerpts.safetensors             the corpus's tokens, the vocabulary, the tables' rows
     layers/00.safetensors ...        exemplars, statistics and tables of each site; one that is not
                                      a layer's MLP has its place in the name, as in 05.e17
@@ -13,7 +14,6 @@ Reading is lazy: only the slices that are asked for leave the disk. `run/writing
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,14 @@ from safetensors import SafetensorError, safe_open
 from fastexplain.errors import RunError, UsageError
 from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
-from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Site, Statistics
+from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
+from fastexplain.run.arrays import ArrayFile
+from fastexplain.run.layout import check_excerpts, check_site, check_values
+from fastexplain.run.manifest import EXCERPTS, HASHES, read_manifest, site_file
+from fastexplain.run.pieces import hash_of
 from fastexplain.run.statistics import SUMMED, moments_of
 from fastexplain.run.table import NeuronTable, neuron_table
 from fastexplain.run.tables import Tables
-from fastexplain.run.writing import EXCERPTS, MANIFEST, SCHEMA, site_file
 from fastexplain.text.vocabulary import texts
 
 if TYPE_CHECKING:
@@ -61,36 +64,18 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            self.manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            schema = self.manifest["schema"]
-            if schema not in (1, SCHEMA):
-                raise RunError(
-                    f"{path} has schema {schema}, this version reads {SCHEMA}; "
-                    "use the version of fastexplain that the manifest names, or sweep again"
-                )
-            self.skip: int = self.manifest["settings"]["skip"]
-            self.sites = {site.name: site for site in _sites(self.manifest)}
-        except (FileNotFoundError, NotADirectoryError):
-            if (self.path / "layers").is_dir():
-                raise RunError(
-                    f"{path} is not a finished run; its sweep is under way, or goes on when its "
-                    "command is repeated"
-                ) from None
-            raise RunError(
-                f"{path} is not a finished run; make one with: fastexplain sweep SUBJECT "
-                f"--corpus CORPUS --out {path}"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.path / MANIFEST} can't be read: {error}") from error
+        self.manifest, self.sites = read_manifest(self.path)
+        self.skip: int = self.manifest["settings"]["skip"]
         self.layers = [site.layer for site in self.sites.values() if site.kind == "mlp"]
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, ArrayFile] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.manifest['subject']['name']}, layers {self.layers})"
 
     def width(self, layer: int) -> int:
         """Neurons of a layer. Raises UsageError for a layer that was not swept."""
+        if not self.layers:
+            raise UsageError(f"{self.path} has no layers, only the sites {', '.join(self.sites)}")
         if layer not in self.layers:
             swept = f"{self.layers[0]} to {self.layers[-1]}"
             if len(self.layers) != self.layers[-1] - self.layers[0] + 1:
@@ -124,7 +109,7 @@ class Run:
             RunError: the file is missing or damaged.
         """
         place = (neurons,) if name.startswith(_NEURONS_FIRST) else (..., neurons)
-        return self._read(site_file(str(site)), name, place if neurons != slice(None) else ())
+        return self._read(name, place if neurons != slice(None) else (), str(site))
 
     def statistics(self, site: int | str) -> dict[str, np.ndarray]:
         """The numbers of `Statistics` for a whole site, by name, float64 `[neurons]` each."""
@@ -178,18 +163,18 @@ class Run:
 
     def excerpt(self, excerpt: int) -> np.ndarray:
         """An excerpt's token ids, int32 `[tokens]`."""
-        return self._read(EXCERPTS, "tokens", (excerpt,))
+        return self._read("tokens", (excerpt,))
 
     @cached_property
     def excerpts(self) -> np.ndarray:
         """All excerpts' token ids, int32 `[excerpts, tokens]`."""
-        return self._read(EXCERPTS, "tokens")
+        return self._read("tokens")
 
     @cached_property
     def tables(self) -> Tables:
         """Which tokens and pairs the layers' tables have rows for."""
         names = ("tokens", "pairs", "token_counts", "pair_counts")
-        return Tables(*(self._read(EXCERPTS, f"tables.{name}") for name in names))
+        return Tables(*(self._read(f"tables.{name}") for name in names))
 
     def database(self, *, read_only: bool = False) -> Database:
         """The run's explanations, simulations and scores; close it, or use it in a `with`.
@@ -223,28 +208,48 @@ class Run:
 
     @cached_property
     def _vocabulary(self) -> tuple[bytes, list[int]]:
-        blob, ends = (self._read(EXCERPTS, f"vocabulary.{name}") for name in ("bytes", "ends"))
+        blob, ends = self._read("vocabulary.bytes"), self._read("vocabulary.ends")
+        if not len(ends) or (np.diff(ends) < 0).any() or ends[-1] != len(blob):
+            raise RunError(f"{self.path / EXCERPTS} is damaged: its vocabulary has no such ends")
         return blob.tobytes(), ends.tolist()
 
-    def _read(self, file: str, name: str, place: tuple[Any, ...] = ()) -> np.ndarray:
-        """An array, or what is at a place in it, which alone leaves the disk then."""
-        path = self.path / file
+    def _read(self, name: str, place: tuple[Any, ...] = (), site: str = "") -> np.ndarray:
+        """An array of a site's file, or of the excerpts' one; or what is at a place in it."""
+        file = self.file(site)
+        values = file.read(name, place)
+        return check_values(file, name, values, self.manifest["sweep"]["excerpts"])
+
+    def file(self, site: str = "") -> ArrayFile:
+        """A site's file, or without a site the excerpts' one; it has what it must have.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        if site not in self._files:
+            self._files[site] = self._open(site)
+        return self._files[site]
+
+    def _open(self, site: str) -> ArrayFile:
+        name = site_file(site) if site else EXCERPTS
+        file = ArrayFile(self.path / name, self._hashes(name))
+        sweep = self.manifest["sweep"]
+        tokens = sweep["tokens"] // sweep["excerpts"]
+        if site:
+            check_site(file, self.sites[site].units, tokens, self.tables.size)
+        else:
+            check_excerpts(file, sweep["excerpts"], tokens)
+        return file
+
+    def _hashes(self, name: str) -> np.ndarray | None:
+        """The hashes of a file's pieces; None in a run that has none."""
+        if "files" not in self.manifest:
+            return None
+        path = self.path / HASHES
         try:
-            if file not in self._files:
-                self._files[file] = safe_open(path, framework="np")
-            handle = self._files[file]
-            if not place:
-                return handle.get_tensor(name)
-            return np.ascontiguousarray(handle.get_slice(name)[place])
+            with safe_open(path, framework="np") as file:
+                hashes = file.get_tensor(name)
         except (OSError, SafetensorError) as error:
-            raise RunError(f"{path} is missing or damaged ({error}); sweep again") from error
-
-
-def _sites(manifest: dict[str, Any]) -> list[Site]:
-    """A run's sites; up to schema 1 it had layers and their widths only."""
-    if "sites" in manifest:
-        return [Site(**fields) for fields in manifest["sites"]]
-    settings, sweep = manifest["settings"], manifest["sweep"]
-    counted = sweep["tokens"] - sweep["excerpts"] * settings["skip"]
-    layers = zip(settings["layers"], settings["widths"], strict=True)
-    return [Site(str(layer), "mlp", width, counted) for layer, width in layers]
+            raise RunError(f"{path} is missing or damaged ({error}); copy the run again") from error
+        if hash_of(hashes) != self.manifest["files"][name]:
+            raise RunError(f"{path} is damaged: what it has of {name} is not what was written")
+        return hashes

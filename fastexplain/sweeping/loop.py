@@ -50,6 +50,8 @@ _NAMED = 5  # tokens that a message names
 
 # Seconds between two checkpoints. SmolLM2's take about 2 GB and 3 s to write.
 _CHECKPOINT_SECONDS = 600.0
+# Of the vocabulary in a run's file: its text and an end.
+_BYTES_A_TOKEN = 16
 # Batches between two looks for activations that are not finite: a look waits for the device.
 _BATCHES_A_CHECK = 32
 
@@ -110,26 +112,46 @@ def sweep(
         table_bytes=table_bytes,
         compile=compile,
     )
-    layers = settings.layers
     check_causal(subject)
+    with RunWriter(out) as writer:
+        return _swept(subject, corpus, out, settings, writer, checkpoint_seconds, progress)
+
+
+def _swept(
+    subject: Subject,
+    corpus: Corpus,
+    out: str | Path,
+    settings: Settings,
+    writer: RunWriter,
+    checkpoint_seconds: float,
+    progress: bool | Report | None,
+) -> Run:
+    """The sweep itself, once its settings are checked and the directory is its own."""
+    layers = settings.layers
     fingerprint = subject.fingerprint()
-    writer = RunWriter(out)
     tables = Tables.choose(corpus.tokens, skip=settings.skip, rows=settings.table_rows)
-    random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), random, corpus.seed)
+    ids = np.arange(len(corpus), dtype=np.int32)
+    random_ids = smallest_hashes(ids, settings.random, corpus.seed)
     identities = [
         _identity(each, lead, subject, corpus, settings)
         for each, lead in [(fingerprint, list(subject.lead)), *_former(subject)]
     ]
     checkpoints = Checkpoints(out, *identities)
-    last = checkpoints.load(batch_size) or empty_start(
+    last = checkpoints.load(settings.batch_size) or empty_start(
         subject, corpus, settings, tables, random_ids
     )
     settings = replace(settings, batch_size=last.batch_size)
     device = kernel_device(subject.device)
+    size = sum(summary.nbytes for summary in last.summaries.values())
+    size += sum(own.nbytes for own in (corpus.tokens, corpus.documents, corpus.offsets))
+    size += _BYTES_A_TOKEN * subject.vocabulary_size
+    writer.keep_room(size, len(last.summaries) + 2)
 
     bar = reported(progress, "Sweeping", len(corpus), "excerpts", done=last.done)
     with prepared(subject.device), bar as report:
-        exemplars = {layer: Exemplars(last.summaries.pop(layer), device) for layer in layers}
+        exemplars = {
+            layer: Exemplars(last.summaries.pop(layer), device) for layer in list(last.summaries)
+        }
         batches = batches_from(corpus, tables, settings, random_ids, last.done)
         done, started = last.done, time.perf_counter()
         saved = started
@@ -141,21 +163,39 @@ def sweep(
             if due or number % _BATCHES_A_CHECK == 0:
                 _check(exemplars)
             if due:
-                _save(checkpoints, done, seconds, last.batch_size, exemplars)
+                _save(checkpoints, done, seconds, last.batch_size, exemplars, "goes on without it")
                 saved = time.perf_counter()
             try:
                 report(done)
             except KeyboardInterrupt:  # between batches, so that no layer is ahead of another
                 _check(exemplars)
-                _save(checkpoints, done, seconds, last.batch_size, exemplars)
+                _save(checkpoints, done, seconds, last.batch_size, exemplars, "ends without it")
                 raise
         _check(exemplars)
         seconds = last.seconds + time.perf_counter() - started
 
-    writer.write_excerpts(corpus, tables, subject.token_bytes())
-    for layer in layers:
-        writer.write_site(str(layer), exemplars.pop(layer).finalize())
-    writer.write_manifest(_manifest(fingerprint, subject, corpus, settings, seconds))
+    try:
+        writer.write_excerpts(corpus, tables, subject.token_bytes())
+        for layer in layers:
+            if layer in exemplars:
+                writer.write_site(str(layer), exemplars[layer].finalize())
+                del exemplars[layer]
+            else:
+                writer.take_site(str(layer), last.written)
+        writer.write_manifest(_manifest(fingerprint, subject, corpus, settings, seconds))
+    except RunError as error:
+        if error.__cause__ is None:  # no file failed: others have changed the directory
+            raise
+        writer.give_up_room()
+        end = "it goes on from the end of the pass"
+        kept = ((layer, own.summary()) for layer, own in exemplars.items())
+        try:
+            checkpoints.save(len(corpus), seconds, last.batch_size, kept, writer.written())
+        except RunError as second:
+            end = f"it goes on from the last checkpoint, or else starts again ({second})"
+        raise RunError(
+            f"{error}; make room if the disk is full, and repeat the command: {end}"
+        ) from error
     checkpoints.remove()
     return open_run(out)
 
@@ -347,12 +387,14 @@ def _save(
     seconds: float,
     batch_size: int,
     exemplars: dict[int, Exemplars],
+    otherwise: str,
 ) -> None:
+    """Save a checkpoint; where that fails, warn that the sweep does otherwise."""
     summaries = ((layer, kept.summary()) for layer, kept in exemplars.items())
     try:
         checkpoints.save(done, seconds, batch_size, summaries)
     except RunError as error:  # a full disk, say: no reason to lose what is in memory
-        warnings.warn(f"{error}; the sweep goes on without it", stacklevel=3)
+        warnings.warn(f"{error}; the sweep {otherwise}", stacklevel=3)
 
 
 def _manifest(

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import importlib.metadata
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -294,10 +295,15 @@ def test_nearly_constant_neurons_have_no_higher_moments(tmp_path) -> None:
     writer.write_site("0", Exemplars(summary, torch.device("cpu")).finalize())
     writer.write_manifest(
         {
-            "settings": {"layers": [0], "widths": [3], "skip": 1},
-            "sweep": {"tokens": 6400, "excerpts": 100},
+            "subject": {"name": "none"},
+            "settings": {"skip": 1, "table_rows": 0},
+            "sweep": {
+                "neurons": 3, "tokens": 6400, "excerpts": 100, "seconds": 1, "tokens_per_second": 1
+            },
+            "sites": [{"name": "0", "kind": "mlp", "units": 3, "counted_tokens": 6300}],
         }
-    )
+    )  # fmt: skip
+    writer.close()
     constant, near, wide = (
         open_run(tmp_path / "run").neuron(f"0:{n}").statistics for n in range(3)
     )
@@ -369,9 +375,8 @@ def test_an_interrupted_sweep_goes_on_to_the_same_result(
                 planted_subject, planted_corpus, tmp_path / "run",
                 progress=_interrupted_at(excerpts), **options,
             )  # fmt: skip
-        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [
-            str(-(-excerpts // 48) * 48)
-        ]
+        names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+        assert names == {"lock", str(-(-excerpts // 48) * 48)}
     done: list[int] = []
     run = fastexplain.sweep(
         planted_subject, planted_corpus, tmp_path / "run", progress=done.append, **options
@@ -481,18 +486,18 @@ def test_a_checkpoint_of_another_sweep_is_refused(
         fastexplain.sweep(subject, planted_corpus, tmp_path / "run")
     [state] = tmp_path.rglob("state.json")
     state.write_text("{")
-    with pytest.raises(RunError, match=r"can't be read .* remove it"):
+    with pytest.raises(RunError, match=r"can't be used .* remove it"):
         fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run")
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_sweep(
     planted_subject, planted_corpus, tmp_path
 ) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "384.tmp").write_text("in the way")
     with pytest.warns(UserWarning, match=r"can't write a checkpoint .* the sweep goes on"):
         run = fastexplain.sweep(
-            planted_subject, planted_corpus, tmp_path / "run", checkpoint_seconds=0
+            planted_subject, planted_corpus, tmp_path / "run", checkpoint_seconds=0, batch_size=48
         )
     assert len(run.neuron("0:0").top) == 20
 
@@ -532,10 +537,16 @@ def test_damaged_runs_are_refused(planted_run, tmp_path) -> None:
     with pytest.raises(RunError, match="schema 99"):
         open_run(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(RunError, match="can't be read"):
+    with pytest.raises(RunError, match="can't be used"):
         open_run(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps(planted_run.manifest))
-    with pytest.raises(RunError, match="missing or damaged"):
+    with pytest.raises(RunError, match="its hash is missing"):
+        open_run(tmp_path)
+    shutil.copy(planted_run.path / "manifest.json", tmp_path)
+    with pytest.raises(RunError, match=r"hashes\.safetensors is missing or damaged"):
+        open_run(tmp_path).neuron("0:0")
+    shutil.copy(planted_run.path / "hashes.safetensors", tmp_path)
+    with pytest.raises(RunError, match=r"\.safetensors is missing"):
         open_run(tmp_path).neuron("0:0")
 
 

@@ -1,0 +1,57 @@
+"""Whether all of a run is as it was written, file by file."""
+
+from __future__ import annotations
+
+from fastexplain.errors import RunError
+from fastexplain.run.directory import Run
+from fastexplain.run.layout import check_values
+
+# What is in the database and is not what this package writes; SQLite itself looks at none of it.
+_UNREADABLE = {
+    "explanations": "NOT (json_valid(data) AND json_valid(parameters))",
+    "simulations": "length(activations) % 4 != 0",
+}
+
+
+def damages(run: Run) -> list[str]:
+    """A line for each file of a run that is damaged.
+
+    Every byte of the files of arrays is compared with its hash, if the run has hashes, and what
+    must be in them is looked for. Of the database, which has none, SQLite examines the structure;
+    a changed letter in an explanation, or a changed digit in a score, is not found.
+    """
+    found = []
+    for site in ("", *run.sites):
+        try:
+            _check_arrays(run, site)
+        except RunError as error:
+            found.append(str(error))
+    try:
+        _check_database(run)
+    except RunError as error:
+        found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _check_arrays(run: Run, site: str) -> None:
+    file = run.file(site)
+    file.verify()
+    for name, array in file.arrays.items():
+        if array.dtype.startswith("I"):
+            check_values(file, name, file.read(name), run.manifest["sweep"]["excerpts"])
+    if not site:
+        run.token_text(0)  # the vocabulary's ends
+
+
+def _check_database(run: Run) -> None:
+    with run.database(read_only=True) as database:
+        problems = [text for (text,) in database.query("PRAGMA integrity_check")]
+        problems = [] if problems == ["ok"] else problems
+        if database.query("PRAGMA foreign_key_check"):
+            problems.append("rows refer to others that are not there")
+        for table, condition in _UNREADABLE.items():
+            [[count]] = database.query(f"SELECT count(*) FROM {table} WHERE {condition}")
+            if count:
+                problems.append(f"{count} {table} can't be read")
+    if problems:
+        raise RunError(f"{run.path / 'run.sqlite'} is damaged: {' '.join(problems[0].split())}")

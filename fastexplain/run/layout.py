@@ -1,0 +1,99 @@
+"""What a run's files of arrays have to hold: names, types, shapes, and ids that there are.
+
+Letters: S excerpts, T tokens of each, F units of a site, K top and B bottom exemplars, R random
+ones, H bins, V and P rows of the tables, A the type of activations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastexplain.errors import RunError
+from fastexplain.kernels.scalars import BINS
+from fastexplain.kernels.summary import MOMENTS
+from fastexplain.run.arrays import ArrayFile
+
+_EXCERPTS = {
+    "tokens": "I32 S T",
+    "documents": "I32 S",
+    "offsets": "I64 S",
+    "vocabulary.bytes": "U8 bytes",
+    "vocabulary.ends": "I64 ends",
+    "tables.tokens": "I32 V",
+    "tables.pairs": "I32 P 2",
+    "tables.token_counts": "I64 V",
+    "tables.pair_counts": "I64 P",
+}
+
+_SITE = {
+    "top.ids": "I32 F K",
+    "top.activations": "A F K T",
+    "bottom.ids": "I32 F B",
+    "bottom.activations": "A F B T",
+    "random.ids": "I32 R",
+    "random.activations": "A R T F",
+    "sums": "F64 M F",
+    "positive": "I64 F",
+    "minimum": "F32 F",
+    "maximum": "F32 F",
+    "histogram": "I32 F H",
+    "histogram.excerpts": "I32 F H",
+    "tables.tokens": "F32 V F",
+    "tables.pairs": "F32 P F",
+}
+
+_ACTIVATIONS = ("F32", "F16", "U16")
+_NO_ID = -1
+
+# The least that values of an array of whole numbers may be; excerpts' ids have an end too.
+_LEAST = {
+    "tokens": 0, "tables.tokens": 0, "tables.pairs": 0, "tables.token_counts": 0,
+    "tables.pair_counts": 0, "vocabulary.ends": 0, "positive": 0, "histogram": 0,
+    "top.ids": _NO_ID, "bottom.ids": _NO_ID, "random.ids": _NO_ID, "histogram.excerpts": _NO_ID,
+}  # fmt: skip
+
+
+def check_excerpts(file: ArrayFile, excerpts: int, tokens: int) -> None:
+    """Raise RunError unless `excerpts.safetensors` has what it must, for S and T."""
+    _check(file, _EXCERPTS, {"S": excerpts, "T": tokens})
+
+
+def check_site(file: ArrayFile, units: int, tokens: int, table_rows: tuple[int, int]) -> None:
+    """Raise RunError unless a site's file has what it must, for F, T, and V and P."""
+    rows, pairs = table_rows
+    _check(file, _SITE, {"F": units, "T": tokens, "V": rows, "P": pairs, "H": BINS, "M": MOMENTS})
+
+
+def check_values(file: ArrayFile, name: str, values: np.ndarray, excerpts: int) -> np.ndarray:
+    """The same values. Raises RunError where there is an id, a token or a count that can't be."""
+    least = _LEAST.get(name)
+    # The tables' sums have the names of their rows in the other file.
+    if least is not None and values.size and values.dtype.kind == "i":
+        most = excerpts - 1 if least == _NO_ID else np.iinfo(values.dtype).max
+        low, high = int(values.min()), int(values.max())
+        if low < least or high > most:
+            raise RunError(
+                f"{file.path} is damaged: {name} has values from {low} to {high}, they can be "
+                f"from {least} to {most}; sweep again"
+            )
+    return values
+
+
+def _check(file: ArrayFile, expected: dict[str, str], sizes: dict[str, int]) -> None:
+    sizes = dict(sizes)
+    kind = next((file.arrays[n].dtype for n in ("top.activations",) if n in file.arrays), "")
+    for name, described in expected.items():
+        if name not in file.arrays:
+            raise RunError(f"{file.path} is damaged: it has no {name}; sweep again")
+        dtype, *letters = described.split()
+        array = file.arrays[name]
+        wanted = kind if dtype == "A" and kind in _ACTIVATIONS else dtype
+        fits = array.dtype == wanted and len(array.shape) == len(letters)
+        for letter, size in zip(letters, array.shape, strict=False):
+            fits &= size == (int(letter) if letter.isdigit() else sizes.setdefault(letter, size))
+        if not fits:
+            shape = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+            raise RunError(
+                f"{file.path} is damaged: {name} is {array.dtype} {list(array.shape)} and must be "
+                f"{wanted} [{shape}]; sweep again"
+            )
