@@ -498,7 +498,13 @@ def test_a_key_is_needed_for_openai_only(monkeypatch, faulty):
     assert outcomes(None)[0] == ["rivers"]
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://", "http://x:y/v1", "a"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000", "ftp://x/v1", "http://", "http://x:y/v1", "a", "http://a..b/v1",
+        f"http://{'a' * 64}.x/v1", "http://\udc80/v1",
+    ],
+)  # fmt: skip
 def test_what_is_no_address_is_said_so(url):
     with pytest.raises(UnusableError, match="http://host:port/v1"):
         connect(url)

@@ -223,7 +223,8 @@ def _parse(base_url: str | None) -> httpx2.URL:
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
     try:
         url = httpx2.URL(base_url).copy_with(fragment=None)
-    except httpx2.InvalidURL:
+        url.host.encode("idna")  # as a look-up of the name does, which fails for "a..b"
+    except (httpx2.InvalidURL, UnicodeError):
         url = httpx2.URL("")
     if url.scheme not in ("http", "https") or not url.host:
         shown = base_url.partition("?")[0].rpartition("@")[2]
