@@ -57,7 +57,7 @@ from fastexplain.bench.ways import (
 from fastexplain.errors import UsageError
 from fastexplain.subject.fusion import find_elementwise
 from fastexplain.subject.model import Subject
-from fastexplain.sweeping.loop import TABLE_BYTES
+from fastexplain.sweeping.settings import TABLE_BYTES
 from fastexplain.sweeping.summaries import kernel_device
 
 BATCH = {"cpu": 64, "mps": 64, "cuda": 512}

@@ -24,6 +24,7 @@ from fastexplain.subject.mlps import LINEAR
 from fastexplain.subject.model import Subject
 from fastexplain.sweeping import loop
 from fastexplain.sweeping.prefetch import prefetched
+from fastexplain.sweeping.settings import check_settings
 from fastexplain.sweeping.summaries import Exemplars, kernel_device
 from fastexplain.text.corpus import Corpus
 
@@ -55,7 +56,7 @@ class Sweeper:
         compile: bool = False,
     ) -> None:
         corpus = Corpus.from_excerpts(tokens)
-        settings = loop.check_settings(
+        settings = check_settings(
             subject, corpus, top_k=_TOP, random=_RANDOM, bottom=False, layers=layers,
             batch_size=batch_size, skip=None, table_bytes=table_bytes, compile=compile,
         )  # fmt: skip

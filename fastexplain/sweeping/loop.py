@@ -12,41 +12,30 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from fastexplain.errors import RunError, SweepError, UsageError
-from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Summary, smallest_hashes
+from fastexplain.errors import RunError, SweepError
+from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
 from fastexplain.progress import Report, reported
-from fastexplain.records import Site
 from fastexplain.run.checkpoints import Checkpoint, Checkpoints
 from fastexplain.run.directory import Run, open_run
 from fastexplain.run.tables import Tables
 from fastexplain.run.writing import RunWriter
 from fastexplain.subject.causality import check_causal
-from fastexplain.subject.fingerprint import sampled
 from fastexplain.subject.model import Subject
 from fastexplain.sweeping.batch_size import choose_batch_size
+from fastexplain.sweeping.manifest import identities, manifest
 from fastexplain.sweeping.prefetch import prefetched
+from fastexplain.sweeping.settings import TABLE_BYTES, Settings, check_settings, fuses
 from fastexplain.sweeping.summaries import Exemplars, kernel_device, kernel_dtype
 from fastexplain.text.corpus import Corpus
-from fastexplain.version import __version__
-
-TABLE_BYTES = 2**30
-"""Memory for all layers' tables together."""
-
-_MOST_KEPT = 1_000_000  # exemplars of a neuron: more are a mistake in writing
-_NAMED = 5  # tokens that a message names
 
 # Seconds between two checkpoints. SmolLM2's take about 2 GB and 3 s to write.
 _CHECKPOINT_SECONDS = 600.0
@@ -132,11 +121,7 @@ def _swept(
     tables = Tables.choose(corpus.tokens, skip=settings.skip, rows=settings.table_rows)
     ids = np.arange(len(corpus), dtype=np.int32)
     random_ids = smallest_hashes(ids, settings.random, corpus.seed)
-    identities = [
-        _identity(each, lead, subject, corpus, settings)
-        for each, lead in [(fingerprint, list(subject.lead)), *_former(subject)]
-    ]
-    checkpoints = Checkpoints(out, *identities)
+    checkpoints = Checkpoints(out, *identities(fingerprint, subject, corpus, settings))
     last = checkpoints.load(settings.batch_size) or empty_start(
         subject, corpus, settings, tables, random_ids
     )
@@ -182,7 +167,7 @@ def _swept(
                 del exemplars[layer]
             else:
                 writer.take_site(str(layer), last.written)
-        writer.write_manifest(_manifest(fingerprint, subject, corpus, settings, seconds))
+        writer.write_manifest(manifest(fingerprint, subject, corpus, settings, seconds))
     except RunError as error:
         if error.__cause__ is None:  # no file failed: others have changed the directory
             raise
@@ -198,114 +183,6 @@ def _swept(
         ) from error
     checkpoints.remove()
     return open_run(out)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A sweep's settings, checked, and with the defaults filled in."""
-
-    layers: list[int]
-    widths: list[int]
-    top_k: int
-    random: int
-    bottom: bool
-    batch_size: int | None
-    skip: int
-    table_rows: int
-    compile: bool
-
-
-def check_settings(
-    subject: Subject,
-    corpus: Corpus,
-    *,
-    layers: Sequence[int] | None,
-    batch_size: int | None,
-    skip: int | None,
-    table_bytes: int,
-    top_k: int,
-    random: int,
-    bottom: bool,
-    compile: bool,
-) -> Settings:
-    if not isinstance(corpus, Corpus):
-        raise UsageError("the corpus is no Corpus; make one, for example by Corpus.from_texts")
-    if isinstance(layers, int | str):
-        raise UsageError(f"`layers` is {layers!r}; give numbers, such as [0, 5] or range(6)")
-    count, length = len(subject.widths), corpus.tokens.shape[1]
-    asked = range(count) if layers is None else layers
-    unknown = next((layer for layer in asked if layer not in range(count)), None)
-    if unknown is not None or not len(asked):
-        which = "no layer is chosen" if unknown is None else f"layer {unknown} is not there"
-        raise UsageError(f"{which}; {subject.name} has layers 0 to {count - 1}")
-    chosen = sorted(set(asked))
-    skip = (0 if subject.lead else 1) if skip is None else skip
-    least = {"top_k": (top_k, 1), "random": (random, 0), "batch_size": (batch_size, 1),
-             "table_bytes": (table_bytes, 0)}  # fmt: skip
-    for name, (value, minimum) in least.items():
-        if value is not None and value < minimum:
-            raise UsageError(f"`{name}` is {value}; it must be at least {minimum}")
-    for name, value in (("top_k", top_k), ("random", random)):
-        if value > _MOST_KEPT:
-            raise UsageError(f"`{name}` is {value}; it must be at most {_MOST_KEPT:,}")
-    if subject.device.type == "cuda" and top_k > MOST_ON_DEVICE and _fuses(subject):
-        raise UsageError(f"`top_k` is {top_k}; on a GPU it can be {MOST_ON_DEVICE} at most")
-    if not 0 <= skip < length:
-        raise UsageError(f"`skip` is {skip}; it must be from 0 to {length - 1}")
-    if subject.longest is not None and length > subject.longest:
-        raise UsageError(
-            f"excerpts have {length} tokens, but {subject.name} takes {subject.longest} at most"
-            + (f" after the {len(subject.lead)} that go before them" if subject.lead else "")
-            + "; make the corpus with excerpts that fit, by the argument `tokens` of Corpus"
-        )
-    low, high = int(corpus.tokens.min()), int(corpus.tokens.max())
-    if low < 0 or high >= subject.vocabulary_size:
-        raise UsageError(
-            f"the corpus has tokens {low} to {high}, but {subject.name} has embeddings of 0 to "
-            f"{subject.vocabulary_size - 1}{_names_past(subject, corpus)}; make the corpus with "
-            "the subject's own tokenizer, or resize the embeddings if tokens were added to it"
-        )
-    if compile and not _fuses(subject):
-        raise UsageError(
-            "`compile` is for a subject on the CPU, or on a GPU that the kernels run on too; "
-            "fastexplain doctor says why they don't"
-        )
-    widths = [subject.widths[layer] for layer in chosen]
-    rows = table_bytes // (sum(widths) * np.dtype(np.float32).itemsize)
-    return Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows, compile)
-
-
-def _names_past(subject: Subject, corpus: Corpus) -> str:
-    """The first tokens past the embeddings by name, where the subject's tokenizer has them."""
-    past = np.unique(corpus.tokens[corpus.tokens >= subject.vocabulary_size]).tolist()
-    known = [token for token in past if token < len(subject.tokenizer)]
-    names = subject.tokenizer.convert_ids_to_tokens(known[:_NAMED])
-    shown = ", ".join(f"'{name}' is {token}" for name, token in zip(names, known, strict=False))
-    return f" ({shown}{', ...' if len(known) > _NAMED else ''})" if shown else ""
-
-
-def _former(subject: Subject) -> Iterator[tuple[str, int | None]]:
-    """Fingerprint and BOS by which versions before sha256-full named the subject of a sweep."""
-    if len(subject.lead) <= 1:
-        yield sampled(subject.model), next(iter(subject.lead), None)
-
-
-def _identity(
-    fingerprint: str,
-    lead: list[int] | int | None,
-    subject: Subject,
-    corpus: Corpus,
-    settings: Settings,
-) -> dict[str, Any]:
-    """All that a sweep's results depend on, to the last bit, but the batch size."""
-    kept = asdict(settings)
-    del kept["batch_size"]
-    return {
-        "subject": [fingerprint, lead, str(subject.dtype), str(subject.device)],
-        "corpus": [corpus.fingerprint, corpus.seed],
-        "settings": kept,
-        "versions": _versions(),
-    }
 
 
 def empty_start(
@@ -365,7 +242,7 @@ def fold_batch(
     settings: Settings,
 ) -> None:
     """Run a batch and fold each layer's activations into what is kept of it."""
-    if not _fuses(subject):
+    if not fuses(subject):
         subject.trunk(
             token_ids,
             lambda layer, acts: exemplars[layer].update(acts.cpu(), batch),
@@ -397,43 +274,6 @@ def _save(
         warnings.warn(f"{error}; the sweep {otherwise}", stacklevel=3)
 
 
-def _manifest(
-    fingerprint: str, subject: Subject, corpus: Corpus, settings: Settings, seconds: float
-) -> dict[str, Any]:
-    chosen = asdict(settings)
-    counted = corpus.tokens.size - len(corpus) * settings.skip
-    sites = zip(chosen.pop("layers"), chosen.pop("widths"), strict=True)
-    return {
-        "subject": {
-            "name": subject.name,
-            "revision": subject.revision,
-            "fingerprint": fingerprint,
-            "architecture": type(subject.model).__name__,
-            "dtype": str(subject.dtype).removeprefix("torch."),
-            "device": str(subject.device),
-            "lead": list(subject.lead),
-            "layers": len(subject.widths),
-        },
-        "corpus": {
-            "sources": list(corpus.sources),
-            "fingerprint": corpus.fingerprint,
-            "excerpts": len(corpus),
-            "available": corpus.available,
-            "seed": corpus.seed,
-        },
-        "sites": [asdict(Site(str(layer), "mlp", width, counted)) for layer, width in sites],
-        "settings": chosen,
-        "sweep": {
-            "neurons": sum(settings.widths),
-            "excerpts": len(corpus),
-            "tokens": corpus.tokens.size,
-            "seconds": seconds,
-            "tokens_per_second": corpus.tokens.size / seconds,
-        },
-        "versions": _versions(),
-    }
-
-
 def _check(exemplars: dict[int, Exemplars]) -> None:
     for layer, kept in exemplars.items():
         if (excerpt := kept.faulty_excerpt()) is not None:
@@ -443,23 +283,8 @@ def _check(exemplars: dict[int, Exemplars]) -> None:
             )
 
 
-def _fuses(subject: Subject) -> bool:
-    """Whether the kernels run where the activations are."""
-    return kernel_device(subject.device).type == subject.device.type
-
-
 def prepared(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """What a sweep wants of the process while it runs on a device."""
     if device.type == "cuda":
         return torch.cuda.device(device)  # Numba launches kernels on the current one
     return contextlib.nullcontext()
-
-
-def _versions() -> dict[str, str]:
-    """Of Python and of what the results depend on; ours also where it was never installed."""
-    names = ("torch", "transformers", "numba", "numpy")
-    return {
-        "python": platform.python_version(),
-        "fastexplain": __version__,
-        **{name: importlib.metadata.version(name) for name in names},
-    }

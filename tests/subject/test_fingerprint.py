@@ -14,7 +14,7 @@ import fastexplain
 from fastexplain import open_run
 from fastexplain.subject import fingerprint as module
 from fastexplain.subject.fingerprint import fingerprint, sampled
-from fastexplain.sweeping import loop
+from fastexplain.sweeping import manifest
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -79,11 +79,11 @@ def test_a_checkpoint_with_the_former_fingerprint_is_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as former:
-        (old,) = loop._former(tiny_subject)
+        (old,) = manifest._former(tiny_subject)
         assert old == (sampled(tiny_subject.model), None)
-        former.setattr(loop, "_former", lambda subject: [])
-        identity = loop._identity
-        former.setattr(loop, "_identity", lambda print_, lead, *more: identity(*old, *more))
+        former.setattr(manifest, "_former", lambda subject: [])
+        identity = manifest._identity
+        former.setattr(manifest, "_identity", lambda print_, lead, *more: identity(*old, *more))
         with pytest.raises(KeyboardInterrupt):
             fastexplain.sweep(
                 tiny_subject, planted_corpus, tmp_path / "run", batch_size=48, progress=stop
@@ -93,5 +93,5 @@ def test_a_checkpoint_with_the_former_fingerprint_is_gone_on_with(
         tiny_subject, planted_corpus, tmp_path / "run", batch_size=48, progress=seen.append
     )
     assert seen[0] > 48
-    manifest = open_run(tmp_path / "run").manifest
-    assert manifest["subject"]["fingerprint"] == tiny_subject.fingerprint()
+    written = open_run(tmp_path / "run").manifest
+    assert written["subject"]["fingerprint"] == tiny_subject.fingerprint()

@@ -25,7 +25,7 @@ from fastexplain.kernels import capture, reference
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
 from fastexplain.run.tables import Tables
 from fastexplain.run.writing import RunWriter
-from fastexplain.sweeping import batch_size, loop
+from fastexplain.sweeping import batch_size, loop, manifest
 from fastexplain.sweeping.summaries import Exemplars, kernel_dtype
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,7 +226,7 @@ def test_our_own_version_is_known_where_it_was_never_installed(monkeypatch) -> N
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
-    versions = loop._versions()
+    versions = manifest._versions()
     assert versions["fastexplain"] == fastexplain.__version__
 
 
@@ -463,7 +463,7 @@ def test_kernels_on_the_cpu_take_activations_from_any_device(
     planted_subject, planted_corpus, planted_run, tmp_path, monkeypatch
 ) -> None:
     """As with a subject on mps: nothing is fused, and compile is refused."""
-    monkeypatch.setattr(loop, "_fuses", lambda subject: False)
+    monkeypatch.setattr(loop, "fuses", lambda subject: False)
     with pytest.raises(UsageError, match="`compile` is for a subject on the CPU, or on a GPU that"):
         fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "a", compile=True)
     run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", batch_size=48)
@@ -585,7 +585,7 @@ def test_more_exemplars_than_a_gpu_can_keep_are_refused(
     tiny_subject: Subject, monkeypatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Subject, "device", torch.device("cuda"))
-    monkeypatch.setattr("fastexplain.sweeping.loop.kernel_device", lambda device: device)
+    monkeypatch.setattr("fastexplain.sweeping.settings.kernel_device", lambda device: device)
     corpus = Corpus.from_excerpts(np.zeros((2, 64), np.int32))
     with pytest.raises(UsageError, match="`top_k` is 2049; on a GPU it can be 2048 at most"):
         fastexplain.sweep(tiny_subject, corpus, tmp_path / "run", top_k=2049)
