@@ -72,8 +72,9 @@ class Arguments:
 
     def draw(self):
         rng, chosen = self._rng, self._rng.choice(COMMANDS)
-        if chosen == "demo":  # the whole of it takes minutes
-            return ["demo", "--out", rng.choice(self._files[:5]), "--neurons", rng.choice(NUMBERS)]
+        if chosen == "demo":  # the whole of it takes minutes: it is given what can't be written
+            out = rng.choice([*self._files[:3], str(self._folder / "run"), "a" * 300])
+            return ["demo", "--out", out, "--neurons", rng.choice(NUMBERS)]
         options, positional = [chosen], []
         for parameter in self._commands[chosen].params:
             option = parameter.opts[0]

@@ -156,7 +156,8 @@ class RunWriter:
 
 def is_run(path: str | Path) -> bool:
     """Whether there is a finished run."""
-    return (Path(path) / MANIFEST).exists()
+    # Unlike Path's, False for a name that is too long.
+    return os.path.exists(Path(path) / MANIFEST)  # noqa: PTH110
 
 
 def check_free(path: str | Path) -> None:
@@ -177,7 +178,12 @@ def check_free(path: str | Path) -> None:
 
 
 def _check_contents(directory: Path) -> None:
-    """Raise RunError where a directory holds a run already, or what no sweep has left."""
+    """Raise RunError where a directory holds a run already, or what no sweep has left, or is none."""
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise RunError(f"{directory} is no directory; choose a new or an empty one")
+    except OSError as error:
+        raise RunError(f"{directory} can't be a directory: {error.strerror}") from error
     if is_run(directory):
         raise RunError(
             f"{directory} holds a run already, which is finished; look at it with: fastexplain "
