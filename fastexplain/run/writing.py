@@ -178,7 +178,7 @@ def check_free(path: str | Path) -> None:
 
 
 def _check_contents(directory: Path) -> None:
-    """Raise RunError where a directory holds a run already, or what no sweep has left, or is none."""
+    """Raise RunError where there is a run, what no sweep has left, or no directory at all."""
     try:
         if directory.exists() and not directory.is_dir():
             raise RunError(f"{directory} is no directory; choose a new or an empty one")
