@@ -23,7 +23,7 @@ def subject_on(device: str, hidden: int = 4096, width: int = 14_336) -> SimpleNa
     config = SimpleNamespace(hidden_size=hidden, num_attention_heads=32)
     config.get_text_config = lambda: config
     return SimpleNamespace(
-        device=torch.device(device), dtype=torch.bfloat16, lead=1, widths=(width,) * 32,
+        device=torch.device(device), dtype=torch.bfloat16, lead=(1,), widths=(width,) * 32,
         model=SimpleNamespace(config=config),
     )  # fmt: skip
 

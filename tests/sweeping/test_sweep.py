@@ -25,7 +25,7 @@ from fastexplain.kernels import capture, reference
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
 from fastexplain.run.tables import Tables
 from fastexplain.run.writing import RunWriter
-from fastexplain.sweeping import batch_size, loop, manifest
+from fastexplain.sweeping import batch_size, loop, manifest, settings
 from fastexplain.sweeping.summaries import Exemplars, kernel_dtype
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -463,7 +463,8 @@ def test_kernels_on_the_cpu_take_activations_from_any_device(
     planted_subject, planted_corpus, planted_run, tmp_path, monkeypatch
 ) -> None:
     """As with a subject on mps: nothing is fused, and compile is refused."""
-    monkeypatch.setattr(loop, "fuses", lambda subject: False)
+    for module in (loop, settings):
+        monkeypatch.setattr(module, "fuses", lambda subject: False)
     with pytest.raises(UsageError, match="`compile` is for a subject on the CPU, or on a GPU that"):
         fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "a", compile=True)
     run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", batch_size=48)
