@@ -9,7 +9,10 @@ from fastexplain.cli.terminal import out, print_json
 
 
 def check(run: RunPath, as_json: AsJson = False) -> None:
-    """Compare every file of a run with its hashes; exit code 1 if one is damaged."""
+    """Compare every file of a run with its hashes.
+
+    The exit code is 1 if one is damaged.
+    """
     from fastexplain.run.checking import damages
     from fastexplain.run.directory import open_run
 
