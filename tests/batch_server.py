@@ -20,6 +20,7 @@ class BatchServer:
             negative one comes when all was done, 0 lets a request pass.
         cut_next: the next so many files break off half-way.
         room: requests that may wait in all batches together; one too many fails the batch.
+        pages: whether lists say that there is no more of them.
         uploads, creations: how many there were.
     """
 
@@ -28,6 +29,7 @@ class BatchServer:
         self.states, self.broken, self.unanswered, self.fail_next = ["completed"], set(), set(), []
         self.cut_next, self.room = 0, 10**9
         self.uploads = self.creations = 0
+        self.pages = True
         self.files, self.batches = {}, {}
         self._loop = asyncio.new_event_loop()
         started = threading.Event()
@@ -91,7 +93,8 @@ class BatchServer:
 
     async def _list(self, held):
         data = [{k: v for k, v in each.items() if k != "content"} for each in held.values()]
-        return await _json({"object": "list", "data": data, "has_more": False})
+        pages = {"has_more": False} if self.pages else {}
+        return await _json({"object": "list", "data": data, **pages})
 
     async def _upload(self, request):
         form = await request.post()

@@ -306,6 +306,15 @@ def test_faults_of_the_api_are_tried_again(server, responses, fault):
     assert all(responses.find(r.key, r.request) for r in waiting("ab"))
 
 
+def test_lists_without_pages_end(server, responses):
+    """Some servers list all, and neither say that there is no more nor heed where to begin."""
+    server.pages = False
+    assert submit_and_finish(server.url, responses, "ab")
+    server.fail_next = [500, 0, 0, 500]
+    assert submit_and_finish(server.url, responses, "cd")
+    assert (server.fail_next, server.uploads, server.creations) == ([], 2, 2)
+
+
 def test_a_server_that_keeps_failing_is_given_up_and_goes_on_later(server, responses):
     server.fail_next = [500, 0, 500, 0, 500]
     with pytest.raises(LLMError, match="a fault: 500"):

@@ -18,12 +18,21 @@ import asyncio
 import contextlib
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from typing import TypeVar
 
 import httpx2
 import openai
 from openai.types import Batch as State
+from openai.types import FileObject
 
 from fastexplain.errors import LLMError
 from fastexplain.ledger.prices import Price
@@ -48,6 +57,7 @@ _NEVER = (400, 404, 413, 422)
 _QUEUE_FULL = "token_limit_exceeded"
 
 _T = TypeVar("_T")
+_Listed = TypeVar("_Listed", FileObject, State)
 
 
 class BatchClient:
@@ -177,14 +187,14 @@ class BatchClient:
 
     async def _uploaded(self, name: str) -> str | None:
         """The id of a file that was uploaded under this name."""
-        async for file in self._client.files.list(purpose="batch"):
+        async for file in _once_each(self._client.files.list(purpose="batch")):
             if file.filename == name:
                 return file.id
         return None
 
     async def _created(self, file: str | None) -> str | None:
         """The id of a batch that was created of this file, other than ones that failed."""
-        async for state in self._client.batches.list(limit=100):
+        async for state in _once_each(self._client.batches.list(limit=100)):
             if state.input_file_id == file and state.status != "failed":
                 return state.id
         return None
@@ -312,3 +322,13 @@ class BatchClient:
                 f"{self._connection.address}: the connection broke off ({type(error).__name__}); "
                 "the same command goes on from there"
             ) from None
+
+
+async def _once_each(listed: AsyncIterable[_Listed]) -> AsyncIterator[_Listed]:
+    """What a server lists, until it repeats: one without pages sends all of it again."""
+    seen = set()
+    async for each in listed:
+        if each.id in seen:
+            return
+        seen.add(each.id)
+        yield each
