@@ -315,6 +315,13 @@ def test_lists_without_pages_end(server, responses):
     assert (server.fail_next, server.uploads, server.creations) == ([], 2, 2)
 
 
+def test_a_batch_without_a_state_is_not_waited_for(server, responses):
+    server.states = ["validating", None]
+    with pytest.raises(LLMError, match=r"127\.0\.0\.1.* names no state of the batch batch-0"):
+        submit_and_finish(server.url, responses, "ab")
+    assert [batch.batch for batch in responses.batches()] == ["batch-0"]
+
+
 def test_a_server_that_keeps_failing_is_given_up_and_goes_on_later(server, responses):
     server.fail_next = [500, 0, 500, 0, 500]
     with pytest.raises(LLMError, match="a fault: 500"):

@@ -279,6 +279,8 @@ class BatchClient:
                     f"{self._connection.address} knows no batch {name}; use the key with which it "
                     "was submitted, or ask without batches"
                 ) from None
+            if not isinstance(state.status, str):  # the package doesn't check what it is sent
+                raise LLMError(f"{self._connection.address} names no state of the batch {name}")
             counts = state.request_counts
             done = "" if counts is None else f", {counts.completed:,} of {counts.total:,} done"
             if (line := f"batch {name}: {state.status}{done}") != reported:
