@@ -15,7 +15,7 @@ test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m "not server and not scale" -n 2
 
 test-scale: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m scale
+	$(BIN)/python -m pytest -m scale -n 2
 
 # SERVER=llamacpp tests against llama-cpp-python in place of vLLM.
 test-server: $(VENV)/ready-dev

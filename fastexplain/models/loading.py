@@ -118,7 +118,11 @@ def quiet(*, hide_output: bool = False) -> Iterator[None]:
 
 def _locate(name: str) -> tuple[str, str | None]:
     """The directory or hub id to load from, and the GGUF file in it, if it is one."""
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, say, or the home of nobody
+        raise SubjectError(f"'{name}' can't be looked up: {error}") from error
     if path.suffix == ".gguf":
         if not path.is_file():
             raise SubjectError(f"there is no file '{name}'")

@@ -83,7 +83,7 @@ def report(found):
         pytest.fail(f"{len(wrong)} of {len(found)}:\n" + "\n".join(wrong), pytrace=False)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(21))
 def test_arguments(forked, folder, server, seed):
     rng = random.Random(seed)
     arguments = Arguments(rng, folder, server.url)
@@ -162,7 +162,7 @@ def test_changed_checkpoints(forked, folder):
     report(found)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_servers_that_make_mistakes(forked, folder, seed):
     rng = random.Random(seed)
     modes = ["prompt-logprobs", "generated-logprobs", "json", "one-at-a-time"]
@@ -173,7 +173,7 @@ def test_servers_that_make_mistakes(forked, folder, seed):
     ]  # fmt: skip
     found = []
     with contextlib.closing(Faulty()) as server:
-        for _ in range(CASES):
+        for _ in range(CASES // 2):  # most of them wait
             server.rate, server.kinds = rng.choice([0, 0.3, 1]), rng.choice([PASSING, LASTING])
             server.seed = rng.randrange(99)
             server.content = rng.choice([None, "", "\ud800", "\0", "x"])

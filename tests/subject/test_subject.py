@@ -316,6 +316,8 @@ def test_paths_that_hold_no_model(tmp_path: Path) -> None:
     fails("there is no directory", str(tmp_path / "nowhere"))
     fails("there is no directory './nowhere'", "./nowhere")
     fails("there is no directory 'some/where/else'", "some/where/else")
+    fails("can't be looked up: .*too long", "a" * 300)
+    fails("can't be looked up: .*home", "~nobody-of-that-name/model")
     fails("there is no file", str(tmp_path / "nowhere.gguf"))
     fails("has no config.json; give one written by save_pretrained", str(tmp_path))
     (tmp_path / "notes.txt").write_text("not a model")
