@@ -322,8 +322,11 @@ def test_ctrl_c_in_a_running_loop_cancels_what_runs_beside_it():
             _run_in_thread(work())
 
     loop = asyncio.new_event_loop()  # asyncio.run would take Ctrl-C for itself
+    # What was started in the background by a shell ignores Ctrl-C.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         loop.run_until_complete(cell())
     finally:
+        signal.signal(signal.SIGINT, handler)
         loop.close()
     assert ends == ["cancelled"]
