@@ -135,6 +135,16 @@ def test_what_a_summary_does_not_keep_is_not_launched(absent, kernel) -> None:
     assert len(found) < len(launches_of(lambda: kernels.capture(*whole)))
 
 
+def test_a_batch_of_no_excerpts_launches_nothing() -> None:
+    acts, _, summary, _ = arrays(CASES[0])
+    none = checks.to_device(np.zeros((0, *acts.shape[1:]), np.float32))
+    ids = np.zeros(0, np.int32)
+    random_ids = np.arange(CASES[0].random, dtype=np.int32)
+    batch = checks._batch(CASES[0], np.random.default_rng(0), ids, random_ids)
+    batch = moved(batch, checks.to_device)
+    assert not launches_of(lambda: kernels.capture(none, batch, summary))
+
+
 @pytest.mark.parametrize("excerpts", [1, 700])
 def test_large_shapes_have_possible_launches(excerpts: int) -> None:
     """The stand-in refuses what a device would: more than 65,535 blocks along y, and so on."""
