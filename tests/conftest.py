@@ -22,6 +22,7 @@ os.environ["FASTEXPLAIN_CACHE"] = str(ROOT / ".cache")
 import planted  # noqa: E402
 import torch  # noqa: E402
 from faulty_server import Faulty  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
 from transformers import (  # noqa: E402
     LlamaConfig,
@@ -32,6 +33,7 @@ from transformers import (  # noqa: E402
 import fastexplain  # noqa: E402
 from fastexplain import Corpus, Run, Subject, load_subject, open_run  # noqa: E402
 from fastexplain.cli import main as app  # noqa: E402
+from fastexplain.run.writing import is_run  # noqa: E402
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
@@ -124,9 +126,17 @@ def planted_run(planted_subject, planted_corpus, tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="session")
 def stdlib_run(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A sweep of SmolLM2 over 200 excerpts of the standard library's text."""
-    corpus = Corpus(["stdlib"], smollm2.tokenizer, excerpts=200)
-    return fastexplain.sweep(smollm2, corpus, tmp_path_factory.mktemp("runs") / "stdlib")
+    """A sweep of SmolLM2 over 200 excerpts of the standard library's text.
+
+    It takes half a minute, so it is made once for all processes that run tests.
+    """
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "stdlib"
+    with FileLock(f"{out}.lock"):
+        if not is_run(out):
+            corpus = Corpus(["stdlib"], smollm2.tokenizer, excerpts=200)
+            fastexplain.sweep(smollm2, corpus, out)
+    return open_run(out)
 
 
 @pytest.fixture

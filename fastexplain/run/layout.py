@@ -81,7 +81,7 @@ def check_values(file: ArrayFile, name: str, values: np.ndarray, excerpts: int) 
 
 def _check(file: ArrayFile, expected: dict[str, str], sizes: dict[str, int]) -> None:
     sizes = dict(sizes)
-    kind = next((file.arrays[n].dtype for n in ("top.activations",) if n in file.arrays), "")
+    kind = file.arrays["top.activations"].dtype if "top.activations" in file.arrays else ""
     for name, described in expected.items():
         if name not in file.arrays:
             raise RunError(f"{file.path} is damaged: it has no {name}; sweep again")

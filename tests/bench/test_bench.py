@@ -79,6 +79,7 @@ def test_the_command_measures_a_cut_geometry(cli, tmp_path: Path) -> None:
     assert "only 1 of 30 layers" in out and "412 tokens/s" in out and "25 TB" in out
 
 
+@pytest.mark.scale
 @pytest.mark.usefixtures("small")
 def test_compiled_layers_are_measured_beside_the_others() -> None:
     """Two layers of the smallest shape: the highest one never runs compiled."""
@@ -95,6 +96,7 @@ def test_compiled_layers_are_measured_beside_the_others() -> None:
     assert [column.header for column in bench_table(result).columns][1] == "tokens/s"
 
 
+@pytest.mark.scale
 @pytest.mark.usefixtures("small")
 def test_what_can_not_be_compiled_is_left_out_with_the_reason(monkeypatch) -> None:
     def compile(*_: object, **__: object) -> Callable[..., object]:
@@ -110,6 +112,7 @@ def test_what_can_not_be_compiled_is_left_out_with_the_reason(monkeypatch) -> No
     assert len(result["left_out"]) == 3 and "sweep" in result["ways"]
 
 
+@pytest.mark.scale
 @pytest.mark.usefixtures("small")
 def test_a_way_that_fails_later_costs_the_others_nothing(monkeypatch) -> None:
     """Whoever stops it after a turn has that turn."""

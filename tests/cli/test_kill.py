@@ -85,7 +85,10 @@ def stored(run):
         return database.query("SELECT count(*) FROM responses")[0][0]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.scale)],
+)
 def test_a_signal_waits_for_what_is_in_flight(planted_run, tmp_path, name, expected):
     """It may have to be paid for."""
     run = Path(shutil.copytree(planted_run.path, tmp_path / "run"))

@@ -377,7 +377,9 @@ def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:
     assert cli("explain", swept, "--fresh")[0] == 0 and done == [1]
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.scale)]
+)
 def test_a_signal_in_a_sweep_loses_nothing(planted_subject, text, tmp_path, name, code) -> None:
     """A real signal to a real process, at the moment when its first batch is done."""
     script = (

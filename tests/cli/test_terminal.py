@@ -150,10 +150,10 @@ COMMANDS = {
     max_examples=12, derandomize=True, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
-def test_nothing_of_an_argument_steers_the_terminal(kind, planted_run, tmp_path, text):
+def test_nothing_of_an_argument_steers_the_terminal(kind, run, tmp_path, text):
     file = tmp_path / "names"
     file.write_bytes(text.encode("utf-8", errors="replace"))
-    arguments = COMMANDS[kind](planted_run.path, text.replace("\x00", ""), file)
+    arguments = COMMANDS[kind](run.path, text.replace("\x00", ""), file)
     code, printed = command(*arguments)
     assert RAW.search(printed) is None, ascii(printed)
     assert code in (0, 1, 2) and "unexpected" not in printed, printed
@@ -163,54 +163,50 @@ def test_nothing_of_an_argument_steers_the_terminal(kind, planted_run, tmp_path,
 
 
 @pytest.mark.parametrize("raw", ["\x1b[2J", "\x9b31m\u202e", "\r\x00"])
-def test_nothing_of_a_server_steers_the_terminal(planted_run, raw, monkeypatch):
+def test_nothing_of_a_server_steers_the_terminal(run, raw, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server = Faulty()
     server.status, server.body = 400, {"error": {"message": f"no{raw}thing"}}
     server.listing = 200, {"data": [{"id": f"x{raw}"}]}
     try:
         code, printed = command(
-            "explain", planted_run.path, "0:1", "--explainer", "m", "--base-url", server.url
+            "explain", run.path, "0:1", "--explainer", "m", "--base-url", server.url
         )
     finally:
         server.close()
     assert code == 1 and RAW.search(printed) is None, ascii(printed)
 
 
-def test_nothing_of_a_broken_error_steers_the_terminal(planted_run, monkeypatch):
+def test_nothing_of_a_broken_error_steers_the_terminal(run, monkeypatch):
     for error in (ValueError("\x1b[2J\ud800\nmore"), LLMError("template: \x9b\nline two\x07")):
 
         def broken(*_, error=error):
             raise error
 
         monkeypatch.setattr("fastexplain.run.directory.open_run", broken)
-        code, printed = command("top", planted_run.path)
+        code, printed = command("top", run.path)
         assert code == 1 and RAW.search(printed) is None and printed.count("\n") == 1
 
 
-def test_json_holds_it_escaped(planted_run, tmp_path):
-    with planted_run.database() as database:
+def test_json_holds_it_escaped(run):
+    with run.database() as database:
         database.add_explanations([row("say \x1b \x7f \x9b \u202e")])
-    try:
-        code, printed = command("explain", planted_run.path, "0:1", "--json")
-        code, printed = command("show", planted_run.path, "0:1", "--json")
-    finally:
-        with planted_run.database() as database, database.transaction() as sqlite:
-            sqlite.execute("DELETE FROM explanations WHERE method = 'model'")
+    code, printed = command("explain", run.path, "0:1", "--json")
+    code, printed = command("show", run.path, "0:1", "--json")
     assert code == 0 and printed.isascii() and "\x7f" not in printed
     texts = [one["explanation"] for one in json.loads(printed)["explanations"]]
     assert any(text.startswith("say \x1b \x7f \x9b") for text in texts)
 
 
-def test_a_terminal_of_few_characters_is_no_error(planted_run, monkeypatch):
+def test_a_terminal_of_few_characters_is_no_error(run, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    monkeypatch.setattr(sys, "argv", ["fastexplain", "show", str(planted_run.path), "0:1"])
+    monkeypatch.setattr(sys, "argv", ["fastexplain", "show", str(run.path), "0:1"])
     with pytest.raises(SystemExit) as stopped:
         app.main()
     assert not stopped.value.code and raw.getvalue().isascii()
 
 
-def test_a_neuron_is_shown_whole(planted_run, capsys):
-    print_neuron(out, planted_run, planted_run.neuron("0:1"), 3)
+def test_a_neuron_is_shown_whole(run, capsys):
+    print_neuron(out, run, run.neuron("0:1"), 3)
     assert "neuron 0:1" in capsys.readouterr().out

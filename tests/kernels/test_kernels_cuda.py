@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 TARGETS = [(8, 0), (9, 0), (10, 0)]
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("module", ["cudasim_kernels.py", "cudasim_neurons.py"])
 def test_kernels_equal_the_reference_in_the_simulator(module: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]

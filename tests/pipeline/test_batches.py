@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import shutil
 
 import planted
 import pytest
@@ -33,7 +32,6 @@ from fastexplain.pipeline.batches.files import (
 from fastexplain.pipeline.batches.rounds import explain_in_batches, take_answers
 from fastexplain.pipeline.models import Model, Settings
 from fastexplain.run.database import Database
-from fastexplain.run.directory import open_run
 from fastexplain.simulators.model import choose_mode
 
 
@@ -434,11 +432,6 @@ def test_batches_of_other_models_are_left_be(server, responses):
         submit_and_finish(server.url, responses, "a")
     assert not submit_and_finish(server.url, responses, model="other")
     assert [batch.model for batch in responses.batches()] == ["m"]
-
-
-@pytest.fixture
-def run(planted_run, tmp_path):
-    return open_run(shutil.copytree(planted_run.path, tmp_path / "run"))
 
 
 def settings(url, **more):

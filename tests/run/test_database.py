@@ -55,6 +55,7 @@ def test_explanations_come_back_as_they_were_stored(database):
     assert database.explanations(NeuronId(5, 132)) == []
 
 
+@pytest.mark.scale
 def test_a_whole_model_is_stored_and_replaced_by_the_next_pass(database):
     neurons = [NeuronId(layer, index) for layer in range(30) for index in range(1536)]
     for value in (0.1, 0.2):

@@ -233,6 +233,7 @@ def stopped(make_model, make_tokenizer, tmp_path_factory):
     return subject, path
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("name", ["state.json", "02.safetensors"])
 def test_no_flipped_bit_of_a_checkpoint_is_silent(stopped, tmp_path, name: str) -> None:
     subject, kept = stopped

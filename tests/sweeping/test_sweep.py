@@ -402,6 +402,7 @@ def test_a_sweep_goes_on_with_its_own_batch_size(
     assert run.manifest["settings"]["batch_size"] == 48
 
 
+@pytest.mark.scale
 def test_memory_does_not_grow_with_the_corpus(tiny_subject, planted_corpus, tmp_path) -> None:
     sizes: dict[int, int] = {}
 
