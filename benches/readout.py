@@ -25,7 +25,7 @@ from fastexplain import Corpus, load_subject
 from fastexplain.llm import Connection, connect
 from fastexplain.llm.requests import Distribution
 from fastexplain.prompts import simulator
-from fastexplain.records import Scores, Simulated
+from fastexplain.records import Sample, Scores
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import EMPTY
 from fastexplain.simulators.readouts import contrast, expected
@@ -216,7 +216,7 @@ def _score(
     form: Form,
 ) -> float | None:
     simulated = [
-        Simulated(
+        Sample(
             place,
             place >= _SHARED,
             neuron.values(texts[place]),
@@ -224,7 +224,7 @@ def _score(
         )
         for place in places
     ]
-    return Scores.of(Correlation().score(simulated)).top_and_random
+    return Scores.of(Correlation().score(None, neuron.explanation, simulated)).top_and_random
 
 
 if __name__ == "__main__":

@@ -289,20 +289,24 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """A held-out excerpt with its simulation.
+class Sample:
+    """An excerpt on which an explanation is scored; it was not written from it.
 
     Attributes:
         excerpt: its id.
         top: whether it is a top exemplar, not a random one.
         true: float `[counted]`, the activations at its counted tokens.
-        simulated: float `[counted]`, NaN where one is missing; None where the simulation failed.
+        simulated: float `[counted]`, NaN where one is missing; None where it is not simulated.
+        tokens: its counted tokens, as text.
+        split: "calibration", "validation" or "test".
     """
 
     excerpt: int
     top: bool
     true: np.ndarray
-    simulated: np.ndarray | None
+    simulated: np.ndarray | None = None
+    tokens: Sequence[str] = ()
+    split: str = "test"
 
 
 @dataclass(frozen=True)

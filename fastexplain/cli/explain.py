@@ -78,6 +78,10 @@ def explain(
         str,
         typer.Option(help="expected, or contrast: the difference to an empty explanation."),
     ] = "expected",
+    scorers: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="How to score, such as correlation; several by commas."),
+    ] = "correlation",
     sample: Annotated[
         int | None, typer.Option(metavar="N", help="Explain N of the neurons, drawn at random.")
     ] = None,
@@ -179,6 +183,7 @@ def explain(
     settings = Settings(
         explaining, simulating, simulation, readout, limits,
         fresh=fresh, max_cost=max_cost, max_requests=max_requests,
+        scorers=[name.strip() for name in scorers.split(",")],
     )  # fmt: skip
     everything = "all" in (neurons or []) and sample is None and where is None
     many = everything or len(chosen) > _MANY

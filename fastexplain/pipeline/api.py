@@ -26,10 +26,9 @@ from fastexplain.pipeline import explaining
 from fastexplain.pipeline.models import Model, Settings
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.progress import Report, reported
-from fastexplain.records import NeuronId, StoredExplanation
+from fastexplain.records import CORRELATION, NeuronId, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import select_neurons
-from fastexplain.scorers.correlation import Correlation
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -101,7 +100,7 @@ async def explain_async(
     *,
     explainer: Model | Explainer | Literal["lookup"] = "lookup",
     simulator: Model | Simulator | None = None,
-    scorers: Sequence[Scorer] = (Correlation(),),
+    scorers: Sequence[Scorer | str] = (CORRELATION,),
     simulation: str | None = None,
     readout: str = "expected",
     max_cost: float | None = None,
@@ -126,7 +125,8 @@ async def explain_async(
             named.
         simulator: a language model, or an object that simulates; the explainer, if that is a
             language model and this is None.
-        scorers: score the explanations by the simulations.
+        scorers: score the explanations; names such as "correlation", or objects that score, see
+            `pipeline.protocols`.
         simulation: how to simulate, one of `simulators.model.MODES`; the best that the simulator
             can do if None.
         readout: "expected", or "contrast" with an empty explanation.
@@ -177,7 +177,7 @@ async def explain_async(
     for name, value in limiting.items():
         if value is not None and not isinstance(value, Real):
             raise UsageError(f"`{name}` is {value!r}; give a number")
-    if not isinstance(scorers, Sequence):
+    if isinstance(scorers, str) or not isinstance(scorers, Sequence):
         raise UsageError(f"`scorers` is {scorers!r}; give a list of scorers")
     limits = {"concurrency": concurrency, "requests_per_minute": requests_per_minute,
               "tokens_per_minute": tokens_per_minute, "timeout": timeout}  # fmt: skip
@@ -224,9 +224,13 @@ def _check(explainer: object, simulator: object, scorers: Sequence[object]) -> N
          "method, model, version and explain"),
         ("simulator", simulator, "a fastexplain.Model, or ", Simulator,
          "model, version and simulate"),
-        *(("scorer", scorer, "", Scorer, "name and score") for scorer in scorers),
+        *(
+            ("scorer", scorer, "a name, or ", Scorer, "name, measures, judge, excerpts and score")
+            for scorer in scorers
+            if not isinstance(scorer, str)
+        ),
     ):  # fmt: skip
-        if not (isinstance(given, kind) or (model and isinstance(given, Model))):
+        if not (isinstance(given, kind) or (kind is not Scorer and isinstance(given, Model))):
             raise UsageError(
                 f"the {role} {given!r} can't be used; give {model}an object with {attributes}"
             )

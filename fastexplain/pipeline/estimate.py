@@ -36,6 +36,7 @@ from fastexplain.prompts.simulator import FILLERS
 from fastexplain.records import NeuronId
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
+from fastexplain.scorers import registry
 from fastexplain.simulators.model import Simulator, choose_mode
 
 # Of more neurons, so many are rehearsed in place of all: a second or two, whatever the run.
@@ -157,6 +158,9 @@ async def rehearse(
             scratch,
             explainer=ModelExplainer(stand_in(explainer, "explanation")),
             simulator=Simulator(simulating, mode, settings.readout),
+            scorers=registry.make(
+                settings.scorers, run, lambda purpose: stand_in(simulator, purpose)
+            ),
         ):
             pass
     return total.scaled(len(neurons), len(chosen)) if chosen else total

@@ -99,7 +99,13 @@ async def explain_by_model(
         async with connections(settings) as (explaining, simulating):
             progress.stage = "Finding out what the models can do"
             ready = await put_behind_store(
-                explaining, simulating, settings, responses, progress.meter, progress.interrupted
+                run,
+                explaining,
+                simulating,
+                settings,
+                responses,
+                progress.meter,
+                progress.interrupted,
             )
             progress.stage = f"Explaining by {ready.explainer.model}"
             progress.requests_a_neuron = 1 + HELD_OUT * ready.requests(run.excerpts.shape[1])
@@ -110,7 +116,7 @@ async def explain_by_model(
                 database,
                 explainer=ready.explainer,
                 simulator=ready.simulator,
-                scorers=settings.scorers,
+                scorers=ready.scorers,
                 concurrency=ready.concurrency,
                 fresh=settings.fresh,
             )

@@ -21,7 +21,9 @@ from fastexplain.llm import Connection, address_of, connect
 from fastexplain.llm.requests import Capabilities
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.prompts.simulator import trial
-from fastexplain.scorers.correlation import Correlation
+from fastexplain.records import CORRELATION
+from fastexplain.run.directory import Run
+from fastexplain.scorers import registry
 from fastexplain.simulators.model import Simulator as ModelSimulator
 from fastexplain.simulators.model import choose_mode
 
@@ -102,7 +104,7 @@ class Settings:
 
     Attributes:
         explainer, simulator: language models, or what else explains and simulates.
-        scorers: score the explanations by the simulations.
+        scorers: score the explanations; by their names in `scorers.registry`, or objects.
         mode: a way to simulate, one of `simulators.model.MODES`; the best that there is if None.
         readout: one of `simulators.model.READOUTS`.
         limits: of the server connections: concurrency, requests_per_minute, tokens_per_minute
@@ -120,7 +122,7 @@ class Settings:
     fresh: bool = False
     max_cost: float | None = None
     max_requests: int | None = None
-    scorers: Sequence[Scorer] = (Correlation(),)
+    scorers: Sequence[Scorer | str] = (CORRELATION,)
 
     @property
     def models(self) -> tuple[Model, Model]:
@@ -137,7 +139,7 @@ class Settings:
 
 
 class Ready(NamedTuple):
-    """What explains and simulates, and the prices of language models by their names.
+    """What explains, simulates and scores, and the prices of language models by their names.
 
     `concurrency` is how many neurons are worth working on at a time: each has at least one request
     in flight. `requests` is how many a simulation of so many tokens takes at the most.
@@ -145,6 +147,7 @@ class Ready(NamedTuple):
 
     explainer: Explainer
     simulator: Simulator
+    scorers: list[Scorer]
     prices: dict[str, Price | None]
     concurrency: int
     requests: Callable[[int], int]
@@ -184,6 +187,7 @@ async def connections(
 
 
 async def put_behind_store(
+    run: Run,
     explaining: Connection | None,
     simulating: Connection | None,
     settings: Settings,
@@ -194,12 +198,14 @@ async def put_behind_store(
     """Put language models behind the store, and see that they can do what is asked.
 
     Args:
+        run: whose neurons are explained.
         explaining, simulating: from `connections`.
         interrupted: set when the user wants no more to be sent.
 
     Raises:
         UnusableError: one of them can't.
-        UsageError: a limit on the cost was set, and a price is not known.
+        UsageError: a limit on the cost was set, and a price is not known; or a scorer lacks the
+            model that it asks.
     """
     budget = Budget(settings.max_cost, settings.max_requests, interrupted)
     prices: dict[str, Price | None] = {}
@@ -220,7 +226,13 @@ async def put_behind_store(
             meter=meter,
         )
 
+    def judge(purpose: str) -> StoredConnection:
+        check_judge(settings.simulator, purpose)
+        assert simulating is not None and isinstance(settings.simulator, Model)
+        return behind(simulating, settings.simulator, purpose)
+
     explainer, simulator = settings.explainer, settings.simulator
+    scorers = registry.make(settings.scorers, run, judge)
     concurrency = settings.limits.get("concurrency") or 1
     requests: Callable[[int], int] = lambda tokens: 0  # noqa: E731
     if isinstance(explainer, Model):
@@ -237,7 +249,16 @@ async def put_behind_store(
     if isinstance(explainer, Model):
         await asked.probe_for(functools.partial(_check_chats, asked))
         explainer = ModelExplainer(asked)
-    return Ready(explainer, simulator, prices, concurrency, requests)
+    return Ready(explainer, simulator, scorers, prices, concurrency, requests)
+
+
+def check_judge(simulator: object, scorer: str) -> None:
+    """Raise UsageError where a scorer has no language model to ask."""
+    if not isinstance(simulator, Model):
+        raise UsageError(
+            f"the scorer '{scorer}' asks the `simulator`, which is no language model here; name "
+            "one, or leave that scorer out"
+        )
 
 
 def _check_chats(connection: Connection, can: Capabilities) -> None:

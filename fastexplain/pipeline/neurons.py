@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -19,16 +19,14 @@ import numpy as np
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.records import (
-    Exemplar,
     Explanation,
     ExplanationRow,
     Measured,
     NeuronId,
     NeuronRecord,
-    Simulated,
+    Sample,
 )
 from fastexplain.run.database import Database
-from fastexplain.run.splits import held_out
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import Simulation
 
@@ -73,8 +71,8 @@ async def explain_neurons(
         database: where answers are stored, and found again by explainer, simulator and the
             versions of their prompts. Failures are stored too, and asked for anew.
         explainer: writes the explanations.
-        simulator: predicts the test excerpts from them.
-        scorers: score the explanations by these predictions.
+        simulator: predicts from them the excerpts that the scorers want.
+        scorers: score the explanations, by these predictions or by asking a model.
         concurrency: neurons that are worked on at a time. Each has at least one request in flight.
         fresh: explain and simulate everything again, and replace what the database has.
 
@@ -127,98 +125,133 @@ class _Work:
     async def on(self, record: NeuronRecord) -> NeuronResult:
         asked = (self.explainer.method, self.explainer.model, self.explainer.version)
         found = None if self.fresh else self.database.find_explanation(record.id, *asked)
-        row: ExplanationRow | None = None
-        if found is None:
-            try:
-                row = await self._explain(record)
-            except Deferred:
-                return NeuronResult(record.id, None, None, waiting=True)
-            if row.text is None:
-                await self.database.write(self.database.add_explanations, [row])
-                return NeuronResult(record.id, None, None, [f"explanation: {row.failure}"])
-            text = row.text
-        else:
-            number, text = found
+        if found is not None:
+            return await self._scored(record, *found)
+        try:
+            row = await self._explain(record)
+        except Deferred:
+            return NeuronResult(record.id, None, None, waiting=True)
+        if row.text is None:
+            await self.database.write(self.database.add_explanations, [row])
+            return NeuronResult(record.id, None, None, [f"explanation: {row.failure}"])
+        return await self._scored(record, row, row.text)
 
-        [ranks], [slots] = held_out(
-            np.array([[e.excerpt for e in record.top]], dtype=np.int64),
-            np.array([e.excerpt for e in record.random], dtype=np.int64),
-        )
-        tops = [record.top[rank] for rank in ranks if rank >= 0]
-        excerpts = tops + [record.random[slot] for slot in slots if slot >= 0]
+    async def _scored(
+        self, record: NeuronRecord, explanation: ExplanationRow | int, text: str
+    ) -> NeuronResult:
+        """Simulate and score an explanation: a new one, or the one of which the id is given."""
+        wanted = {scorer.name: scorer.excerpts(record) for scorer in self.scorers}
+        excerpts = {
+            sample.excerpt: sample
+            for scorer in self.scorers
+            if scorer.judge is None
+            for sample in wanted[scorer.name]
+        }
         have: dict[int, np.ndarray] = {}
-        if row is None:
-            have = self.database.simulated(number, self.simulator.model, self.simulator.version)
-        missing = [e for e in excerpts if e.excerpt not in have]
-        if row is None and not missing:
-            stored = self._stored_scores(number)
-            if stored is not None:
-                return NeuronResult(record.id, text, stored, complete=True)
+        stored: dict[str, list[Measured]] = {}
+        if isinstance(explanation, int):
+            have = self.database.simulated(
+                explanation, self.simulator.model, self.simulator.version
+            )
+            stored = self._stored_scores(explanation)
+        missing = [sample for e, sample in excerpts.items() if e not in have]
+        if not missing and len(stored) == len(self.scorers):
+            return NeuronResult(record.id, text, stored, complete=True)
         outcomes = await asyncio.gather(
-            *(self._simulate(record, text, e) for e in missing),
+            *(self._simulate(record.skip, text, sample) for sample in missing),
             return_exceptions=True,  # all are waited for: what was sent may have been paid for
         )
         simulations = {
-            e.excerpt: outcome
-            for e, outcome in zip(missing, outcomes, strict=True)
+            sample.excerpt: outcome
+            for sample, outcome in zip(missing, outcomes, strict=True)
             if isinstance(outcome, _Outcome)
         }
         have |= {e: s.values for e, s in simulations.items() if s.values is not None}
-        scores: dict[str, list[Measured]] = {}
-        if len(simulations) == len(missing):  # else some wait in a batch, or could not be sent
-            simulated = [
-                Simulated(
-                    e.excerpt,
-                    place < len(tops),
-                    e.activations[record.skip :],
-                    have[e.excerpt][record.skip :] if e.excerpt in have else None,
-                )
-                for place, e in enumerate(excerpts)
-            ]
-            scores = {scorer.name: scorer.score(simulated) for scorer in self.scorers}
-        await self.database.write(
-            self._store, row if row is not None else number, simulations, scores
+        # Without those that wait in a batch, or could not be sent, there is no score yet.
+        ready = [
+            scorer
+            for scorer in self.scorers
+            if (scorer.judge is None and len(simulations) == len(missing))
+            or (scorer.judge is not None and scorer.name not in stored)
+        ]
+        values = {e: own[record.skip :] for e, own in have.items()}
+        scored = await asyncio.gather(
+            *(self._score(scorer, record, text, wanted[scorer.name], values) for scorer in ready),
+            return_exceptions=True,
         )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, Deferred):
-                raise outcome
+        scores = {
+            scorer.name: measured
+            for scorer, measured in zip(ready, scored, strict=True)
+            if isinstance(measured, list)
+        }
+        await self.database.write(self._store, explanation, excerpts, simulations, scores)
         failures = [
             f"simulation of excerpt {excerpt}: {outcome.failure}"
             for excerpt, outcome in simulations.items()
             if outcome.failure
         ]
+        for scorer, outcome in zip(ready, scored, strict=True):
+            if isinstance(outcome, LLMError) and not isinstance(outcome, UnusableError):
+                failures.append(f"{scorer.name}: {outcome}")
+            elif isinstance(outcome, BaseException):
+                outcomes.append(outcome)
+        for ended in outcomes:
+            if isinstance(ended, BaseException) and not isinstance(ended, Deferred):
+                raise ended
         waiting = any(isinstance(outcome, Deferred) for outcome in outcomes)
-        return NeuronResult(record.id, text, scores, failures, waiting)
+        return NeuronResult(record.id, text, stored | scores, failures, waiting)
 
     def _store(
         self,
         explanation: ExplanationRow | int,
+        excerpts: dict[int, Sample],
         simulations: dict[int, _Outcome],
         scores: dict[str, list[Measured]],
     ) -> None:
         """Store what came of a neuron, with its new explanation or that of which the id is given.
 
-        Simulations are by excerpt id, scores by the scorer's name.
+        Excerpts and their simulations are by excerpt id, scores by the scorer's name.
         """
         model, version = self.simulator.model, self.simulator.version
         with self.database.transaction():
             if isinstance(explanation, ExplanationRow):
                 [explanation] = self.database.add_explanations([explanation])
             for excerpt, outcome in simulations.items():
+                split = excerpts[excerpt].split
                 self.database.add_simulation(
-                    explanation, model, version, excerpt, "test", outcome.values, outcome.failure
+                    explanation, model, version, excerpt, split, outcome.values, outcome.failure
                 )
-            for scorer, measured in scores.items():
-                self.database.add_scores(explanation, scorer, model, version, measured)
+            for scorer in self.scorers:
+                if scorer.name in scores:
+                    self.database.add_scores(
+                        explanation, scorer.name, *self._judge(scorer), scores[scorer.name]
+                    )
 
-    def _stored_scores(self, explanation: int) -> dict[str, list[Measured]] | None:
-        """What the scorers gave an explanation before, if all of them did."""
-        found: dict[str, list[Measured]] = {scorer.name: [] for scorer in self.scorers}
-        asked = (self.simulator.model, self.simulator.version)
+    def _stored_scores(self, explanation: int) -> dict[str, list[Measured]]:
+        """What scorers gave an explanation before, by their names; only of those that did."""
+        found: dict[str, list[Measured]] = {}
+        asked = {scorer.name: self._judge(scorer) for scorer in self.scorers}
         for score in self.database.scores(explanation):
-            if score.scorer in found and (score.judge, score.version) == asked:
-                found[score.scorer].append(score.measured)
-        return found if all(found.values()) else None
+            if asked.get(score.scorer) == (score.judge, score.version):
+                found.setdefault(score.scorer, []).append(score.measured)
+        return found
+
+    def _judge(self, scorer: Scorer) -> tuple[str, str]:
+        """The model by which a scorer scores, and the version of the way it is asked."""
+        return scorer.judge or (self.simulator.model, self.simulator.version)
+
+    async def _score(
+        self,
+        scorer: Scorer,
+        record: NeuronRecord,
+        text: str,
+        excerpts: list[Sample],
+        values: dict[int, np.ndarray],
+    ) -> list[Measured]:
+        """What one scorer gives; `values` are the simulations `[counted]` by excerpt id."""
+        if scorer.judge is None:
+            excerpts = [replace(each, simulated=values.get(each.excerpt)) for each in excerpts]
+        return await _awaited(scorer.score(record, text, excerpts))
 
     async def _explain(self, record: NeuronRecord) -> ExplanationRow:
         """The explanation, or why there is none."""
@@ -243,11 +276,10 @@ class _Work:
             parent=made.parent,
         )
 
-    async def _simulate(self, record: NeuronRecord, text: str, exemplar: Exemplar) -> _Outcome:
+    async def _simulate(self, skip: int, text: str, sample: Sample) -> _Outcome:
         """One excerpt's simulation, or what went wrong."""
-        tokens = exemplar.tokens[record.skip :]
         try:
-            found = await _awaited(self.simulator.simulate(text, tokens))
+            found = await _awaited(self.simulator.simulate(text, sample.tokens))
         except UnusableError:
             raise
         except LLMError as error:
@@ -255,17 +287,17 @@ class _Work:
         if not isinstance(found, Simulation):
             found = Simulation(np.asarray(found))
         values = np.asarray(found.values, dtype=np.float64)
-        if values.shape != (len(tokens),):
+        if values.shape != (len(sample.tokens),):
             raise UsageError(
                 f"the simulator '{self.simulator.model}' gave {values.shape} values for "
-                f"{len(tokens)} tokens; it has to give one for each"
+                f"{len(sample.tokens)} tokens; it has to give one for each"
             )
         if np.isinf(values).any():
             return _Outcome(None, "the simulator gave a value that is infinite")
         if np.isnan(values).all():
             return _Outcome(None, found.reason or "the simulator gave no value")
         # As long as the excerpt, so that values stand beside tokens.
-        padding = np.full(record.skip, np.nan)
+        padding = np.full(skip, np.nan)
         return _Outcome(np.concatenate([padding, values]).astype(np.float32), found.reason)
 
 

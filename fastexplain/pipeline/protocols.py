@@ -23,7 +23,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from fastexplain.records import Explanation, Measured, NeuronRecord, Simulated
+from fastexplain.records import Explanation, Measured, NeuronRecord, Sample
 from fastexplain.simulators.model import Simulation
 
 
@@ -79,14 +79,34 @@ class Simulator(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Scores an explanation by its simulations.
+    """Scores an explanation, by simulations or by asking a model itself.
 
     Attributes:
         name: under which its scores are stored.
+        measures: the names of the measures that it gives.
+        judge: None for a scorer that goes by simulations. Else the model that it asks and the
+            version of the way in which it does; its excerpts are not simulated.
     """
 
     name: str
+    measures: tuple[str, ...]
+    judge: tuple[str, str] | None
 
-    def score(self, excerpts: Sequence[Simulated]) -> list[Measured]:
-        """Score one neuron's simulations of its held-out excerpts."""
+    def excerpts(self, record: NeuronRecord) -> list[Sample]:
+        """The excerpts on which it scores a neuron's explanation, most often `splits.samples`."""
+        ...
+
+    def score(
+        self, record: NeuronRecord, explanation: str, excerpts: Sequence[Sample]
+    ) -> list[Measured] | Awaitable[list[Measured]]:
+        """Score one explanation; may be a coroutine.
+
+        Args:
+            excerpts: those that it wants, simulated unless it is a judge's scorer; those of which
+                the simulation failed have none.
+
+        Raises:
+            LLMError: this explanation can't be scored; it is reported, and tried again by the next
+                call.
+        """
         ...

@@ -3,52 +3,89 @@
 Source: Bills et al. 2023, "Step 3: Score the explanation by comparing". Ranks are places among a
 neuron's top exemplars, slots are places among the random ones, which all neurons share. The first
 20 ranks are dealt out modulo 4 (explanation, calibration, validation, test), the slots modulo 3
-(calibration, validation, test); what is for calibration and validation is not used yet.
+(calibration, validation, test).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from fastexplain.records import NeuronRecord, Sample
+
 EXPLANATION_RANKS = np.arange(0, 20, 4)
 TEST_RANKS = np.arange(3, 20, 4)
 
-_FIRST_TEST_SLOT, _SLOT_STEP = 2, 3
+# By split: the first rank and the first slot.
+_FIRST = {"calibration": (1, 0), "validation": (2, 1), "test": (3, 2)}
+_RANK_STEP, _SLOT_STEP, _RANKS = 4, 3, 20
 _RANDOM_EXCERPTS = 5
 
-# Excerpts of the test split, which score an explanation: five top ones and five random ones.
+# Excerpts of a split which score an explanation: five top ones and five random ones.
 HELD_OUT = len(TEST_RANKS) + _RANDOM_EXCERPTS
 
 _EMPTY = -1
 
 
-def held_out(top_ids: np.ndarray, random_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The test splits of many neurons at once.
+def held_out(
+    top_ids: np.ndarray, random_ids: np.ndarray, split: str = "test"
+) -> tuple[np.ndarray, np.ndarray]:
+    """One split of many neurons at once.
 
-    A random excerpt that is also an explanation or a test excerpt among the neuron's top ones is
-    passed over for the next one of the split.
+    A random excerpt that is also an explanation's among the neuron's top ones, or one of the
+    split's, is passed over for the next one of the split.
 
     Args:
         top_ids: int `[neurons, K]`, best first; -1 where there is no exemplar.
         random_ids: int `[R]`; -1 where there is none.
+        split: "calibration", "validation" or "test".
 
     Returns:
         Ranks of the top ones and slots of the random ones, int32 `[neurons, 5]` each; -1 where
         there are no more.
     """
     count = top_ids.shape[1]
-    held = TEST_RANKS[count > TEST_RANKS]
-    ranks = np.full((len(top_ids), len(TEST_RANKS)), _EMPTY, dtype=np.int32)
+    first_rank, first_slot = _FIRST[split]
+    own = np.arange(first_rank, _RANKS, _RANK_STEP)
+    held = own[count > own]
+    ranks = np.full((len(top_ids), len(own)), _EMPTY, dtype=np.int32)
     ranks[:, : len(held)] = np.where(top_ids[:, held] == _EMPTY, _EMPTY, held)
 
-    used = np.concatenate([EXPLANATION_RANKS, TEST_RANKS])
+    used = np.concatenate([EXPLANATION_RANKS, own])
     taken = top_ids[:, used[used < count]]
     slots = np.full((len(top_ids), _RANDOM_EXCERPTS), _EMPTY, dtype=np.int32)
     filled = np.zeros(len(top_ids), dtype=np.int64)
     # One candidate at a time for all neurons: there are about eight.
-    for slot in range(_FIRST_TEST_SLOT, len(random_ids), _SLOT_STEP):
+    for slot in range(first_slot, len(random_ids), _SLOT_STEP):
         if random_ids[slot] != _EMPTY:
             free = (taken != random_ids[slot]).all(axis=1) & (filled < _RANDOM_EXCERPTS)
             slots[free, filled[free]] = slot
             filled[free] += 1
     return ranks, slots
+
+
+def samples(record: NeuronRecord, split: str = "test") -> list[Sample]:
+    """One split of a neuron, top ones first, not simulated yet.
+
+    What the test split has too is left out of the others, so that nothing which is chosen or
+    fitted on these has seen the test's excerpts.
+    """
+    [ranks], [slots] = held_out(
+        np.array([[e.excerpt for e in record.top]], dtype=np.int64),
+        np.array([e.excerpt for e in record.random], dtype=np.int64),
+        split,
+    )
+    found = [
+        Sample(
+            exemplar.excerpt,
+            top,
+            exemplar.activations[record.skip :],
+            tokens=exemplar.tokens[record.skip :],
+            split=split,
+        )
+        for top, kept, places in ((True, record.top, ranks), (False, record.random, slots))
+        for exemplar in (kept[place] for place in places if place >= 0)
+    ]
+    if split == "test":
+        return found
+    tested = {each.excerpt for each in samples(record)}
+    return [each for each in found if each.excerpt not in tested]

@@ -9,22 +9,38 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastexplain.records import CORRELATION, Measured, Scores, Simulated
+from fastexplain.records import CORRELATION, Measured, NeuronRecord, Sample, Scores
+from fastexplain.run.directory import Run
+from fastexplain.run.splits import samples
+from fastexplain.scorers.registry import Connect
 
 # A score that rests on less of its excerpts' tokens says so.
 _ENOUGH = 0.9
+
+
+def make(run: Run, connect: Connect) -> Correlation:
+    """See `registry`."""
+    return Correlation()
 
 
 class Correlation:
     """Pearson's correlation over the random, the top and all held-out excerpts.
 
     Attributes:
-        name: under which its scores are stored.
+        name, measures, judge: see `pipeline.protocols.Scorer`.
     """
 
     name = CORRELATION
+    measures: tuple[str, ...] = (CORRELATION,)
+    judge: tuple[str, str] | None = None
 
-    def score(self, excerpts: Sequence[Simulated]) -> list[Measured]:
+    def excerpts(self, record: NeuronRecord) -> list[Sample]:
+        """The test split."""
+        return samples(record)
+
+    def score(
+        self, record: NeuronRecord, explanation: str, excerpts: Sequence[Sample]
+    ) -> list[Measured]:
         """Score one neuron's simulations.
 
         An explanation says what drives a neuron up, so true activations count from 0: relu first.

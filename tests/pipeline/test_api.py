@@ -192,7 +192,9 @@ class Silent(Mentions):
     [
         ({"simulator": "smollm2"}, "simulator 'smollm2' can't be used; give a fastexplain.Model"),
         ({"explainer": Mentions()}, "an object with method, model, version and explain"),
-        ({"scorers": ["correlation"]}, "scorer 'correlation' can't be used; give an object with"),
+        ({"scorers": [7]}, "scorer 7 can't be used; give a name, or an object with name, measures"),
+        ({"scorers": ["sharpness"]}, "no scorer 'sharpness'; choose from correlation"),
+        ({"scorers": "correlation"}, "`scorers` is 'correlation'; give a list of scorers"),
         ({"explainer": Taken()}, "the method 'lookup' is taken"),
         ({"explainer": Wordless()}, "'longest token' gave a str; it has to give a fastexplain"),
         (

@@ -27,6 +27,7 @@ from fastexplain.records import (
 )
 from fastexplain.report.neuron import explanation_data
 from fastexplain.run.database import Database
+from fastexplain.run.splits import samples
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import Simulator
 
@@ -399,11 +400,33 @@ class Lengths:
 
 
 class Count:
-    name = "count"
+    name, measures, judge = "count", ("tokens",), None
 
-    def score(self, excerpts):
-        tokens = sum(len(each.true) for each in excerpts)
+    def excerpts(self, record):
+        return samples(record, "calibration") + samples(record)
+
+    def score(self, record, explanation, excerpts):
+        tokens = sum(len(each.true) for each in excerpts if each.simulated is not None)
         return [Measured("test", "tokens", tokens, len(excerpts), low=1.0, high=99.0)]
+
+
+class Judge:
+    """A scorer that asks a model itself, which fails for the second neuron at first."""
+
+    name, measures, judge = "judge", ("taste",), ("critic", "critic-1")
+
+    def __init__(self):
+        self.asked = []
+
+    def excerpts(self, record):
+        return samples(record, "validation")
+
+    async def score(self, record, explanation, excerpts):
+        assert excerpts and all(each.simulated is None for each in excerpts)
+        self.asked.append((record.id.index, explanation))
+        if record.id.index == 1 and len(self.asked) < 3:
+            raise LLMError("out of taste")
+        return [Measured("validation", "taste", 0.5, len(excerpts))]
 
 
 def custom(database, records, **options):
@@ -423,7 +446,7 @@ def test_explainer_simulator_and_scorers_may_be_the_users_own(database):
     assert (stored.method, stored.model, stored.data) == ("rule", "longest token", {"rule": 1})
     *_, counted = database.scores(stored.id)
     assert (counted.scorer, counted.judge, counted.version) == ("count", "lengths", "1")
-    assert counted.measured == Measured("test", "tokens", 70.0, 10, 1.0, 99.0, None)
+    assert counted.measured == Measured("test", "tokens", 140.0, 20, 1.0, 99.0, None)
     again = custom(database, map(record, range(2)), scorers=[Correlation(), Count()])
     assert all(result.complete for result in again)
     assert again[0].scores == results[0].scores
@@ -432,7 +455,34 @@ def test_explainer_simulator_and_scorers_may_be_the_users_own(database):
 def test_a_scorer_that_was_added_scores_what_was_simulated_before(database):
     custom(database, [record(0)])
     [result] = custom(database, [record(0)], scorers=[Correlation(), Count()], simulator=Lengths())
-    assert not result.complete and result.scores["count"][0].value == 70
+    assert not result.complete and result.scores["count"][0].value == 140
+
+
+def test_a_scorer_that_asks_a_model_needs_no_simulation_and_is_asked_once(database):
+    judge = Judge()
+
+    class Unused(Lengths):
+        def simulate(self, explanation, tokens):
+            raise AssertionError("nothing is simulated for a judge")
+
+    def scored():
+        return custom(database, map(record, range(2)), scorers=[judge], simulator=Unused())
+
+    first = scored()
+    assert [result.failures for result in first] == [[], ["judge: out of taste"]]
+    [stored] = database.scores(database.explanations(NeuronId(0, 0))[0].id)
+    assert (stored.scorer, stored.judge, stored.version) == ("judge", "critic", "critic-1")
+    assert stored.measured.value == 0.5
+    again = scored()
+    assert [result.complete for result in again] == [True, False]
+    assert [neuron for neuron, _ in judge.asked] == [0, 1, 1]
+    assert all(result.complete for result in scored())
+
+
+def test_simulations_keep_their_split(database):
+    custom(database, [record(0)], scorers=[Count()])
+    rows = database.query("SELECT split, count(*) FROM simulations GROUP BY split ORDER BY split")
+    assert rows == [("calibration", 10), ("test", 10)]
 
 
 def test_a_simulator_that_gives_another_number_of_values_is_told(database):

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastexplain.run.splits import EXPLANATION_RANKS, held_out
+from fastexplain.records import Exemplar, NeuronId, NeuronRecord
+from fastexplain.run.splits import EXPLANATION_RANKS, held_out, samples
 
 ids = st.integers(0, 40)
 tops = st.lists(ids, unique=True, max_size=24)
@@ -55,6 +56,31 @@ def test_what_scores_an_explanation_is_not_what_it_was_written_from(top, random)
     pooled = [top[r] for r in ranks] + [random[s] for s in slots]
     assert not shown & set(pooled)
     assert len(pooled) == len(set(pooled))
+
+
+@given(tops, randoms)
+def test_splits_of_a_neuron_share_nothing_with_its_explanation_or_its_test(top, random):
+    def exemplar(excerpt):
+        values = np.arange(4, dtype=np.float32) + excerpt
+        return Exemplar(excerpt, np.zeros(4, np.int32), list("abcd"), values)
+
+    record = NeuronRecord(
+        NeuronId(0, 0), 1, list(map(exemplar, top)), [], list(map(exemplar, random)), None
+    )
+    shown = {top[r] for r in EXPLANATION_RANKS if r < len(top)}
+    by_split = {split: samples(record, split) for split in ("calibration", "validation", "test")}
+    for split, found in by_split.items():
+        own = [each.excerpt for each in found]
+        assert len(own) == len(set(own)) <= 10 and not shown & set(own)
+        for each in found:
+            assert each.split == split and each.simulated is None
+            assert list(each.tokens) == ["b", "c", "d"] and each.true[0] == each.excerpt + 1
+            places = top if each.top else random
+            first, step = {"calibration": (1, 0), "validation": (2, 1), "test": (3, 2)}[split], 4
+            assert places.index(each.excerpt) % (step - (not each.top)) == first[not each.top]
+    tested = {each.excerpt for each in by_split["test"]}
+    for split in ("calibration", "validation"):
+        assert not tested & {each.excerpt for each in by_split[split]}
 
 
 def test_splits_as_published():

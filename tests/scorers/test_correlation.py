@@ -7,15 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastexplain.records import Scores, Simulated
+from fastexplain.records import Sample, Scores
 from fastexplain.scorers.correlation import Correlation
 
 
 def score(true, simulated, top) -> Scores:
-    excerpts = [
-        Simulated(i, *each) for i, each in enumerate(zip(top, true, simulated, strict=True))
-    ]
-    return Scores.of(Correlation().score(excerpts))
+    excerpts = [Sample(i, *each) for i, each in enumerate(zip(top, true, simulated, strict=True))]
+    return Scores.of(Correlation().score(None, "", excerpts))
 
 
 def test_a_perfect_simulation_scores_one_and_negative_activations_count_as_zero():

@@ -75,7 +75,9 @@ async def explain_in_batches(
                 )
             ]
             collectors = [c for c in (explaining, simulating) if isinstance(c, Collector)]
-            ready = await put_behind_store(explaining, simulating, settings, responses, Meter())
+            ready = await put_behind_store(
+                run, explaining, simulating, settings, responses, Meter()
+            )
             clients = {
                 collector.address: BatchClient(
                     collector.server,
@@ -98,7 +100,7 @@ async def explain_in_batches(
                         database,
                         explainer=ready.explainer,
                         simulator=ready.simulator,
-                        scorers=settings.scorers,
+                        scorers=ready.scorers,
                         concurrency=ready.concurrency,
                     ):
                         if result.waiting:

@@ -1,0 +1,43 @@
+"""The scorers by their names, as in `--scorers correlation,detection`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastexplain.errors import UsageError
+from fastexplain.llm import Connection
+from fastexplain.run.directory import Run
+
+# Each names a module whose `make(run, connect)` makes the scorer.
+_MODULES = {
+    "correlation": "fastexplain.scorers.correlation",
+}
+
+Connect = Callable[[str], Connection]
+"""Gives a connection to the model that judges, of a purpose as the ledger names it.
+
+Raises UsageError where the simulator is no language model.
+"""
+
+
+def make(names: Sequence[object], run: Run, connect: Connect) -> list[Any]:
+    """The scorers of these names, each once; what is no name is a scorer of the caller's own.
+
+    Args:
+        run: whose explanations are scored.
+        connect: to the model that judges, for those that ask one.
+
+    Raises:
+        UsageError: there is no scorer of that name, or it lacks the model that it asks.
+    """
+    made: list[Any] = []
+    for name in dict.fromkeys(names):
+        if not isinstance(name, str):
+            made.append(name)
+        elif name in _MODULES:
+            made.append(importlib.import_module(_MODULES[name]).make(run, connect))
+        else:
+            raise UsageError(f"there is no scorer '{name}'; choose from {', '.join(_MODULES)}")
+    return made
