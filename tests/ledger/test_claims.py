@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.claims import Claims
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import StoredConnection
-from fastexplain.llm import Connection
+from fastexplain.llm import Connection, connect
 from fastexplain.llm.requests import Answer, Capabilities, Chat, key
 from fastexplain.run.database import Database
 
@@ -200,7 +201,7 @@ def test_where_there_are_no_locks_all_is_claimed(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(module.fcntl, "lockf", no_locks)
-    assert claims.claim("a") and claims.claim("a")
+    assert claims.claim("a")
     claims.release("a")
     monkeypatch.setattr(module, "fcntl", None)
     assert claims.claim("a")
@@ -236,3 +237,39 @@ def test_a_claim_excludes_other_processes_until_it_is_given_up(tmp_path):
         assert claims.claim("a")
         other.stdin.close()
     assert path.stat().st_size == 0
+
+
+def test_claims_of_one_process_exclude_each_other_and_outlive_those_that_are_gone(tmp_path):
+    path = tmp_path / "file"
+    first, second = Claims(path), Claims(path)
+    assert first.claim("a") and not second.claim("a") and second.claim("b")
+    second.release("b")
+    del second
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "False\n"
+        other.stdin.close()
+    first.release("a")
+    assert Claims(path).claim("a")
+
+
+def test_two_calls_in_threads_pay_for_each_request_once(server, tmp_path):
+    """As two cells of a notebook would, each with its own view of the run's database."""
+    both = threading.Barrier(2)
+
+    async def ask_all():
+        with Database(tmp_path / "run.sqlite") as database:
+            async with connect("m", base_url=server.url, concurrency=4) as inner:
+                stored = StoredConnection(inner, Responses(database), "explanation")
+                both.wait()
+                chats = (Chat(({"role": "user", "content": str(n)},), 5) for n in range(40))
+                answers = await asyncio.gather(*map(stored.ask, chats))
+            return [answer.text for answer in answers], stored.meter.answered
+
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(asyncio.run, ask_all()) for _ in range(2)]
+        (answers, asked), (others, asked_too) = [call.result() for call in calls]
+    assert answers == others and asked + asked_too == 40
+    assert sorted(contents(server)) == list(range(40))
