@@ -25,6 +25,7 @@ from fastexplain.llm.requests import (
     to_json,
 )
 from fastexplain.run.database import Database, now
+from fastexplain.run.rows import hash_rows
 
 
 class LedgerRow(NamedTuple):
@@ -92,9 +93,10 @@ class Responses:
 
     def find(self, key: str, request: Request) -> Response | None:
         """The stored response to a request, by its `requests.key`."""
-        rows = self.database.query(
-            """SELECT content, prompt_tokens, completion_tokens, cached_tokens FROM responses
-            WHERE request = ?""",
+        rows = self.database.stored(
+            "responses",
+            "content, prompt_tokens, completion_tokens, cached_tokens",
+            "request = ?",
             (key,),
         )
         if not rows:
@@ -113,9 +115,10 @@ class Responses:
         usage = response.usage
         with self.database.transaction() as sqlite:
             sqlite.execute(
-                "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                 (key, model, response.encode(), *astuple(usage), cost, now()),
             )
+            sqlite.execute(hash_rows("responses", "request = ?"), (key,))
             sqlite.execute("DELETE FROM pending WHERE request = ?", (key,))
             self._book(sqlite, model, purpose, usage, cost, answered=1)
 
@@ -157,9 +160,8 @@ class Responses:
 
     def capabilities(self, model: str, address: str) -> Capabilities | None:
         """What a former probe of this connection found."""
-        rows = self.database.query(
-            "SELECT capabilities FROM connections WHERE model = ? AND address = ?",
-            (model, address),
+        rows = self.database.stored(
+            "connections", "capabilities", "model = ? AND address = ?", (model, address)
         )
         return Capabilities.from_json(rows[0][0]) if rows else None
 
@@ -167,18 +169,22 @@ class Responses:
         """Record what a probe found, in place of a former record."""
         with self.database.transaction() as sqlite:
             sqlite.execute(
-                "INSERT OR REPLACE INTO connections VALUES (?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO connections VALUES (?, ?, ?, ?, NULL)",
                 (model, address, json.dumps(asdict(found)), now()),
             )
+            sqlite.execute(hash_rows("connections", "model = ? AND address = ?"), (model, address))
 
     def add_pending(self, requests: Iterable[PendingRequest]) -> None:
         """Note requests that a batch is to ask; those noted already stay as they are."""
+        rows = [(r.key, r.model, r.purpose, to_json(r.request)) for r in requests]
         with self.database.transaction() as sqlite:
             sqlite.executemany(
                 """INSERT OR IGNORE INTO pending (request, model, purpose, content)
                 VALUES (?, ?, ?, ?)""",
-                ((r.key, r.model, r.purpose, to_json(r.request)) for r in requests),
+                rows,
             )
+            keys = ((key,) for key, *_ in rows)
+            sqlite.executemany(hash_rows("pending", "request = ? AND hash IS NULL"), keys)
 
     def fail_pending(
         self, request: PendingRequest, reason: str, usage: Usage, cost: float | None
@@ -247,9 +253,8 @@ class Responses:
         return [name for (name,) in self.database.query("SELECT DISTINCT model FROM pending")]
 
     def _pending(self, condition: str, value: str | int) -> list[PendingRequest]:
-        rows = self.database.query(
-            f"SELECT request, model, purpose, content, failure FROM pending WHERE {condition}",
-            (value,),
+        rows = self.database.stored(
+            "pending", "request, model, purpose, content, failure", condition, (value,)
         )
         return [
             PendingRequest(key, model, purpose, from_json(text), failure)

@@ -5,20 +5,15 @@ from __future__ import annotations
 from fastexplain.errors import RunError
 from fastexplain.run.directory import Run
 from fastexplain.run.layout import check_values
-
-# What is in the database and is not what this package writes; SQLite itself looks at none of it.
-_UNREADABLE = {
-    "explanations": "NOT (json_valid(data) AND json_valid(parameters))",
-    "simulations": "length(activations) % 4 != 0",
-}
+from fastexplain.run.rows import HASHED, whole
 
 
 def damages(run: Run) -> list[str]:
     """A line for each file of a run that is damaged.
 
     Every byte of the files of arrays is compared with its hash, if the run has hashes, and what
-    must be in them is looked for. Of the database, which has none, SQLite examines the structure;
-    a changed letter in an explanation, or a changed digit in a score, is not found.
+    must be in them is looked for. Of the database SQLite examines the structure, and the rows of
+    what was explained, simulated, scored and answered are compared with their hashes.
     """
     found = []
     for site in ("", *run.sites):
@@ -49,9 +44,9 @@ def _check_database(run: Run) -> None:
         problems = [] if problems == ["ok"] else problems
         if database.query("PRAGMA foreign_key_check"):
             problems.append("rows refer to others that are not there")
-        for table, condition in _UNREADABLE.items():
-            [[count]] = database.query(f"SELECT count(*) FROM {table} WHERE {condition}")
+        for table in HASHED:
+            [[count]] = database.query(f"SELECT count(*) FROM {table} WHERE NOT {whole(table)}")
             if count:
-                problems.append(f"{count} {table} can't be read")
+                problems.append(f"{count} rows of its {table} are not what was stored")
     if problems:
         raise RunError(f"{run.path / 'run.sqlite'} is damaged: {' '.join(problems[0].split())}")

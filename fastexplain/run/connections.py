@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 
 from fastexplain.errors import RunError, UsageError
 from fastexplain.run.migrations import MIGRATIONS, applied, migrate
+from fastexplain.run.rows import define, whole
 
 # Seconds to wait for another process that is writing.
 _PATIENCE = 30.0
@@ -48,6 +49,7 @@ def _connect(database: Path | str) -> sqlite3.Connection:
         uri=isinstance(database, str),
     )
     sqlite.execute("PRAGMA trusted_schema = OFF")
+    define(sqlite)
     return sqlite
 
 
@@ -138,6 +140,28 @@ class Connections:
         """All rows of a SELECT."""
         with self._errors():
             return self._connection().execute(statement, values).fetchall()
+
+    def stored(
+        self, table: str, columns: str, condition: str, values: Sequence[Any] = ()
+    ) -> list[tuple[Any, ...]]:
+        """Columns of the rows of one table that meet a condition, which may go on behind it.
+
+        Raises:
+            RunError: one of the rows is not what was stored.
+        """
+        rows = self.query(
+            f"SELECT {columns}, {whole(table)} FROM {table} WHERE {condition}", values
+        )
+        self.check_whole(table, rows)
+        return [row[:-1] for row in rows]
+
+    def check_whole(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Raise RunError unless the last column of all rows says that they are what was stored."""
+        if not all(row[-1] for row in rows):
+            raise RunError(
+                f"the database {self._path} is damaged: a row of its {table} is not what was "
+                "stored; copy the run again"
+            )
 
     @contextlib.contextmanager
     def understood(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from fastexplain.records import CORRELATION, ExplanationRow, Measured
 from fastexplain.run.reading import Reading
+from fastexplain.run.rows import hash_rows
 
 
 class Database(Reading):
@@ -51,7 +52,7 @@ class Database(Reading):
                     kept[_key(row)] = last
                     added[_key(row)] = row
             sqlite.executemany(
-                f"INSERT INTO explanations VALUES ({', '.join('?' * 12)})",
+                f"INSERT INTO explanations VALUES ({', '.join('?' * 12)}, NULL)",
                 (
                     (
                         *(kept[key], *key[:6], r.failure),
@@ -60,14 +61,15 @@ class Database(Reading):
                     for key, r in added.items()
                 ),
             )
+            sqlite.executemany(hash_rows("explanations", "id = ?"), ((kept[key],) for key in added))
             _insert_scores(
                 sqlite,
-                (
+                [
                     (kept[_key(r)], CORRELATION, r.model, r.version, m)
                     for r in rows
                     if r.scores is not None
                     for m in r.scores.measured()
-                ),
+                ],
                 created,
             )
         return [kept[_key(row)] for row in rows]
@@ -104,8 +106,11 @@ class Database(Reading):
         with self.transaction() as sqlite:
             sqlite.execute(
                 """INSERT OR REPLACE INTO simulations
-                SELECT id, ?, ?, ?, ?, ?, ?, ? FROM explanations WHERE id = ?""",
+                SELECT id, ?, ?, ?, ?, ?, ?, ?, NULL FROM explanations WHERE id = ?""",
                 (simulator, version, excerpt, split, blob, failure, now(), explanation),
+            )
+            sqlite.execute(
+                hash_rows("simulations", "explanation = ? AND hash IS NULL"), (explanation,)
             )
 
     def add_scores(
@@ -124,7 +129,7 @@ class Database(Reading):
             scorer, judge, version: as in `Score`.
         """
         with self.transaction() as sqlite:
-            rows = ((explanation, scorer, judge, version, each) for each in measured)
+            rows = [(explanation, scorer, judge, version, each) for each in measured]
             _insert_scores(sqlite, rows, now())
 
 
@@ -135,17 +140,22 @@ def _key(row: ExplanationRow) -> tuple[Any, ...]:
 
 def _insert_scores(
     sqlite: sqlite3.Connection,
-    rows: Iterable[tuple[int, str, str, str, Measured]],
+    rows: Sequence[tuple[int, str, str, str, Measured]],
     created: str,
 ) -> None:
     """Store scores of explanations that are there; others are left out."""
     sqlite.executemany(
-        """INSERT OR REPLACE INTO scores SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12
+        """INSERT OR REPLACE INTO scores SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
+            NULL
         WHERE EXISTS (SELECT 1 FROM explanations WHERE id = ?1)""",
         (
             (*row, m.split, m.measure, m.value, m.low, m.high, m.excerpts, m.reason, created)
             for *row, m in rows
         ),
+    )
+    sqlite.executemany(
+        hash_rows("scores", "explanation = ? AND hash IS NULL"),
+        ((explanation,) for explanation in dict.fromkeys(row[0] for row in rows)),
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 
+from fastexplain.run.rows import HASHED, hash_rows
+
 _EXPLANATIONS = (
     """CREATE TABLE explanations (
         id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again
@@ -183,6 +185,14 @@ MIGRATIONS: dict[str, tuple[str, ...]] = {
     "2 responses": _RESPONSES,
     "3 units and long scores": _UNITS_AND_LONG_SCORES,
     "4 batches without a status": ("ALTER TABLE batches DROP COLUMN status",),
+    "5 hashes of rows": tuple(
+        statement
+        for table in HASHED
+        for statement in (
+            f"ALTER TABLE {table} ADD COLUMN hash INTEGER",
+            hash_rows(table, "1"),
+        )
+    ),
 }
 
 

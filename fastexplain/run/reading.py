@@ -19,6 +19,7 @@ from fastexplain.records import (
     StoredExplanation,
 )
 from fastexplain.run.connections import Connections
+from fastexplain.run.rows import whole
 
 _SPLITS = ("random_only", "top_and_random", "top_only")
 
@@ -41,7 +42,7 @@ _SELECT = f"""
         e.parent, e.id, e.created, s.judge, s.version, r.cost,
         {_OTHER.format("value", "random_only")}, s.value, {_OTHER.format("value", "top_only")},
         {_OTHER.format("excerpts", "random_only")}, {_OTHER.format("excerpts", "top_only")},
-        iif(s.value IS NULL, NULL, s.reason)
+        iif(s.value IS NULL, NULL, s.reason), {whole("explanations", "e")}
     FROM explanations e LEFT JOIN {_HEADLINES}
         LEFT JOIN responses r ON r.request = json_extract(e.parameters, '$.request')
 """
@@ -52,9 +53,10 @@ class Reading(Connections):
 
     def scores(self, explanation: int) -> list[Score]:
         """All scores of an explanation, in order of scorer, judge, version, split and measure."""
-        rows = self.query(
-            """SELECT scorer, judge, version, split, measure, value, excerpts, low, high, reason
-            FROM scores WHERE explanation = ?""",
+        rows = self.stored(
+            "scores",
+            "scorer, judge, version, split, measure, value, excerpts, low, high, reason",
+            "explanation = ?",
             (explanation,),
         )
         return [
@@ -192,13 +194,15 @@ class Reading(Connections):
         self, neuron: NeuronId, method: str, model: str, version: str
     ) -> tuple[int, str] | None:
         """Id and text of a neuron's explanation by one explainer, unless it failed."""
-        rows = self.query(
-            """SELECT id, text FROM explanations WHERE site = ? AND unit = ?
+        rows = self.stored(
+            "explanations",
+            "id, text",
+            """site = ? AND unit = ?
                 AND method = ? AND model = ? AND version = ? AND text IS NOT NULL
             ORDER BY id DESC LIMIT 1""",
             (neuron.site, neuron.index, method, model, version),
         )
-        return rows[0] if rows else None
+        return (rows[0][0], rows[0][1]) if rows else None
 
     def simulated(
         self, explanation: int, simulator: str | None, version: str | None
@@ -208,9 +212,10 @@ class Reading(Connections):
         Args:
             simulator, version: as a `StoredExplanation` has them; None is no simulator.
         """
-        rows = self.query(
-            """SELECT excerpt, activations FROM simulations
-            WHERE explanation = ? AND simulator = ? AND version = ? AND activations IS NOT NULL""",
+        rows = self.stored(
+            "simulations",
+            "excerpt, activations",
+            "explanation = ? AND simulator = ? AND version = ? AND activations IS NOT NULL",
             (explanation, simulator, version),
         )
         with self.understood():
@@ -218,8 +223,9 @@ class Reading(Connections):
 
     def _read(self, rest: str, values: tuple[Any, ...]) -> list[StoredExplanation]:
         found = self.query(_SELECT + rest, values)
+        self.check_whole("explanations", found)
         with self.understood():
-            return [_explanation(*row) for row in found]
+            return [_explanation(*row[:-1]) for row in found]
 
 
 def _explanation(site: str, unit: int, *row: Any) -> StoredExplanation:

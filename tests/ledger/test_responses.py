@@ -31,6 +31,7 @@ from fastexplain.llm.requests import (
     to_json,
 )
 from fastexplain.run.database import Database
+from fastexplain.run.rows import hash_rows
 
 CHAT = Chat(({"role": "user", "content": "é\n"},), 5)
 READING = Reading("shared", " head\n", ("a\t", "b\t"), "unknown", 9)
@@ -145,6 +146,7 @@ def test_capabilities_are_recorded(responses):
     for other, found in ((more, FOUND), (less, None)):  # where it looked for less, it is asked anew
         with responses.database.transaction() as sqlite:
             sqlite.execute("UPDATE connections SET capabilities = ?", (json.dumps(other),))
+            sqlite.execute(hash_rows("connections", "1"))
         assert responses.capabilities("m", "here") == found
 
 

@@ -21,6 +21,9 @@ import fastexplain
 from fastexplain import Run, open_run
 from fastexplain.errors import FastexplainError, RunError
 from fastexplain.explainers.lookup import explain_by_lookup, simulate_by_lookup, store_lookup
+from fastexplain.ledger.responses import Responses
+from fastexplain.llm.requests import Answer, Chat
+from fastexplain.records import CORRELATION, ExplanationRow, NeuronId, Scores
 from fastexplain.run.arrays import ArrayFile
 from fastexplain.run.checking import damages
 from fastexplain.run.pieces import PIECE, hash_of, hashes_of
@@ -374,6 +377,50 @@ def test_check_names_each_damaged_file(cli, copied: Path) -> None:
     flip(copied / "manifest.json", 1)
     code, _, err = cli("check", copied)
     assert code == 1 and "manifest.json" in err and len(err.splitlines()) == 1
+
+
+def stored_of(run: Run) -> list[object]:
+    """All that the database has of some neurons, as it is read."""
+    found: list[object] = []
+    with run.database(read_only=True) as database:
+        for index in range(4):
+            for row in database.explanations(NeuronId(0, index)):
+                values = database.simulated(row.id, "s", "1")
+                found += [row, database.scores(row.id), {e: v.tobytes() for e, v in values.items()}]
+        found.append(Responses(database, "now").find("key", Chat((), 5)))
+    return found
+
+
+def test_no_flipped_bit_of_the_database_changes_what_is_read(copied: Path) -> None:
+    """It is refused, or is in what nothing is read from; `check` finds all that matters."""
+    with open_run(copied).database() as database:
+        rows = [
+            ExplanationRow(NeuronId(0, index), "model", "m", "1", f"words {index} " * 30)
+            for index in range(4)
+        ]
+        rng = np.random.default_rng(0)
+        for number in database.add_explanations(rows):
+            for excerpt in range(5):
+                values = rng.random(64).astype(np.float32)
+                database.add_simulation(number, "s", "1", excerpt, "test", values)
+            measured = Scores(0.5, 0.25, None, 5, 5).measured()
+            database.add_scores(number, CORRELATION, "s", "1", measured)
+        Responses(database, "now").add("key", "m", "explanation", Answer("said", "stop"), 0.5)
+    path = copied / "run.sqlite"
+    whole, expected = path.read_bytes(), stored_of(open_run(copied))
+    assert damages(open_run(copied)) == []
+    found = 0
+    for number in range(FLIPS):
+        place = flip(path, number)
+        run = open_run(copied)
+        try:
+            assert stored_of(run) == expected, place
+        except RunError as error:
+            assert "run.sqlite" in str(error) and "\n" not in str(error)
+            assert any("run.sqlite" in line for line in damages(run)), place
+            found += 1
+        path.write_bytes(whole)
+    assert found > FLIPS // 10
 
 
 def test_one_neuron_is_predicted_from_verified_values(copied: Path) -> None:

@@ -62,11 +62,14 @@ def explained(planted_run: Run, tmp_path: Path):
 def leave_a_log(path: Path) -> None:
     """Have a writer die with what it stored in its write-ahead log only."""
     script = (
-        "import os, sqlite3, sys\n"
-        "sqlite = sqlite3.connect(sys.argv[1])\n"
-        "sqlite.execute('PRAGMA wal_autocheckpoint = 0')\n"
-        "sqlite.execute('UPDATE explanations SET text = ? || text', ('moonlight ',))\n"
-        "sqlite.commit()\n"
+        "import os, sys\n"
+        "from fastexplain.run.database import Database\n"
+        "from fastexplain.run.rows import hash_rows\n"
+        "database = Database(sys.argv[1])\n"
+        "database.query('PRAGMA wal_autocheckpoint = 0')\n"
+        "with database.transaction() as sqlite:\n"
+        "    sqlite.execute('UPDATE explanations SET text = ? || text', ('moonlight ',))\n"
+        "    sqlite.execute(hash_rows('explanations', '1'))\n"
         "os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-c", script, path / "run.sqlite"], check=True)
@@ -169,7 +172,7 @@ DAMAGES = {
     "a unit that is a text": "UPDATE explanations SET unit = 'x'",
     "text that is no UTF-8": "UPDATE explanations SET text = CAST(x'ff' AS TEXT)",
     "values of three bytes": (
-        "INSERT INTO simulations SELECT id, 's', 'v', 1, 'test', x'010203', NULL, '' "
+        "INSERT INTO simulations SELECT id, 's', 'v', 1, 'test', x'010203', NULL, '', NULL "
         "FROM explanations"
     ),
     "no table": "DROP TABLE scores",
