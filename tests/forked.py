@@ -38,17 +38,24 @@ class Forked:
             stdin: bytes that the command reads.
             environment: variables to set; None removes one.
         """
-        case = {
-            "argv": [os.fsencode(str(each)).hex() for each in arguments],
-            "stdin": stdin.hex(),
-            "environment": environment or {},
-        }
-        self._process.stdin.write(json.dumps(case) + "\n")
+        [result] = self.run_together([arguments], stdin=stdin, environment=environment)
+        return result
+
+    def run_together(self, command_lines, stdin=b"", environment=None, at_once=8):
+        """The same of many command lines, several of them at once: for those that mostly wait."""
+        cases = [
+            {
+                "argv": [os.fsencode(str(each)).hex() for each in arguments],
+                "stdin": stdin.hex(),
+                "environment": environment or {},
+            }
+            for arguments in command_lines
+        ]
+        self._process.stdin.write(json.dumps([at_once, cases]) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, "the process that forks has ended"
-        answer = json.loads(line)
-        return answer["code"], answer["out"], answer["err"]
+        return list(map(tuple, json.loads(line)))
 
 
 def _serve():
@@ -67,17 +74,31 @@ def _serve():
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        case = json.loads(line)
-        with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder, name) for name in ("in", "out", "err")]
-            files[0].write_bytes(bytes.fromhex(case["stdin"]))
-            child = os.fork()
-            if child == 0:
-                _become(main, case, files)
-            _, status = os.waitpid(child, 0)
-            code = os.waitstatus_to_exitcode(status)
-            shown = [file.read_text(encoding="utf-8", errors="replace") for file in files[1:]]
-        print(json.dumps({"code": code, "out": shown[0], "err": shown[1]}), flush=True)
+        print(json.dumps(_run_together(main, *json.loads(line))), flush=True)
+
+
+def _run_together(main, at_once, cases):
+    """Run cases in forks, so many at once; gives code, output and errors of each."""
+    results = [None] * len(cases)
+    waiting, running = list(enumerate(cases)), {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def files(number):
+            return [Path(folder, f"{number}.{name}") for name in ("in", "out", "err")]
+
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                number, case = waiting.pop(0)
+                files(number)[0].write_bytes(bytes.fromhex(case["stdin"]))
+                child = os.fork()
+                if child == 0:
+                    _become(main, case, files(number))
+                running[child] = number
+            child, status = os.wait()
+            number = running.pop(child)
+            shown = [f.read_text(encoding="utf-8", errors="replace") for f in files(number)[1:]]
+            results[number] = os.waitstatus_to_exitcode(status), *shown
+    return results
 
 
 def _become(main, case, files):

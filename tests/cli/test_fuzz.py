@@ -65,7 +65,11 @@ def server():
 def trouble(forked, arguments, **options):
     """What is wrong with how a command ended, in a line; empty if nothing is."""
     environment = ENVIRONMENT | options.pop("environment", {})
-    code, out, err = forked.run(*arguments, environment=environment, **options)
+    return wrong_in(arguments, *forked.run(*arguments, environment=environment, **options))
+
+
+def wrong_in(arguments, code, out, err):
+    """The same of a command that has ended."""
     last = (err.strip().splitlines() or [""])[-1]
     wrong = (
         code not in (0, 1, 2)
@@ -171,9 +175,10 @@ def test_servers_that_make_mistakes(forked, folder, seed):
         {"choices": None}, {"choices": [{"message": None}]}, {"error": "\x1b[2J\ud800"},
         {"choices": [{"message": {"content": [1]}, "finish_reason": []}], "usage": []},
     ]  # fmt: skip
-    found = []
-    with contextlib.closing(Faulty()) as server:
-        for _ in range(CASES // 2):  # most of them wait
+    commands = []
+    with contextlib.ExitStack() as stack:
+        for number in range(CASES // 2):
+            server = stack.enter_context(contextlib.closing(Faulty()))
             server.rate, server.kinds = rng.choice([0, 0.3, 1]), rng.choice([PASSING, LASTING])
             server.seed = rng.randrange(99)
             server.content = rng.choice([None, "", "\ud800", "\0", "x"])
@@ -182,9 +187,11 @@ def test_servers_that_make_mistakes(forked, folder, seed):
             server.echoes, server.chats = rng.random() < 0.7, rng.random() < 0.9
             server.shift, server.most_logprobs = rng.choice([0, 0, 1]), rng.choice([20, 5, 0])
             mode = ["--simulation", rng.choice(modes)]
-            found.append(trouble(forked, [
-                "explain", folder / "run", rng.choice(["0:1", "0:2", "0:*"]), "--explainer", "m",
+            run = shutil.copytree(folder / "run", folder / f"run-{number}")
+            commands.append([
+                "explain", run, rng.choice(["0:1", "0:2", "0:*"]), "--explainer", "m",
                 "--base-url", server.url, "--timeout", "1", "--max-requests", "60", "--yes",
                 *rng.choice([[], mode, ["--batch"], ["--fresh"]]),
-            ]))  # fmt: skip
-    report(found)
+            ])  # fmt: skip
+        ended = forked.run_together(commands, environment=ENVIRONMENT)
+    report([wrong_in(command, *each) for command, each in zip(commands, ended, strict=True)])
