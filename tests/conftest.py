@@ -23,6 +23,7 @@ import planted  # noqa: E402
 import torch  # noqa: E402
 from faulty_server import Faulty  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
 from transformers import (  # noqa: E402
     LlamaConfig,
@@ -34,6 +35,10 @@ import fastexplain  # noqa: E402
 from fastexplain import Corpus, Run, Subject, load_subject, open_run  # noqa: E402
 from fastexplain.cli import main as app  # noqa: E402
 from fastexplain.run.writing import is_run  # noqa: E402
+
+# The same cases in every run, however long one takes on a busy machine.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

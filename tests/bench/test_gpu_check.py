@@ -29,7 +29,7 @@ import readme_table  # noqa: E402
 from fastexplain.kernels.cuda import capture as cuda_capture  # noqa: E402
 
 # Nothing of the server's side, nor what only some checkpoints need, is where GPUs are measured.
-BLOCKED = ("openai", "gguf", "accelerate", "httpx", "pydantic", "pyarrow")
+BLOCKED = ("openai", "gguf", "accelerate", "pydantic", "pyarrow")
 
 
 @pytest.fixture(scope="module")
