@@ -1,9 +1,12 @@
-"""The hot loops: five names, one contract each, three implementations.
+"""The hot loops: five names, one contract each, three implementations; and four of scores.
 
 `reference.py` (NumPy, obvious) is the truth. `cpu/` (Numba) and `cuda/` (Numba CUDA) hold the same:
 `capture.py` the first, `neurons.py` the other four, which work on all neurons at once. A call goes
 where its arrays live: device arrays (anything with `__cuda_array_interface__`) to the device, NumPy
 arrays to the CPU. What is returned lives there too, as NumPy's or Numba's arrays.
+
+What scores are made of (`excerpt_sums`, `measures`, `bootstrap`, `best_threshold`; the truth is
+`reference_measures.py`) is on the CPU alone, in `cpu/measures.py`, and takes host arrays.
 
 Letters in shapes: B excerpts in a batch, T tokens in an excerpt (64), L = T plus the positions
 before them that are not counted (a BOS token), F neurons of one layer, K top exemplars, R random
@@ -22,9 +25,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastexplain.kernels.checks import check_capture, check_floating, check_lookup, check_merge
+from fastexplain.kernels.checks import (
+    check_bootstrap,
+    check_capture,
+    check_excerpts,
+    check_floating,
+    check_lookup,
+    check_merge,
+    check_weights,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from fastexplain.kernels.measuring import Binary, Bootstrap, ExcerptSums
     from fastexplain.kernels.summary import (
         Agreement,
         Batch,
@@ -34,7 +48,17 @@ if TYPE_CHECKING:
         Summary,
     )
 
-__all__ = ["capture", "correlate", "discretize", "lookup", "merge"]
+__all__ = [
+    "best_threshold",
+    "bootstrap",
+    "capture",
+    "correlate",
+    "discretize",
+    "excerpt_sums",
+    "lookup",
+    "measures",
+    "merge",
+]
 
 
 def capture(
@@ -151,6 +175,95 @@ def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
     """
     check_lookup(tables, excerpts)
     return _run("neurons.lookup", excerpts.activations, (tables, excerpts), stream)
+
+
+def excerpt_sums(
+    true: np.ndarray, simulated: np.ndarray, binary: Binary | None = None
+) -> ExcerptSums:
+    """What all measures of agreement are made of, by excerpt; see `measuring.ExcerptSums`.
+
+    Args:
+        true, simulated: floating, `[N, E, T]`. Tokens at which either is NaN are left out; so is an
+            excerpt that shall not count for a neuron, by NaN. Host arrays.
+        binary: without it `correlation` and `raw_correlation` alone are known, and nothing is
+            sorted.
+
+    Raises:
+        ValueError: the arrays have different shapes, or E is above 8,000.
+        TypeError: they are no floating numbers.
+    """
+    check_excerpts(true, simulated, binary)
+    return _run("measures.excerpt_sums", None, (true, simulated, binary), 0)
+
+
+def measures(sums: ExcerptSums, weights: np.ndarray | None = None) -> np.ndarray:
+    """The measures of each neuron over all its excerpts pooled, float64 `[N, len(MEASURES)]`.
+
+    In the order of `measuring.MEASURES`, NaN where undefined:
+
+    - `correlation`: Pearson's of max(true, 0) and the simulated value; as `correlate` of these.
+    - `raw_correlation`: the same of the true activation itself, negative ones included.
+    - `spearman`: of max(true, 0) and the simulated value; ties have their mean rank.
+    - `r_squared`: 1 - sum (x - c)**2 / sum (x - mean x)**2, c the calibrated value.
+    - `deviation_explained`: 1 - sum |x - c| / sum |x - mean x|.
+    - `auprc`: average precision of the simulated value for whether a token is active: over falling
+      thresholds, sum of precision times what recall gains (scikit-learn's definition).
+    - `f1`, `iou`, `cosine`: of active tokens and those predicted to be: 2 H / (A + P),
+      H / (A + P - H), H / sqrt(A P). As `auprc`, undefined where no token is active; cosine also
+      where none is predicted to be.
+
+    Args:
+        weights: floating `[N, E]`, at least 0: how often each excerpt counts, for samples drawn
+            by stratum. 1 for each if None. Ranks, and the mean in `deviation_explained`'s
+            denominator, stay those of all tokens.
+
+    Raises:
+        ValueError: the weights have another shape.
+    """
+    check_weights(sums, weights)
+    return _run("measures.measures", None, (sums, weights), 0)
+
+
+def bootstrap(
+    sums: ExcerptSums, top: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> Bootstrap:
+    """95% intervals of the measures, by drawing excerpts again; see `measuring.Bootstrap`.
+
+    As many excerpts as there are of each kind, top and random, are drawn with replacement from
+    those of that kind. Draws are of places among these, the same for all neurons. The ends are
+    quantiles (linear) of the resamples in which a measure is defined. There is no interval where
+    the measure itself is undefined, where there is only one excerpt of a kind, or where
+    more than half of the resamples are undefined.
+
+    `spearman` keeps the ranks among all tokens, `deviation_explained` the mean of all in its
+    denominator; the others are exactly those of the excerpts drawn.
+
+    Args:
+        top: bool `[N, E]`, whether an excerpt is a top one. Those without a known token are not
+            drawn.
+
+    Raises:
+        ValueError: `top` has another shape, or there is no resample.
+    """
+    check_bootstrap(sums, top, resamples)
+    return _run("measures.bootstrap", None, (sums, top, resamples, seed), 0)
+
+
+def best_threshold(true: np.ndarray, simulated: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The simulated value from which on to predict tokens active, so that F1 is best; `[N]`.
+
+    Of several the highest; NaN where no token is active, or `scale` is unknown.
+
+    Args:
+        true, simulated: floating `[N, E, T]`, as for `excerpt_sums`: of the calibration split.
+        scale: floating `[N]`, as in `measuring.Binary`.
+
+    Raises:
+        ValueError: shapes do not fit together.
+        TypeError: they are no floating numbers.
+    """
+    check_excerpts(true, simulated, None, scale)
+    return _run("measures.best_threshold", None, (true, simulated, scale), 0)
 
 
 def _run(name: str, array: Any, arguments: tuple[Any, ...], stream: int) -> Any:

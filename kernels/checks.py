@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastexplain.kernels.measuring import MOST_EXCERPTS, Binary, ExcerptSums
 from fastexplain.kernels.scalars import BINS, NO_ID, NONLINEARITIES
 from fastexplain.kernels.summary import (
     MOMENTS,
@@ -142,6 +143,44 @@ def check_lookup(tables: LookupTables, excerpts: HeldOut | None) -> None:
         used[excerpts.ids[excerpts.ids >= 0]] = True
         in_range("token_rows", excerpts.token_rows[used], -1, sizes["V"])
         in_range("pair_rows", excerpts.pair_rows[used], -1, sizes["P"])
+
+
+def check_excerpts(true: Any, simulated: Any, binary: Binary | None, scale: Any = None) -> None:
+    """Raise ValueError or TypeError unless `excerpt_sums` or `best_threshold` can take these."""
+    shape = tuple(true.shape)
+    calibrated, threshold = None, None
+    if binary is not None:
+        scale, threshold, calibrated = binary
+    for array, expected in ((true, shape), (simulated, shape), (calibrated, shape),
+                            (scale, shape[:1]), (threshold, shape[:1])):  # fmt: skip
+        if array is None:
+            continue
+        check_floating(array)
+        if tuple(array.shape) != expected or len(shape) != 3:
+            raise ValueError(
+                f"expected arrays [N, E, T] of one shape and a number for each neuron, got "
+                f"{list(array.shape)} beside {list(shape)}"
+            )
+    if shape[1] > MOST_EXCERPTS:
+        raise ValueError(f"a neuron has {shape[1]} excerpts; {MOST_EXCERPTS} at most")
+
+
+def check_weights(sums: ExcerptSums, weights: np.ndarray | None) -> None:
+    """Raise ValueError unless there is a weight for each excerpt, or none at all."""
+    if weights is not None and weights.shape != sums.sums.shape[:2]:
+        raise ValueError(
+            f"weights are {list(weights.shape)}, for sums of {list(sums.sums.shape[:2])} excerpts"
+        )
+
+
+def check_bootstrap(sums: ExcerptSums, top: np.ndarray, resamples: int) -> None:
+    """Raise ValueError unless `bootstrap` can take these."""
+    if top.shape != sums.sums.shape[:2]:
+        raise ValueError(
+            f"`top` is {list(top.shape)}, for sums of {list(sums.sums.shape[:2])} excerpts"
+        )
+    if resamples < 1:
+        raise ValueError(f"{resamples} resamples; expected 1 or more")
 
 
 def _sources(pre: Preactivations | None) -> list[tuple[str, Any, int]]:

@@ -1,0 +1,118 @@
+"""What agreement of true and simulated activations is measured by, and from what sums it follows.
+
+Each measure is a formula of sums over tokens. The sums are kept by excerpt, so that the measures of
+any set of excerpts, weighted or drawn again, follow from those of its excerpts: 20 numbers for each
+in place of all its tokens. Only the area under the precision-recall curve needs more: the tokens in
+order of their simulated value.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+SUMS = (
+    "tokens", "x", "y", "xx", "xy", "yy", "raw", "raw_raw", "raw_y",
+    "rank_x", "rank_y", "rank_xx", "rank_xy", "rank_yy",
+    "squares", "distances", "deviations", "hits", "predicted", "active",
+)  # fmt: skip
+"""Sums over an excerpt's tokens; see `ExcerptSums`."""
+
+MEASURES = (
+    "correlation", "raw_correlation", "spearman", "r_squared", "deviation_explained",
+    "auprc", "f1", "iou", "cosine",
+)  # fmt: skip
+"""What `measures` and `bootstrap` give; see `measures`."""
+
+AUPRC = MEASURES.index("auprc")
+
+MOST_EXCERPTS = 8000
+"""Excerpts of a neuron; places in `ExcerptSums.ranked` are 16-bit."""
+
+# Of a sum of squares about the mean of all excerpts, the part that has to be left about the mean of
+# those that were drawn: below it is rounding, and these do not vary.
+_ROUNDING = 1e-12
+
+
+class Binary(NamedTuple):
+    """What the measures of active and inactive tokens, and the calibrated ones, take beside.
+
+    Attributes:
+        scale: floating `[N]`, the largest activation over the excerpts that an explanation was
+            written from. A token is active where discretising its true activation by this gives 1
+            or more: (10 * max(x, 0)) / scale >= 1. NaN or <= 0: unknown.
+        threshold: floating `[N]`; a token is predicted to be active where its simulated value is
+            this or more. NaN: unknown.
+        calibrated: floating `[N, E, T]`, the simulated values on the scale of activations. NaN
+            where unknown.
+    """
+
+    scale: Any
+    threshold: Any
+    calibrated: Any
+
+
+class ExcerptSums(NamedTuple):
+    """Sums over the tokens of each excerpt at which both activations are known.
+
+    x is max(true, 0) and `raw` the true activation itself, y the simulated one; each less its mean
+    over all of the neuron's tokens, exactly 0 where it does not vary. Of ranks among all of the
+    neuron's tokens (ties have their mean) likewise. What is unknown is NaN.
+
+    Attributes:
+        sums: float64 `[N, E, len(SUMS)]`: tokens; x, y and their products; raw, its square, raw
+            times y; ranks of x and y and their products; (x - c)**2 and |x - c| with c the
+            calibrated value, |x - mean x|; tokens that are active and predicted to be, that are
+            predicted, that are active.
+        ranked: int16 `[N, E * T]`, the tokens by falling simulated value: 4 * excerpt, plus 2 where
+            it is active, plus 1 where it is the last of its value; -1 after the last known one.
+            All -1 where it is unknown what is active.
+    """
+
+    sums: Any
+    ranked: Any
+
+
+class Bootstrap(NamedTuple):
+    """Percentile intervals, and means over neurons, of D resamples; K is len(MEASURES).
+
+    Attributes:
+        low, high: float64 `[N, K]`, NaN where there is none.
+        totals: float64 `[D, K]`, sums over neurons of what each resample measures. All neurons see
+            the same draws, so the spread of the means tells how far another choice of excerpts
+            would move them.
+        counts: int64 `[D, K]`, neurons behind each total: those where it is defined.
+    """
+
+    low: Any
+    high: Any
+    totals: Any
+    counts: Any
+
+
+# Where the sums of x, y, xx, xy and yy stand, for each of the three correlations.
+_CORRELATIONS = ((1, 2, 3, 4, 5), (6, 2, 7, 8, 5), (9, 10, 11, 12, 13))
+
+
+def measure_sums(total: Any, found: Any) -> None:
+    """Write the measures of one neuron, `[K]`, from its sums `[len(SUMS)]`; not AUPRC."""
+    n = total[0]
+    for place in range(3):
+        x, y, xx, xy, yy = _CORRELATIONS[place]
+        of_x = total[xx] - total[x] * total[x] / n if n > 0 else math.nan
+        of_y = total[yy] - total[y] * total[y] / n if n > 0 else math.nan
+        found[place] = math.nan
+        if of_x > _ROUNDING * total[xx] and of_y > _ROUNDING * total[yy]:
+            product = total[xy] - total[x] * total[y] / n
+            found[place] = product / math.sqrt(of_x) / math.sqrt(of_y)
+    spread = total[3] - total[1] * total[1] / n if n > 0 else math.nan
+    varies = spread > _ROUNDING * total[3]
+    found[3] = 1 - total[14] / spread if varies else math.nan
+    found[4] = 1 - total[15] / total[16] if varies else math.nan
+    hits, predicted, active = total[17], total[18], total[19]
+    known = active > 0 and predicted >= 0
+    found[6] = 2 * hits / (active + predicted) if known else math.nan
+    found[7] = hits / (active + predicted - hits) if known else math.nan
+    found[8] = math.nan
+    if known and predicted > 0:
+        found[8] = hits / math.sqrt(active) / math.sqrt(predicted)
