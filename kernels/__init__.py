@@ -214,8 +214,8 @@ def measures(sums: ExcerptSums, weights: np.ndarray | None = None) -> np.ndarray
 
     Args:
         weights: floating `[N, E]`, at least 0: how often each excerpt counts, for samples drawn
-            by stratum. 1 for each if None. Ranks, and the mean in `deviation_explained`'s
-            denominator, stay those of all tokens.
+            by stratum. 1 for each if None. With others `spearman` and `deviation_explained` are
+            approximate, as in `bootstrap`.
 
     Raises:
         ValueError: the weights have another shape.
@@ -231,12 +231,13 @@ def bootstrap(
 
     As many excerpts as there are of each kind, top and random, are drawn with replacement from
     those of that kind. Draws are of places among these, the same for all neurons. The ends are
-    quantiles (linear) of the resamples in which a measure is defined. There is no interval where
+    quantiles (linear) of the resamples in which a measure is defined, further out where excerpts
+    are few; see `measuring.interval_share`. There is no interval where
     the measure itself is undefined, where there is only one excerpt of a kind, or where
     more than half of the resamples are undefined.
 
-    `spearman` keeps the ranks among all tokens, `deviation_explained` the mean of all in its
-    denominator; the others are exactly those of the excerpts drawn.
+    `spearman` keeps the ranks among all tokens. `deviation_explained` takes it that no activation
+    lies between the mean of all and that of the drawn. The others are exactly those of the drawn.
 
     Args:
         top: bool `[N, E]`, whether an excerpt is a top one. Those without a known token are not

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastexplain.kernels.measuring import MOST_EXCERPTS, Binary, ExcerptSums
+from fastexplain.kernels.measuring import MOST_EXCERPTS, SUMS, Binary, ExcerptSums
 from fastexplain.kernels.scalars import BINS, NO_ID, NONLINEARITIES
 from fastexplain.kernels.summary import (
     MOMENTS,
@@ -48,10 +48,11 @@ _HELD_OUT: Layout = {
     "ids": ("int32", "FE"), "activations": ("float32", "FET"),
     "token_rows": ("int32", "XT"), "pair_rows": ("int32", "XT"),
 }  # fmt: skip
+_EXCERPT_SUMS: Layout = {"sums": ("float64", "NEM"), "ranked": ("int16", "NZ")}
 
 ACTIVATIONS = ("float32", "float16", "uint16")
 """Dtypes of activations; uint16 is bfloat16, as are int16 and PyTorch's own."""
-_DTYPES = {name: np.dtype(name) for name in (*ACTIVATIONS, "float64", "int32", "int64")}
+_DTYPES = {name: np.dtype(name) for name in (*ACTIVATIONS, "float64", "int16", "int32", "int64")}
 _BFLOAT16 = ("int16", "bfloat16")
 
 
@@ -166,21 +167,34 @@ def check_excerpts(true: Any, simulated: Any, binary: Binary | None, scale: Any 
 
 
 def check_weights(sums: ExcerptSums, weights: np.ndarray | None) -> None:
-    """Raise ValueError unless there is a weight for each excerpt, or none at all."""
-    if weights is not None and weights.shape != sums.sums.shape[:2]:
+    """Raise ValueError or TypeError unless `measures` can take these."""
+    _check_sums(sums)
+    if weights is None:
+        return
+    check_floating(weights)
+    if weights.shape != sums.sums.shape[:2]:
         raise ValueError(
             f"weights are {list(weights.shape)}, for sums of {list(sums.sums.shape[:2])} excerpts"
         )
 
 
 def check_bootstrap(sums: ExcerptSums, top: np.ndarray, resamples: int) -> None:
-    """Raise ValueError unless `bootstrap` can take these."""
+    """Raise ValueError or TypeError unless `bootstrap` can take these."""
+    _check_sums(sums)
+    if top.dtype != np.bool_:
+        raise TypeError(f"`top` is {top.dtype}; expected bool")
     if top.shape != sums.sums.shape[:2]:
         raise ValueError(
             f"`top` is {list(top.shape)}, for sums of {list(sums.sums.shape[:2])} excerpts"
         )
     if resamples < 1:
         raise ValueError(f"{resamples} resamples; expected 1 or more")
+
+
+def _check_sums(sums: ExcerptSums) -> None:
+    """Raise ValueError unless these are as `excerpt_sums` makes them."""
+    _fit(_EXCERPT_SUMS, sums, {"M": len(SUMS)})
+    in_range("ranked", sums.ranked, -1, 4 * sums.sums.shape[1])
 
 
 def _sources(pre: Preactivations | None) -> list[tuple[str, Any, int]]:

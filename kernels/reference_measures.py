@@ -13,6 +13,7 @@ from fastexplain.kernels.measuring import (
     Binary,
     Bootstrap,
     ExcerptSums,
+    interval_share,
     measure_sums,
 )
 from fastexplain.kernels.reference import _exact, _varies
@@ -40,7 +41,8 @@ def excerpt_sums(
             predicted = unknown if math.isnan(threshold) else (y >= threshold) * 1.0
             p, q = _ranks(x), _ranks(y)
             columns[9:] = [p, q, p * p, p * q, q * q, (x - c) ** 2, abs(x - c),
-                           abs(_centred(x)), predicted * active, predicted, active]  # fmt: skip
+                           abs(_centred(x)), predicted * active, predicted, active,
+                           np.sign(_centred(x))]  # fmt: skip
             if not np.isnan(active).any():
                 where = np.nonzero(known)[0]
                 order = np.argsort(-y, kind="stable")
@@ -131,7 +133,9 @@ def bootstrap(
     for neuron, measure in zip(*np.nonzero(defined.sum(axis=0) * 2 >= resamples), strict=True):
         if not lone[neuron]:
             own = values[defined[:, neuron, measure], neuron, measure]
-            low[neuron, measure], high[neuron, measure] = np.quantile(own, [0.025, 0.975])
+            known = sums.sums[neuron, :, 0] > 0
+            share = interval_share((known & top[neuron]).sum(), (known & ~top[neuron]).sum())
+            low[neuron, measure], high[neuron, measure] = np.quantile(own, [share, 1 - share])
     return Bootstrap(low, high, np.nansum(values, axis=1), defined.sum(axis=1))
 
 

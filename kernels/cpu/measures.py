@@ -23,8 +23,7 @@ _ALL, _MEASURES = len(SUMS), len(MEASURES)
 # one order on all machines.
 _PARTS = 32
 
-_TAIL = 0.025  # of the resamples, beyond each end of a 95% interval
-
+_interval_share = njit(error_model="numpy")(measuring.interval_share)
 _measure_sums = njit(error_model="numpy")(measuring.measure_sums)
 
 
@@ -36,8 +35,9 @@ def excerpt_sums(
     sums = np.zeros((neurons, excerpts, _ALL))
     ranked = np.full((neurons, excerpts * tokens), -1, np.int16)
     unknown = np.empty(0)
-    given = (unknown, unknown, np.empty((0, 0, 0))) if binary is None else map(_exact, binary)
-    _excerpt_sums(_exact(true), _exact(simulated), *given, sums, ranked)
+    scale, threshold, calibrated = binary or (unknown, unknown, np.empty((0, 0, 0)))
+    given = (_exact(each) for each in (true, simulated, scale, threshold, calibrated))
+    _excerpt_sums(*given, sums, ranked)  # type: ignore[call-arg]
     return ExcerptSums(sums, ranked)
 
 
@@ -145,6 +145,7 @@ def _excerpt_sums(true, simulated, scales, thresholds, calibrated, sums, ranked)
                 row[17] += predicted * active
                 row[18] += predicted
                 row[19] += active
+                row[20] += np.sign(x[token] - mean)
         _centre(x)
         _centre(raw)
         _centre(y)
@@ -195,7 +196,7 @@ def _average_precision(ranked, weights, found):
                     for resample in range(resamples):
                         seen[resample] += all_of * own[resample]
                         hits[resample] += active_of * own[resample]
-            passed[:], active[:], pending = 0.0, 0.0, False
+            passed[:], active[:], pending = 0, 0, False
             for resample in range(resamples):
                 gained = hits[resample] - before[resample]
                 before[resample] = hits[resample]
@@ -215,24 +216,20 @@ def _measure(sums, ranked, weights, found):
         found: float64 `[K, D]`, written.
     """
     excerpts, resamples = weights.shape
-    totals = np.zeros((_ALL, resamples))
     width = _UNSORTED  # further sums may all be unknown
     for excerpt in range(excerpts):
         if sums[excerpt, 0] > 0 and sums[excerpt, _UNSORTED] == sums[excerpt, _UNSORTED]:
             width = _ALL
-    totals[width:] = np.nan
-    for excerpt in range(excerpts):
-        if sums[excerpt, 0] > 0:
-            own = weights[excerpt]
-            for column in range(width):
-                value, total = sums[excerpt, column], totals[column]
-                for resample in range(resamples):
-                    total[resample] += value * own[resample]
-    column, measured = np.empty(_ALL), np.empty(_MEASURES)
+    total, measured = np.full(_ALL, np.nan), np.empty(_MEASURES)
     measured[AUPRC] = np.nan
     for resample in range(resamples):
-        column[:] = totals[:, resample]
-        _measure_sums(column, measured)
+        total[:width] = 0.0
+        for excerpt in range(excerpts):
+            weight = weights[excerpt, resample]
+            if weight > 0:
+                for column in range(width):
+                    total[column] += weight * sums[excerpt, column]
+        _measure_sums(total, measured)
         found[:, resample] = measured
     if ranked[:1].sum() >= 0:  # else it is unknown what is active, or there is no token
         _average_precision(ranked, weights, found[AUPRC])
@@ -243,7 +240,7 @@ def measures(sums: ExcerptSums, weights: np.ndarray | None = None) -> np.ndarray
     if weights is None:
         weights = np.ones(sums.sums.shape[:2])
     found = np.empty((len(sums.sums), _MEASURES))
-    _measures(*sums, np.ascontiguousarray(weights, np.float64), found)
+    _measures(sums.sums, sums.ranked, np.ascontiguousarray(weights, np.float64), found)
     return found
 
 
@@ -265,26 +262,26 @@ def bootstrap(
     low, high = np.full((2, neurons, _MEASURES), np.nan)
     totals = np.zeros((_PARTS, _MEASURES, resamples))
     counts = np.zeros((_PARTS, _MEASURES, resamples), np.int64)
-    _bootstrap(*sums, np.ascontiguousarray(top, np.bool_), chance, low, high, totals, counts)
+    top = np.ascontiguousarray(top, np.bool_)
+    _bootstrap(sums.sums, sums.ranked, top, chance, low, high, totals, counts)
     return Bootstrap(low, high, totals.sum(axis=0).T, counts.sum(axis=0).T)
 
 
 @njit
-def _draw(known, top, chance, weights):
+def _draw(kinds, chance, weights):
     """Write how often each excerpt is drawn; returns whether one is the only one of its kind.
 
     Args:
-        known, top: bool `[E]`: whether it can be drawn, and of which kind it is.
+        kinds: int64 `[E]`, 0 random, 1 top, 2 not to be drawn.
         chance: float64 `[2, E, D]`, from 0 to 1: by kind, for each draw.
         weights: float64 `[E, D]`, given as 0.
     """
-    resamples = weights.shape[1]
     lone = False
     for kind in range(2):
-        own = np.flatnonzero(known & (top == (kind == 1)))
+        own = np.flatnonzero(kinds == kind)
         lone |= len(own) == 1
         for place in range(len(own)):
-            for resample in range(resamples):
+            for resample in range(weights.shape[1]):
                 weights[own[int(chance[kind, place, resample] * len(own))], resample] += 1
     return lone
 
@@ -325,11 +322,16 @@ def _bootstrap(sums, ranked, top, chance, low, high, totals, counts):
     once = np.ones((excerpts, 1))
     for part in prange(parts):
         point, found = np.empty((_MEASURES, 1)), np.empty((_MEASURES, resamples))
+        weights, drawn_from, lone = np.empty((excerpts, resamples)), np.full(excerpts, -1), False
+        share = 0.0
         for neuron in range(neurons * part // parts, neurons * (part + 1) // parts):
             own = sums[neuron]
             _measure(own, ranked[neuron], once, point)
-            weights = np.zeros((excerpts, resamples))
-            lone = _draw(own[:, 0] > 0, top[neuron], chance, weights)
+            kinds = np.where(own[:, 0] > 0, 1 * top[neuron], 2)
+            if (kinds != drawn_from).any():  # most neurons have the same
+                drawn_from[:], weights[:] = kinds, 0.0
+                lone = _draw(kinds, chance, weights)
+                share = _interval_share(np.sum(kinds == 1), np.sum(kinds == 0))
             _measure(own, ranked[neuron], weights, found)
             for measure in range(_MEASURES):
                 if point[measure, 0] != point[measure, 0]:
@@ -342,8 +344,8 @@ def _bootstrap(sums, ranked, top, chance, low, high, totals, counts):
                         counts[part, measure, resample] += 1
                 if not lone and 2 * defined.sum() >= resamples:
                     there = values[defined]
-                    low[neuron, measure] = _quantile(there, _TAIL, 1.0)
-                    high[neuron, measure] = _quantile(there, _TAIL, -1.0)
+                    low[neuron, measure] = _quantile(there, share, 1.0)
+                    high[neuron, measure] = _quantile(there, share, -1.0)
 
 
 def best_threshold(true: np.ndarray, simulated: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -366,7 +368,7 @@ def _best_threshold(true, simulated, scales, found):
         count = _gather(true[neuron], simulated[neuron], where, places, raw, y)
         active = 10 * np.maximum(raw[:count], 0.0) / scale >= 1
         order = np.argsort(-y[:count], kind="mergesort")
-        wanted, hits, best = active.sum(), 0, -1.0
+        wanted, hits, best = np.sum(active), 0, -1.0
         if wanted == 0:
             continue
         for place in range(count):

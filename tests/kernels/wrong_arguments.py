@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastexplain import kernels
+from fastexplain.kernels.measuring import Binary
 from fastexplain.kernels.summary import Batch, HeldOut, LookupTables, Preactivations, Summary
 
 NEURONS, TOKENS, EXCERPTS, ROWS = 40, 6, 5, (4, 3)
@@ -38,6 +39,16 @@ def arguments_of(kernel: str, rng: np.random.Generator) -> list[Any]:
         return [acts, np.ones(EXCERPTS, np.float32)]
     if kernel == "correlate":
         return [acts, acts.copy()]
+    if kernel in ("excerpt_sums", "measures", "bootstrap", "best_threshold"):
+        binary = Binary(np.ones(EXCERPTS), np.ones(EXCERPTS, np.float32), acts.copy())
+        if kernel == "excerpt_sums":
+            return [acts, acts.copy(), binary if rng.random() < 0.5 else None]
+        if kernel == "best_threshold":
+            return [acts, acts.copy(), binary.scale]
+        sums = kernels.excerpt_sums(acts, acts, binary)
+        top = np.arange(TOKENS + 1) < 3
+        each = np.broadcast_to(top, (EXCERPTS, TOKENS + 1))
+        return [sums, each.astype(np.float64) if kernel == "measures" else each]
     counts = [np.full(n, 9, np.int64) for n in ROWS]
     tables = LookupTables(summary.token_sums, summary.pair_sums, *counts, np.ones(NEURONS), 99)
     chosen = np.stack([rng.permutation(EXCERPTS)[:3] for _ in range(NEURONS)]).astype(np.int32)
