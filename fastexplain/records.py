@@ -176,9 +176,11 @@ class Scores:
         random_only: over the random excerpts of the test split.
         top_and_random: over all of its excerpts; the headline.
         top_only: over its top excerpts.
-        excerpts_random, excerpts_top: how many excerpts of each kind the scores rest on; those
+        excerpts_random, excerpts_top: how many excerpts of each kind the headline rests on; those
             without a simulation don't count.
         reason: what the scores lack: that the simulations have too few of the tokens; else None.
+        low, high: the ends of the headline's 95% interval; None if there is none.
+        given: what a scorer gave, where they are from one.
     """
 
     random_only: float | None
@@ -187,6 +189,9 @@ class Scores:
     excerpts_random: int
     excerpts_top: int
     reason: str | None = None
+    low: float | None = None
+    high: float | None = None
+    given: tuple[Measured, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def of(cls, measured: Sequence[Measured]) -> Scores:
@@ -199,13 +204,18 @@ class Scores:
             random_only.value,
             both.value,
             top_only.value,
-            random_only.excerpts,
+            both.excerpts - top_only.excerpts,
             top_only.excerpts,
             None if both.value is None else both.reason,
+            both.low,
+            both.high,
+            tuple(found.values()),
         )
 
     def measured(self) -> list[Measured]:
         """The same, as a scorer gives it."""
+        if self.given:
+            return list(self.given)
         values = {
             "random_only": (self.random_only, self.excerpts_random),
             "top_and_random": (self.top_and_random, self.excerpts_random + self.excerpts_top),
@@ -356,6 +366,27 @@ class StoredExplanation(ExplanationRow):
     simulator: str | None = None
     simulation: str | None = None
     cost: float | None = None
+
+
+class Mean(NamedTuple):
+    """A mean over neurons of what a scorer gave their explanations by one method.
+
+    Attributes:
+        site: whose neurons; empty for all of the run.
+        split, measure: as in `Measured`.
+        neurons: how many it is over: those where the score is defined.
+        value: the mean.
+        low, high: its 95% interval over the choice of excerpts, which neurons share; None if there
+            is none.
+    """
+
+    site: str
+    split: str
+    measure: str
+    neurons: int
+    value: float
+    low: float | None
+    high: float | None
 
 
 class LayerMeans(NamedTuple):

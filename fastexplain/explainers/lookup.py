@@ -7,14 +7,15 @@ tokens, and the excerpts that score it held out. For every layer:
 1. The explanation is the table's strongest entries: the tokens, and tokens after a given token,
    with the largest estimated mean activation.
 2. The simulation predicts the test excerpts from the tables (`fastexplain.kernels.lookup`).
-3. The scores are the correlations of the two, as for any explanation.
+3. The scores are the correlations of the two, as for any explanation, but over all random excerpts
+   of the split: predicting one is free here.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,15 +23,17 @@ import fastexplain.kernels as kernels
 from fastexplain.errors import RunError
 from fastexplain.kernels.cpu.strongest import strongest
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
-from fastexplain.records import ExplanationRow, NeuronId, NeuronRecord, Scores
+from fastexplain.records import CORRELATION, ExplanationRow, NeuronId, NeuronRecord, Scores
+from fastexplain.run.agreement import Agreement, Means, agreement
 from fastexplain.run.directory import Run
-from fastexplain.run.splits import TEST_RANKS, held_out
+from fastexplain.run.splits import held_out
 
 _NOTHING = "nothing: no token that the tables know drives it more than others"
 
 METHOD = "lookup"
-VERSION = "lookup-1"
+VERSION = "lookup-2"  # 1 scored on five random excerpts
 
+_MEASURES = (CORRELATION,)
 _ENTRIES = 8  # of an explanation: as many as a reader takes in at a glance
 _PAIR_GAIN = 1.5  # a pair is named where it is so much stronger than its token alone
 
@@ -45,37 +48,82 @@ def explain_by_lookup(run: Run) -> Iterator[list[ExplanationRow]]:
     Raises:
         RunError: the sweep kept no tables.
     """
+    for rows, _, _ in _layers(run):
+        yield rows
+
+
+def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], np.ndarray]]:
+    """By layer the explanations, what their scores are from, and which excerpts are top ones."""
     rows = run.tables.rows(run.excerpts)
     entries_of = _entry_finder(run)
-    tops = len(TEST_RANKS)
-    splits = slice(tops, None), slice(None), slice(tops)
     for layer in run.layers:
         tables = _layer_tables(run, layer)
-        ids, activations = _test_split(run, layer)
-        predicted = kernels.lookup(tables, HeldOut(ids, activations, *rows, run.skip))
-        true = np.maximum(activations, 0)
-        correlations = [
-            kernels.correlate(*(x[:, split, run.skip :] for x in (true, predicted))).correlation
-            for split in splits
-        ]
-        counts = [(ids[:, split] >= 0).sum(axis=1).tolist() for split in (splits[0], splits[2])]
-        each = zip(np.stack(correlations, axis=1).tolist(), *counts, strict=True)
-        scores = []
-        for found, random, top in each:
-            random_only, both, top_only = (None if np.isnan(r) else r for r in found)
-            scores.append(Scores(random_only, both, top_only, random, top))
-        yield [
-            ExplanationRow(
-                NeuronId(layer, index),
-                METHOD,
-                METHOD,
-                VERSION,
-                text_of(entries) or _NOTHING,
-                data=entries,
-                scores=own,
-            )
-            for index, (entries, own) in enumerate(zip(entries_of(tables), scores, strict=True))
-        ]
+        predicted = _predict(run, layer, tables, rows)
+        found = agreement(predicted.true, predicted.simulated, predicted.top)
+        yield (
+            [
+                ExplanationRow(
+                    NeuronId(layer, index),
+                    METHOD,
+                    METHOD,
+                    VERSION,
+                    text_of(entries) or _NOTHING,
+                    data=entries,
+                    scores=Scores.of(
+                        [m for each in found for m in each.measured(index, _MEASURES)]
+                    ),
+                )
+                for index, entries in enumerate(entries_of(tables))
+            ],
+            found,
+            predicted.top,
+        )
+
+
+class Predicted(NamedTuple):
+    """Predictions of one split of N neurons, E excerpts each.
+
+    Attributes:
+        true, simulated: float32 `[N, E, counted]`; NaN where there is no such excerpt.
+        top: bool `[N, E]`, whether it is a top one.
+    """
+
+    true: np.ndarray
+    simulated: np.ndarray
+    top: np.ndarray
+
+
+def predict_layer(
+    run: Run, layer: int, rows: tuple[np.ndarray, np.ndarray], split: str = "test"
+) -> Predicted:
+    """Predict one split of a layer's neurons from the tables, held out from them.
+
+    Args:
+        rows: `run.tables.rows(run.excerpts)`.
+        split: "test"; or "calibration", from which the test split is held out too.
+
+    Raises:
+        RunError: the sweep kept no tables.
+    """
+    return _predict(run, layer, _layer_tables(run, layer), rows, split)
+
+
+def _predict(
+    run: Run, layer: int, tables: LookupTables, rows: tuple[Any, ...], split: str = "test"
+) -> Predicted:
+    ids, activations, top = _excerpts(run, layer)
+    if split != "test":
+        tested, tested_acts = ids, activations
+        ids, activations, top = _excerpts(run, layer, split=split)
+        # What scores is not what is fitted on.
+        ids[(ids[:, :, None] == tested[:, None, :]).any(axis=2)] = -1
+        own = ids.shape[1]
+        ids = np.concatenate([ids, tested], axis=1)
+        activations = np.concatenate([activations, tested_acts], axis=1)
+    else:
+        own = ids.shape[1]
+    simulated = kernels.lookup(tables, HeldOut(ids, activations, *rows, run.skip))
+    return Predicted(activations[:, :own, run.skip :], simulated[:, :own, run.skip :], top)
 
 
 def store_lookup(run: Run, progress: Callable[[int], None] | None = None) -> int:
@@ -89,13 +137,15 @@ def store_lookup(run: Run, progress: Callable[[int], None] | None = None) -> int
     Raises:
         RunError: the sweep kept no tables, or the database can't be written.
     """
-    neurons = 0
+    neurons, means = 0, Means()
     with run.database() as database:
-        for done, layer in enumerate(explain_by_lookup(run), start=1):
+        for done, (layer, found, top) in enumerate(_layers(run), start=1):
             database.add_explanations(layer)
+            means.add(layer[0].neuron.site if layer else "", found, top)
             neurons += len(layer)
             if progress is not None:
                 progress(done)
+        database.add_means(METHOD, CORRELATION, means.rows(_MEASURES))
     return neurons
 
 
@@ -120,7 +170,7 @@ def simulate_by_lookup(run: Run, record: NeuronRecord) -> dict[int, np.ndarray]:
     neuron = record.id
     one = slice(neuron.index, neuron.index + 1)
     tables = _layer_tables(run, neuron.layer, one)
-    ids, activations = _test_split(run, neuron.layer, one)
+    ids, activations, _ = _excerpts(run, neuron.layer, one)
     # The rows of these few excerpts alone, so that places take the part of ids.
     rows = run.tables.rows(np.stack([run.excerpt(max(int(i), 0)) for i in ids[0]]))
     places = np.where(ids >= 0, np.arange(ids.shape[1], dtype=np.int32), np.int32(-1))
@@ -176,17 +226,21 @@ def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupT
     )
 
 
-def _test_split(
-    run: Run, layer: int, neurons: slice = slice(None)
-) -> tuple[np.ndarray, np.ndarray]:
-    """Test excerpts, top then random: ids `[neurons, E]`, activations `[neurons, E, tokens]`."""
+def _excerpts(
+    run: Run, layer: int, neurons: slice = slice(None), split: str = "test"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A split's excerpts, top then all random: ids, activations, which are top.
+
+    int32 `[neurons, E]`, float32 `[neurons, E, tokens]`, bool `[neurons, E]`.
+    """
     top_ids, random_ids = run.array(layer, "top.ids", neurons), run.array(layer, "random.ids")
-    ranks, slots = held_out(top_ids, random_ids)
-    slots = slots[:, : len(random_ids)]  # a sweep may have kept none
+    ranks, slots = held_out(top_ids, random_ids, split, every=True)
     top_acts = widen(run.array(layer, "top.activations", neurons))
     random_acts = widen(run.array(layer, "random.activations", neurons)).transpose(2, 0, 1)
     every = np.arange(len(top_ids))[:, None]
     ids = np.concatenate([top_ids[every, ranks], random_ids[slots]], axis=1)
     ids[np.concatenate([ranks, slots], axis=1) < 0] = -1
     activations = np.concatenate([top_acts[every, ranks], random_acts[every, slots]], axis=1)
-    return ids.astype(np.int32), np.ascontiguousarray(activations, np.float32)
+    top = np.zeros(ids.shape, bool)
+    top[:, : ranks.shape[1]] = True
+    return ids.astype(np.int32), np.ascontiguousarray(activations, np.float32), top

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastexplain.records import CORRELATION, ExplanationRow, Measured
+from fastexplain.records import CORRELATION, ExplanationRow, Mean, Measured
 from fastexplain.run.reading import Reading
 from fastexplain.run.rows import hash_rows
 
@@ -131,6 +131,16 @@ class Database(Reading):
         with self.transaction() as sqlite:
             rows = [(explanation, scorer, judge, version, each) for each in measured]
             _insert_scores(sqlite, rows, now())
+
+    def add_means(self, method: str, scorer: str, means: Sequence[Mean]) -> None:
+        """Store means over neurons of what a scorer gave, in place of those that were there."""
+        created = now()
+        with self.transaction() as sqlite:
+            sqlite.execute("DELETE FROM means WHERE method = ? AND scorer = ?", (method, scorer))
+            sqlite.executemany(
+                f"INSERT INTO means VALUES ({', '.join('?' * 10)})",
+                ((method, scorer, *mean, created) for mean in means),
+            )
 
 
 def _key(row: ExplanationRow) -> tuple[Any, ...]:

@@ -180,6 +180,22 @@ _UNITS_AND_LONG_SCORES = (
     END""",
 )
 
+_MEANS = (
+    """CREATE TABLE means (
+        method TEXT NOT NULL,  -- of the explanations
+        scorer TEXT NOT NULL,
+        site TEXT NOT NULL,  -- empty: of the whole run
+        split TEXT NOT NULL,
+        measure TEXT NOT NULL,
+        neurons INTEGER NOT NULL,  -- where the score is defined
+        value REAL NOT NULL,
+        low REAL,  -- over the choice of excerpts
+        high REAL,
+        created TEXT NOT NULL,
+        PRIMARY KEY (method, scorer, site, split, measure)
+    ) WITHOUT ROWID""",
+)
+
 MIGRATIONS: dict[str, tuple[str, ...]] = {
     "1 explanations": _EXPLANATIONS,
     "2 responses": _RESPONSES,
@@ -193,6 +209,7 @@ MIGRATIONS: dict[str, tuple[str, ...]] = {
             hash_rows(table, "1"),
         )
     ),
+    "6 means of scores": _MEANS,
 }
 
 

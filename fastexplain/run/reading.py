@@ -12,6 +12,7 @@ from fastexplain.errors import UsageError
 from fastexplain.records import (
     CORRELATION,
     LayerMeans,
+    Mean,
     Measured,
     NeuronId,
     Score,
@@ -41,8 +42,10 @@ _SELECT = f"""
     SELECT e.site, e.unit, e.method, e.model, e.version, e.text, e.data, e.parameters, e.failure,
         e.parent, e.id, e.created, s.judge, s.version, r.cost,
         {_OTHER.format("value", "random_only")}, s.value, {_OTHER.format("value", "top_only")},
-        {_OTHER.format("excerpts", "random_only")}, {_OTHER.format("excerpts", "top_only")},
-        iif(s.value IS NULL, NULL, s.reason), {whole("explanations", "e")}
+        s.excerpts - {_OTHER.format("excerpts", "top_only")},
+        {_OTHER.format("excerpts", "top_only")},
+        iif(s.value IS NULL, NULL, s.reason), s.low, s.high,
+        {whole("explanations", "e")}
     FROM explanations e LEFT JOIN {_HEADLINES}
         LEFT JOIN responses r ON r.request = json_extract(e.parameters, '$.request')
 """
@@ -155,6 +158,15 @@ class Reading(Connections):
             (method,),
         )
         return [LayerMeans(*row) for row in rows]
+
+    def means(self, method: str, scorer: str = CORRELATION) -> list[Mean]:
+        """Means over neurons of a method's explanations, in order of site, split and measure."""
+        rows = self.query(
+            """SELECT site, split, measure, neurons, value, low, high FROM means
+            WHERE method = ? AND scorer = ? ORDER BY CAST(site AS INTEGER), site, split, measure""",
+            (method, scorer),
+        )
+        return [Mean(*row) for row in rows]
 
     def layer_scores(
         self, layer: int, *, lookup: bool

@@ -18,16 +18,16 @@ TEST_RANKS = np.arange(3, 20, 4)
 # By split: the first rank and the first slot.
 _FIRST = {"calibration": (1, 0), "validation": (2, 1), "test": (3, 2)}
 _RANK_STEP, _SLOT_STEP, _RANKS = 4, 3, 20
-_RANDOM_EXCERPTS = 5
+RANDOM_EXCERPTS = 5  # of a split, where each costs a simulation
 
 # Excerpts of a split which score an explanation: five top ones and five random ones.
-HELD_OUT = len(TEST_RANKS) + _RANDOM_EXCERPTS
+HELD_OUT = len(TEST_RANKS) + RANDOM_EXCERPTS
 
 _EMPTY = -1
 
 
 def held_out(
-    top_ids: np.ndarray, random_ids: np.ndarray, split: str = "test"
+    top_ids: np.ndarray, random_ids: np.ndarray, split: str = "test", *, every: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """One split of many neurons at once.
 
@@ -38,10 +38,11 @@ def held_out(
         top_ids: int `[neurons, K]`, best first; -1 where there is no exemplar.
         random_ids: int `[R]`; -1 where there is none.
         split: "calibration", "validation" or "test".
+        every: give all random ones of the split, for where prediction is free; else five.
 
     Returns:
-        Ranks of the top ones and slots of the random ones, int32 `[neurons, 5]` each; -1 where
-        there are no more.
+        Ranks of the top ones and slots of the random ones, int32 `[neurons, 5]` each (of `every`
+        as many as the split has); -1 where there are no more.
     """
     count = top_ids.shape[1]
     first_rank, first_slot = _FIRST[split]
@@ -52,12 +53,14 @@ def held_out(
 
     used = np.concatenate([EXPLANATION_RANKS, own])
     taken = top_ids[:, used[used < count]]
-    slots = np.full((len(top_ids), _RANDOM_EXCERPTS), _EMPTY, dtype=np.int32)
+    own_slots = range(first_slot, len(random_ids), _SLOT_STEP)
+    most = len(own_slots) if every else RANDOM_EXCERPTS
+    slots = np.full((len(top_ids), most), _EMPTY, dtype=np.int32)
     filled = np.zeros(len(top_ids), dtype=np.int64)
     # One candidate at a time for all neurons: there are about eight.
-    for slot in range(first_slot, len(random_ids), _SLOT_STEP):
+    for slot in own_slots:
         if random_ids[slot] != _EMPTY:
-            free = (taken != random_ids[slot]).all(axis=1) & (filled < _RANDOM_EXCERPTS)
+            free = (taken != random_ids[slot]).all(axis=1) & (filled < most)
             slots[free, filled[free]] = slot
             filled[free] += 1
     return ranks, slots

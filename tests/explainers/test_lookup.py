@@ -8,7 +8,12 @@ import pytest
 
 import fastexplain
 from fastexplain.errors import RunError
-from fastexplain.explainers.lookup import explain_by_lookup, simulate_by_lookup, text_of
+from fastexplain.explainers.lookup import (
+    explain_by_lookup,
+    simulate_by_lookup,
+    store_lookup,
+    text_of,
+)
 from fastexplain.run.splits import held_out
 
 TOKEN_NEURONS = [planted.CAT, planted.DIGIT, planted.RIVER_OR_STONE]
@@ -55,15 +60,41 @@ def test_one_neurons_simulation_is_what_its_score_rests_on(planted_run, layer) -
     record = planted_run.neuron(f"0:{planted.DIGIT}")
     simulated = simulate_by_lookup(planted_run, record)
     [ranks], [slots] = held_out(
-        np.array([[e.excerpt for e in record.top]]), np.array([e.excerpt for e in record.random])
+        np.array([[e.excerpt for e in record.top]]),
+        np.array([e.excerpt for e in record.random]),
+        every=True,
     )
+    assert len(slots) == 8  # all that the split has: predicting one is free
     exemplars = [record.top[rank] for rank in ranks] + [record.random[slot] for slot in slots]
     assert set(simulated) == {e.excerpt for e in exemplars}
-    true = np.concatenate([np.maximum(e.activations[record.skip :], 0) for e in exemplars])
-    predicted = np.concatenate([simulated[e.excerpt][record.skip :] for e in exemplars])
-    assert np.corrcoef(true, predicted)[0, 1] == pytest.approx(
-        layer[planted.DIGIT].scores.top_and_random
-    )
+    stored = {row.split: row for row in layer[planted.DIGIT].scores.measured()}
+    for split, part, count in [
+        ("top_and_random", slice(10), 10),
+        ("random_only", slice(5, None), 8),
+        ("top_only", slice(5), 5),
+    ]:
+        own = exemplars[part]
+        true = np.concatenate([np.maximum(e.activations[record.skip :], 0) for e in own])
+        predicted = np.concatenate([simulated[e.excerpt][record.skip :] for e in own])
+        found = stored[split]
+        assert np.corrcoef(true, predicted)[0, 1] == pytest.approx(found.value)
+        assert found.excerpts == count and found.low <= found.value <= found.high
+
+
+def test_means_over_neurons_have_an_error_over_the_excerpts_that_they_share(run) -> None:
+    store_lookup(run)
+    with run.database() as database:
+        means = {(mean.site, mean.split): mean for mean in database.means("lookup")}
+        values = [row.scores.random_only for row in database.best(1000, "lookup", "random_only")]
+    assert set(means) == {
+        (site, split)
+        for site in ("", "0")
+        for split in ("random_only", "top_and_random", "top_only")
+    }
+    own = means["0", "random_only"]
+    assert (own.neurons, own.value) == (len(values), pytest.approx(np.mean(values)))
+    assert own.low <= own.value <= own.high
+    assert means["", "random_only"] == own._replace(site="")
 
 
 def test_all_neurons_of_a_real_model_get_a_score(stdlib_run) -> None:

@@ -46,7 +46,7 @@ def test_a_failed_simulation_is_left_out_and_not_taken_for_zeros():
     top = [True, True, False]
     failed = score(true, [simulated[0], None, simulated[2]], top)
     without = score([true[0], true[2]], [simulated[0], simulated[2]], [True, False])
-    assert dataclasses.astuple(failed) == pytest.approx(dataclasses.astuple(without))
+    assert dataclasses.astuple(failed)[:5] == pytest.approx(dataclasses.astuple(without)[:5])
     assert (failed.excerpts_top, failed.excerpts_random) == (1, 1)
 
 
