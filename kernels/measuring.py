@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 SUMS = (
     "tokens", "x", "y", "xx", "xy", "yy", "raw", "raw_raw", "raw_y",
     "rank_x", "rank_y", "rank_xx", "rank_xy", "rank_yy",
@@ -94,30 +96,45 @@ class Bootstrap(NamedTuple):
 _CORRELATIONS = ((1, 2, 3, 4, 5), (6, 2, 7, 8, 5), (9, 10, 11, 12, 13))
 
 
-def measure_sums(total: Any, found: Any) -> None:
-    """Write the measures of one neuron, `[K]`, from its sums `[len(SUMS)]`; not AUPRC."""
-    n = total[0]
-    for place in range(3):
-        x, y, xx, xy, yy = _CORRELATIONS[place]
-        of_x = total[xx] - total[x] * total[x] / n if n > 0 else math.nan
-        of_y = total[yy] - total[y] * total[y] / n if n > 0 else math.nan
-        found[place] = math.nan
-        if of_x > _ROUNDING * total[xx] and of_y > _ROUNDING * total[yy]:
-            product = total[xy] - total[x] * total[y] / n
-            found[place] = product / math.sqrt(of_x) / math.sqrt(of_y)
-    spread = total[3] - total[1] * total[1] / n if n > 0 else math.nan
-    varies = spread > _ROUNDING * total[3]
-    found[3] = 1 - total[14] / spread if varies else math.nan
-    # About the mean of these excerpts, where that is not the mean of all: no x between the two.
-    deviations = total[16] - total[20] * total[1] / n if varies else math.nan
-    found[4] = 1 - total[15] / deviations if varies and deviations > 0 else math.nan
-    hits, predicted, active = total[17], total[18], total[19]
-    known = active > 0 and predicted >= 0
-    found[6] = 2 * hits / (active + predicted) if known else math.nan
-    found[7] = hits / (active + predicted - hits) if known else math.nan
-    found[8] = math.nan
-    if known and predicted > 0:
-        found[8] = hits / math.sqrt(active) / math.sqrt(predicted)
+UNSORTED = SUMS.index("rank_x")
+"""Sums before this one need no order of the tokens, no scale and no calibration."""
+
+
+def measure_sums(totals: Any, found: Any) -> None:
+    """Write the measures `[K, D]`, but for AUPRC, from D sets of sums.
+
+    Args:
+        totals: float64 `[len(SUMS), D]`, or the first `[UNSORTED, D]` where no more is known.
+        found: float64 `[K, D]`, given as NaN.
+    """
+    n = totals[0]
+    # Loops over the sets are innermost and without branches, so that vector registers hold several.
+    for place in range(3 if len(totals) > UNSORTED else 2):
+        at_x, at_y, at_xx, at_xy, at_yy = _CORRELATIONS[place]
+        x, y, xx, xy, yy = totals[at_x], totals[at_y], totals[at_xx], totals[at_xy], totals[at_yy]
+        own = found[place]
+        for d in range(len(n)):
+            of_x, of_y = xx[d] - x[d] * x[d] / n[d], yy[d] - y[d] * y[d] / n[d]
+            varies = (of_x > _ROUNDING * xx[d]) & (of_y > _ROUNDING * yy[d])
+            value = (xy[d] - x[d] * y[d] / n[d]) / np.sqrt(of_x) / np.sqrt(of_y)
+            own[d] = value if varies else np.nan
+    if len(totals) == UNSORTED:
+        return
+    x, xx, squares, distances, deviations = totals[1], totals[3], totals[14], totals[15], totals[16]
+    hits, predicted, active, sides = totals[17], totals[18], totals[19], totals[20]
+    for d in range(len(n)):
+        spread = xx[d] - x[d] * x[d] / n[d]
+        # About the mean of these excerpts, where that is not the mean of all: no x between the two.
+        deviation = deviations[d] - sides[d] * x[d] / n[d]
+        varies = spread > _ROUNDING * xx[d]
+        found[3, d] = 1 - squares[d] / spread if varies else np.nan
+        found[4, d] = 1 - distances[d] / deviation if varies & (deviation > 0) else np.nan
+        known = (active[d] > 0) & (predicted[d] >= 0)
+        either = active[d] + predicted[d]
+        found[6, d] = 2 * hits[d] / either if known else np.nan
+        found[7, d] = hits[d] / (either - hits[d]) if known else np.nan
+        known &= predicted[d] > 0
+        found[8, d] = hits[d] / np.sqrt(active[d] * predicted[d]) if known else np.nan
 
 
 def interval_share(tops: int, randoms: int) -> float:

@@ -93,7 +93,9 @@ def measures(sums: ExcerptSums, weights: np.ndarray | None = None) -> np.ndarray
     found = np.full((len(sums.sums), len(MEASURES)), np.nan)
     for neuron, own in enumerate(weights):
         counts = own > 0
-        measure_sums((sums.sums[neuron] * own[:, None])[counts].sum(axis=0), found[neuron])
+        total = (sums.sums[neuron] * own[:, None])[counts].sum(axis=0)
+        with np.errstate(all="ignore"):
+            measure_sums(total[:, None], found[neuron, :, None])
         found[neuron, AUPRC] = _average_precision(sums.ranked[neuron], own)
     return found
 

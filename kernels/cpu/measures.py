@@ -11,12 +11,19 @@ import numpy as np
 from numba import njit, prange
 
 from fastexplain.kernels import measuring
-from fastexplain.kernels.measuring import AUPRC, MEASURES, SUMS, Binary, Bootstrap, ExcerptSums
+from fastexplain.kernels.measuring import (
+    AUPRC,
+    MEASURES,
+    SUMS,
+    UNSORTED,
+    Binary,
+    Bootstrap,
+    ExcerptSums,
+)
 from fastexplain.kernels.summary import widen
 
 __all__ = ["best_threshold", "bootstrap", "excerpt_sums", "measures"]
 
-_UNSORTED = SUMS.index("rank_x")  # sums before this one need no order of the tokens
 _ALL, _MEASURES = len(SUMS), len(MEASURES)
 
 # Parts of the neurons whose totals are summed up apart, whatever the threads, so that sums are in
@@ -163,7 +170,7 @@ def _excerpt_sums(true, simulated, scales, thresholds, calibrated, sums, ranked)
         if not sorted_too:
             for excerpt in range(excerpts):
                 if own[excerpt, 0] > 0:
-                    own[excerpt, _UNSORTED:] = np.nan
+                    own[excerpt, UNSORTED:] = np.nan
 
 
 @njit(error_model="numpy")
@@ -216,21 +223,20 @@ def _measure(sums, ranked, weights, found):
         found: float64 `[K, D]`, written.
     """
     excerpts, resamples = weights.shape
-    width = _UNSORTED  # further sums may all be unknown
+    width = UNSORTED  # further sums may all be unknown
     for excerpt in range(excerpts):
-        if sums[excerpt, 0] > 0 and sums[excerpt, _UNSORTED] == sums[excerpt, _UNSORTED]:
+        if sums[excerpt, 0] > 0 and sums[excerpt, UNSORTED] == sums[excerpt, UNSORTED]:
             width = _ALL
-    total, measured = np.full(_ALL, np.nan), np.empty(_MEASURES)
-    measured[AUPRC] = np.nan
-    for resample in range(resamples):
-        total[:width] = 0.0
-        for excerpt in range(excerpts):
-            weight = weights[excerpt, resample]
-            if weight > 0:
-                for column in range(width):
-                    total[column] += weight * sums[excerpt, column]
-        _measure_sums(total, measured)
-        found[:, resample] = measured
+    totals = np.zeros((width, resamples))
+    for excerpt in range(excerpts):
+        if sums[excerpt, 0] > 0:
+            own = weights[excerpt]
+            for column in range(width):
+                value, total = sums[excerpt, column], totals[column]
+                for resample in range(resamples):
+                    total[resample] += value * own[resample]
+    found[:] = np.nan
+    _measure_sums(totals, found)
     if ranked[:1].sum() >= 0:  # else it is unknown what is active, or there is no token
         _average_precision(ranked, weights, found[AUPRC])
 
