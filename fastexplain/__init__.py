@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastexplain.ledger.prices import Price
     from fastexplain.pipeline.api import Explained, explain, explain_async
     from fastexplain.pipeline.models import Model
+    from fastexplain.pipeline.scoring import Scored, score
     from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
     from fastexplain.run.directory import Run, open_run
     from fastexplain.run.table import NeuronTable
@@ -38,12 +39,14 @@ _HOMES = {
     "NeuronTable": "run.table",
     "Price": "ledger.prices",
     "Run": "run.directory",
+    "Scored": "pipeline.scoring",
     "Statistics": "records",
     "Subject": "subject.model",
     "explain": "pipeline.api",
     "explain_async": "pipeline.api",
     "load_subject": "subject.model",
     "open_run": "run.directory",
+    "score": "pipeline.scoring",
     "sweep": "sweeping.loop",
 }
 
@@ -59,6 +62,7 @@ __all__ = [
     "NeuronTable",
     "Price",
     "Run",
+    "Scored",
     "Statistics",
     "Subject",
     "__version__",
@@ -66,6 +70,7 @@ __all__ = [
     "explain_async",
     "load_subject",
     "open_run",
+    "score",
     "sweep",
 ]
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from fastexplain.cli.check import check
 from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows
 from fastexplain.cli.explain import cost, explain, ingest
+from fastexplain.cli.score import score
 from fastexplain.cli.terminal import accept_all_text, out, print_json, print_line, terminations
 from fastexplain.errors import FastexplainError, LLMError, StoppedError, UnusableError, UsageError
 from fastexplain.models.memory import keep_freed_memory
@@ -227,7 +228,7 @@ def sweep(
         out.print(f"Next: fastexplain explain {run}", markup=False)
 
 
-for command in (explain, ingest, cost, check):
+for command in (explain, score, ingest, cost, check):
     app.command()(command)
 
 

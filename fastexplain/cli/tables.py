@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fastexplain.cli.terminal import visible
 from fastexplain.kernels import discretize
-from fastexplain.records import Scores, StoredExplanation
+from fastexplain.records import Mean, Scores, StoredExplanation
 
 # Backgrounds for the values 1 to 10, from pale to full, each with a text colour that stands out.
 _SHADES = [
@@ -50,6 +50,33 @@ def excerpt_text(
 def score_text(value: float | None) -> str:
     """A score to two digits, or the word for having none."""
     return "undefined" if value is None else f"{value:.2f}"
+
+
+def interval_text(value: float | None, low: float | None, high: float | None) -> str:
+    """A score with the ends of its interval, where it has one."""
+    if low is None or high is None:
+        return score_text(value)
+    return f"{score_text(value)} ({low:.2f} to {high:.2f})"
+
+
+def means_table(means: Sequence[Mean]) -> Table:
+    """Means over all neurons explained by lookup, with their intervals."""
+    table = Table(title="Means over neurons, by lookup", title_justify="left", header_style="bold")
+    table.add_column("measure", no_wrap=True)
+    splits = list(dict.fromkeys(mean.split for mean in means))
+    for split in splits:
+        table.add_column(split.replace("_", " "), justify="right")
+    found = {(mean.measure, mean.split): mean for mean in means}
+    for measure in dict.fromkeys(mean.measure for mean in means):
+        own = (found.get((measure, split)) for split in splits)
+        table.add_row(
+            measure,
+            *(
+                interval_text(each and each.value, each and each.low, each and each.high)
+                for each in own
+            ),
+        )
+    return table
 
 
 def explanations_table(rows: Sequence[StoredExplanation], title: str | None = None) -> Table:

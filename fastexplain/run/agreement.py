@@ -6,8 +6,9 @@ excerpts and as many random ones as a split has for it (five), however many more
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,8 +22,8 @@ SETS = ("random_only", "top_and_random", "top_only")
 # A score that rests on less of its excerpts' tokens says so.
 _ENOUGH = 0.9
 
-_CORRELATIONS = ("correlation", "raw_correlation", "spearman")
-_CALIBRATED = ("r_squared", "deviation_explained")
+CALIBRATED = ("r_squared", "deviation_explained")
+"""Measures that take calibrated values."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,12 @@ class Agreement:
         self,
         neuron: int,
         names: Sequence[str],
-        unfitted: str | None = None,
-        unscaled: str | None = None,
+        lacking: Mapping[str, str] = MappingProxyType({}),
     ) -> list[Measured]:
         """One neuron's rows, by the measures' names.
 
         Args:
-            unfitted: why nothing was calibrated, if it was not.
-            unscaled: why it is unknown what is active, if it is.
+            lacking: by a measure's name, why it could not be taken.
         """
         rows = []
         excerpts, share = int(self.excerpts[neuron]), float(self.share[neuron])
@@ -74,31 +73,21 @@ class Agreement:
                 for each in (self.values, self.low, self.high)
             )
             reason = lacks
-            if value is None:
-                reason = _why_undefined(
-                    name, excerpts, bool(self.active[neuron]), unfitted, unscaled
-                )
+            if value is None and excerpts:
+                reason = lacking.get(name) or self._why_undefined(name, neuron)
+            elif value is None:
+                reason = "no excerpt was simulated"
             rows.append(Measured(self.split, name, value, excerpts, low, high, reason))
         return rows
 
-
-def _why_undefined(
-    name: str, excerpts: int, active: bool, unfitted: str | None, unscaled: str | None
-) -> str:
-    """Why a measure has no value; the arguments as in `Agreement.measured`."""
-    if not excerpts:
-        return "no excerpt was simulated"
-    if name in _CORRELATIONS:
-        return "one side has no variance"
-    if name in _CALIBRATED:
-        return unfitted or "the true activations have no variance"
-    if unscaled:
-        return unscaled
-    if not active:
-        return "no token is active"
-    if name != "auprc" and unfitted:
-        return unfitted
-    return "no token is predicted to be active"
+    def _why_undefined(self, name: str, neuron: int) -> str:
+        if name in ("correlation", "raw_correlation", "spearman"):
+            return "one side has no variance"
+        if name in CALIBRATED:
+            return "the true activations have no variance"
+        if not self.active[neuron]:
+            return "no token is active"
+        return "no token is predicted to be active"
 
 
 def agreement(

@@ -216,6 +216,37 @@ class Reading(Connections):
         )
         return (rows[0][0], rows[0][1]) if rows else None
 
+    def explanation_ids(self, site: str, method: str, version: str) -> list[tuple[int, int]]:
+        """Index and id of a site's explanations by a method, in order of index."""
+        return self.query(
+            """SELECT unit, id FROM explanations WHERE site = ? AND method = ? AND version = ?
+                AND text IS NOT NULL ORDER BY unit""",
+            (site, method, version),
+        )
+
+    def simulations_of(self, site: str) -> list[tuple[int, int, str, str, str]]:
+        """By which simulators the explanations of a site were simulated, in order of index.
+
+        Returns:
+            Index, explanation's id and text, simulator and version.
+        """
+        return self.query(
+            """SELECT DISTINCT e.unit, e.id, e.text, s.simulator, s.version
+            FROM explanations e JOIN simulations s ON s.explanation = e.id
+            WHERE e.site = ? AND s.activations IS NOT NULL ORDER BY 1, 2, 4, 5""",
+            (site,),
+        )
+
+    def unsimulated(self, site: str, free: str) -> list[int]:
+        """Indices of a site's explanations without any simulation, but for the method `free`."""
+        rows = self.query(
+            """SELECT e.unit FROM explanations e WHERE e.site = ? AND e.method != ?
+                AND e.text IS NOT NULL AND NOT EXISTS (SELECT 1 FROM simulations
+                WHERE explanation = e.id AND activations IS NOT NULL)""",
+            (site, free),
+        )
+        return [index for (index,) in rows]
+
     def simulated(
         self, explanation: int, simulator: str | None, version: str | None
     ) -> dict[int, np.ndarray]:

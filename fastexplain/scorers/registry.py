@@ -13,6 +13,7 @@ from fastexplain.run.directory import Run
 # Each names a module whose `make(run, connect)` makes the scorer.
 _MODULES = {
     "correlation": "fastexplain.scorers.correlation",
+    "simulation": "fastexplain.scorers.simulation",
 }
 
 Connect = Callable[[str], Connection]

@@ -1,0 +1,53 @@
+"""The command that scores what is stored."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from fastexplain.cli.common import AsJson, RunPath
+from fastexplain.cli.terminal import out, print_json, progress
+
+
+def score(
+    run: RunPath,
+    neurons: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NEURON", help="As for explain; all of the run if left out."),
+    ] = None,
+    scorers: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="By which scorers; several by commas."),
+    ] = "correlation,simulation",
+    as_json: AsJson = False,
+) -> None:
+    """Score the explanations that a run has by every measure that is free.
+
+    It goes by lookup and by stored simulations, and asks no model.
+    """
+    from fastexplain.pipeline.scoring import score as score_stored
+    from fastexplain.run.directory import open_run
+
+    opened = open_run(run)
+    with progress("Scoring", len(opened.layers)) as advance:
+        found = score_stored(
+            opened,
+            neurons or ["all"],
+            scorers=[name.strip() for name in scorers.split(",")],
+            progress=advance,
+        )
+    if as_json:
+        print_json(asdict(found) | {"means": [mean._asdict() for mean in found.means]})
+        return
+    lines = [f"{found.scored:,} explanations scored."]
+    if found.lacking:
+        lines.append(
+            f"{found.lacking:,} have no simulations: explain their neurons with a simulator."
+        )
+    out.print(" ".join(lines), markup=False)
+    if whole := [mean for mean in found.means if not mean.site]:
+        from fastexplain.cli.tables import means_table
+
+        out.print(means_table(whole))

@@ -1,0 +1,170 @@
+"""Scoring what a run has already: lookup explanations and stored simulations. Nothing is asked.
+
+1. Explanations by lookup are predicted from the tables, all neurons of a layer at once; by scorers
+   of the user's own, one by one.
+2. Others are scored by each of their stored simulations; those without any are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import numpy as np
+
+from fastexplain.errors import UsageError
+from fastexplain.explainers.lookup import METHOD, VERSION, predict_layer, simulate_by_lookup
+from fastexplain.kernels.summary import widen
+from fastexplain.pipeline.protocols import Scorer
+from fastexplain.progress import Report, reported
+from fastexplain.records import CORRELATION, Mean, Measured, NeuronId, NeuronRecord
+from fastexplain.run.agreement import Means
+from fastexplain.run.database import Database
+from fastexplain.run.directory import Run
+from fastexplain.run.selection import select_neurons
+from fastexplain.scorers import registry
+from fastexplain.scorers.correlation import Correlation
+from fastexplain.scorers.simulation import NAME as SIMULATION
+from fastexplain.scorers.simulation import Simulation
+
+SCORERS = (CORRELATION, SIMULATION)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a call of `score` has come to.
+
+    Attributes:
+        scored: explanations that it scored, each counted once for each of its simulators.
+        lacking: explanations that have no simulations, which only a model could give.
+        means: over the neurons explained by lookup, where these are all of the run.
+    """
+
+    scored: int
+    lacking: int
+    means: list[Mean]
+
+
+def score(
+    run: Run,
+    neurons: str | NeuronId | Iterable[str | NeuronId] = "all",
+    *,
+    scorers: Sequence[Scorer | str] = SCORERS,
+    progress: bool | Report = False,
+) -> Scored:
+    """Score the explanations that a run has, by what is stored; no model is asked.
+
+    Scores by the same scorers are replaced.
+
+    Args:
+        run: from `sweep` or `open_run`.
+        neurons: as for `explain`.
+        scorers: names, or objects, as for `explain`; of those that go by simulations.
+        progress: True shows a bar. A function is called with the number of layers done.
+
+    Raises:
+        UsageError: a neuron or scorer does not exist, or a scorer asks a model.
+        RunError: the database can't be written, or tables are gone.
+    """
+    names = [neurons] if isinstance(neurons, str | NeuronId) else neurons
+    chosen = select_neurons(run, [str(name) for name in names])
+    if isinstance(scorers, str) or not isinstance(scorers, Sequence):
+        raise UsageError(f"`scorers` is {scorers!r}; give a list of scorers")
+    made = registry.make(scorers, run, _nobody)
+    for scorer in made:
+        if not isinstance(scorer, Scorer):
+            raise UsageError(f"the scorer {scorer!r} can't be used; give a name or a scorer")
+        if scorer.judge is not None:
+            raise UsageError(
+                f"the scorer '{scorer.name}' asks a model; name it in `explain`'s `scorers`"
+            )
+    wanted: dict[int, set[int]] = {}
+    for neuron in chosen:
+        wanted.setdefault(neuron.layer, set()).add(neuron.index)
+    scored = 0
+    means: dict[str, Means] = {}
+    with (
+        run.database() as database,
+        reported(progress, "Scoring", len(wanted), "layers") as report,
+    ):
+        for done, (layer, indices) in enumerate(sorted(wanted.items()), start=1):
+            lookups = {
+                index: key
+                for index, key in database.explanation_ids(str(layer), METHOD, VERSION)
+                if index in indices
+            }
+            for scorer in made:
+                if isinstance(scorer, Simulation) and lookups:
+                    own = means.setdefault(scorer.name, Means())
+                    _score_layer(run, database, layer, lookups, scorer, own)
+            others = [each for each in made if not isinstance(each, Simulation | Correlation)]
+            for index, key in lookups.items() if others else ():
+                record = run.neuron(NeuronId(layer, index))
+                values = simulate_by_lookup(run, record)
+                _score_one(database, record, key, "", METHOD, VERSION, values, others)
+            scored += len(lookups)
+            for index, key, text, judge, version in database.simulations_of(str(layer)):
+                if index in indices:
+                    record = run.neuron(NeuronId(layer, index))
+                    values = database.simulated(key, judge, version)
+                    _score_one(database, record, key, text, judge, version, values, made)
+                    scored += 1
+            report(done)
+        everything = len(chosen) == sum(site.units for site in run.sites.values())
+        found = {name: own.rows(Simulation.measures) for name, own in means.items() if everything}
+        for name, rows in found.items():
+            database.add_means(METHOD, name, rows)
+        lacking = sum(
+            index in wanted[layer]
+            for layer in wanted
+            for index in database.unsimulated(str(layer), METHOD)
+        )
+    return Scored(scored, lacking, [row for rows in found.values() for row in rows])
+
+
+def _nobody(purpose: str) -> NoReturn:
+    """What a scorer is connected to that would ask a model."""
+    raise UsageError("a scorer asks a model; name it in `explain`'s `scorers`")
+
+
+def _score_layer(
+    run: Run,
+    database: Database,
+    layer: int,
+    lookups: dict[int, int],
+    scorer: Simulation,
+    means: Means,
+) -> None:
+    """Score a layer's lookup explanations, given by index as their ids, all at once."""
+    rows = run.tables.rows(run.excerpts)
+    test, fitted_on = (predict_layer(run, layer, rows, s) for s in ("test", "calibration"))
+    # The strongest exemplar is among those that an explanation is written from.
+    strongest = widen(run.array(layer, "top.activations")[:, :1, run.skip :])
+    scale = strongest.max(axis=(1, 2), initial=-np.inf)
+    found = scorer.measure(test, (fitted_on.true, fitted_on.simulated), scale)
+    means.add(str(layer), found.sets, test.top)
+    with database.transaction():
+        for index, key in lookups.items():
+            database.add_scores(key, scorer.name, METHOD, VERSION, found.measured(index))
+
+
+def _score_one(
+    database: Database,
+    record: NeuronRecord,
+    explanation: int,
+    text: str,
+    judge: str,
+    version: str,
+    values: dict[int, np.ndarray],
+    scorers: Sequence[Scorer],
+) -> None:
+    """Score one explanation by its simulations `[tokens]`, which are by excerpt id."""
+    own = {excerpt: each[record.skip :] for excerpt, each in values.items()}
+    for scorer in scorers:
+        excerpts = [replace(e, simulated=own.get(e.excerpt)) for e in scorer.excerpts(record)]
+        measured = scorer.score(record, text, excerpts)
+        if not isinstance(measured, list):
+            raise UsageError(f"the scorer '{scorer.name}' has to give a list, and at once")
+        rows: list[Measured] = measured
+        database.add_scores(explanation, scorer.name, judge, version, rows)
