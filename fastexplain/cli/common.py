@@ -11,6 +11,7 @@ from fastexplain.cli.terminal import out, print_json
 
 if TYPE_CHECKING:
     from fastexplain.records import StoredExplanation
+    from fastexplain.run.directory import Run
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
 AsJson = Annotated[
@@ -29,12 +30,18 @@ def print_rows(
     *,
     title: str | None = None,
     otherwise: str | None = None,
+    run: Run | None = None,
 ) -> None:
-    """Print explanations as JSON or as a table; `otherwise` is what is said if there are none."""
-    from fastexplain.cli.tables import explanations_table
-    from fastexplain.report.neuron import explanation_data
+    """Print explanations as JSON or as a table; `otherwise` is what is said if there are none.
 
-    if as_json:
+    With the run that they are of, JSON has all of their scores.
+    """
+    from fastexplain.cli.tables import explanations_table
+    from fastexplain.report.neuron import explanation_data, explanations_data
+
+    if as_json and run is not None:
+        print_json({"explanations": explanations_data(run, rows)})
+    elif as_json:
         print_json({"explanations": [explanation_data(row) for row in rows]})
     elif rows:
         out.print(explanations_table(rows, title))

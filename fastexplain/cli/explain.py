@@ -295,4 +295,5 @@ def _print_explained(run: Run, neurons: list[NeuronId], explainer: str, as_json:
         as_json,
         title="The best of them" if best else None,
         otherwise=undefined if best and neurons else None,
+        run=run,
     )

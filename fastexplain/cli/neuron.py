@@ -22,7 +22,7 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
         f"from {found.minimum:.3g} to {found.maximum:.3g}"
     )
     if rows:
-        console.print(explanations_table(rows))
+        console.print(explanations_table(rows, intervals=True))
     else:
         console.print(f"Not explained yet; run: fastexplain explain {run.path}", markup=False)
     largest = max(found.maximum, 0)

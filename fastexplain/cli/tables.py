@@ -79,10 +79,13 @@ def means_table(means: Sequence[Mean]) -> Table:
     return table
 
 
-def explanations_table(rows: Sequence[StoredExplanation], title: str | None = None) -> Table:
+def explanations_table(
+    rows: Sequence[StoredExplanation], title: str | None = None, *, intervals: bool = False
+) -> Table:
     """Neurons, explanations, scores, and how many top and random excerpts those rest on.
 
-    Scores that rest on too few of the tokens are marked by what they rest on.
+    Scores that rest on too few of the tokens are marked by what they rest on. With `intervals` the
+    headline has the ends of its own.
     """
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("neuron", no_wrap=True)
@@ -96,7 +99,9 @@ def explanations_table(rows: Sequence[StoredExplanation], title: str | None = No
         table.add_row(
             str(row.neuron),
             Text(visible(explained_by(row))),
-            score_text(scores.top_and_random),
+            interval_text(
+                scores.top_and_random, *((scores.low, scores.high) if intervals else (None, None))
+            ),
             score_text(scores.random_only),
             f"{scores.excerpts_top} + {scores.excerpts_random}"
             + (f", {scores.reason.partition(':')[0]}" if scores.reason else ""),

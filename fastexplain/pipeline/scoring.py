@@ -19,7 +19,7 @@ from fastexplain.kernels.summary import widen
 from fastexplain.pipeline.protocols import Scorer
 from fastexplain.progress import Report, reported
 from fastexplain.records import CORRELATION, Mean, Measured, NeuronId, NeuronRecord
-from fastexplain.run.agreement import Means
+from fastexplain.run.agreement import CALIBRATED, Means
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import select_neurons
@@ -29,6 +29,9 @@ from fastexplain.scorers.simulation import NAME as SIMULATION
 from fastexplain.scorers.simulation import Simulation
 
 SCORERS = (CORRELATION, SIMULATION)
+
+# The calibrated ones have no lower end: a few neurons that are all but silent make their mean.
+_AVERAGED = tuple(name for name in Simulation.measures if name not in CALIBRATED)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def score(
         for done, (layer, indices) in enumerate(sorted(wanted.items()), start=1):
             lookups = {
                 index: key
-                for index, key in database.explanation_ids(str(layer), METHOD, VERSION)
+                for index, key in database.explanation_ids(str(layer), METHOD)
                 if index in indices
             }
             for scorer in made:

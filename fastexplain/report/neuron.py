@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
         "neuron": str(record.id),
         "skip": record.skip,
         "statistics": statistics,
-        "explanations": [explanation_data(row) for row in rows],
+        "explanations": explanations_data(run, rows),
         **{
             kind: [_exemplar_data(exemplar) for exemplar in getattr(record, kind)[:count]]
             for kind in ("top", "bottom", "random")
@@ -43,6 +44,22 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
     }
 
 
+def explanations_data(run: Run, rows: Sequence[StoredExplanation]) -> list[dict[str, object]]:
+    """Explanations as `--json` gives them, each with all of its scores."""
+    with run.database(read_only=True) as database:
+        return [
+            explanation_data(row)
+            | {
+                "scores": [
+                    {"scorer": score.scorer, "judge": score.judge, "version": score.version}
+                    | score.measured._asdict()
+                    for score in database.scores(row.id)
+                ]
+            }
+            for row in rows
+        ]
+
+
 def explanation_data(row: StoredExplanation) -> dict[str, object]:
     """One explanation as `--json` gives it."""
     scores = row.scores
@@ -55,6 +72,8 @@ def explanation_data(row: StoredExplanation) -> dict[str, object]:
         "explanation": row.text,
         "failure": row.failure,
         "top_and_random": scores and scores.top_and_random,
+        "low": scores and scores.low,
+        "high": scores and scores.high,
         "random_only": scores and scores.random_only,
         "top_only": scores and scores.top_only,
         "excerpts_top": scores and scores.excerpts_top,

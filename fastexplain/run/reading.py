@@ -216,12 +216,12 @@ class Reading(Connections):
         )
         return (rows[0][0], rows[0][1]) if rows else None
 
-    def explanation_ids(self, site: str, method: str, version: str) -> list[tuple[int, int]]:
+    def explanation_ids(self, site: str, method: str) -> list[tuple[int, int]]:
         """Index and id of a site's explanations by a method, in order of index."""
         return self.query(
-            """SELECT unit, id FROM explanations WHERE site = ? AND method = ? AND version = ?
-                AND text IS NOT NULL ORDER BY unit""",
-            (site, method, version),
+            """SELECT unit, id FROM explanations WHERE site = ? AND method = ?
+                AND text IS NOT NULL ORDER BY unit, id""",
+            (site, method),
         )
 
     def simulations_of(self, site: str) -> list[tuple[int, int, str, str, str]]:
