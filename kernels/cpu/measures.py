@@ -83,6 +83,23 @@ def _centre(values):
 
 
 @njit
+def _falling(values):
+    """The places of float64 `[n]` by falling value, equal ones in order; int64 `[n]`."""
+    narrow = values.astype(np.float32)
+    if (narrow != values).any():
+        return np.argsort(-values, kind="mergesort")
+    # float32 by its bits, the place below them: integers are sorted in 20 us where 640 floats and
+    # their places take 36.
+    bits = narrow.view(np.int32)
+    keys = np.empty(len(values), np.int64)
+    for place in range(len(values)):
+        key = np.int64(bits[place])
+        keys[place] = (-(key if key >= 0 else -(key & 0x7FFFFFFF)) << 32) + place
+    keys.sort()
+    return keys & 0xFFFFFFFF
+
+
+@njit
 def _ranks(values, order, ranks):
     """Write the ranks of float64 `[n]` about their mean, ties at their mean rank.
 
@@ -125,7 +142,9 @@ def _excerpt_sums(true, simulated, scales, thresholds, calibrated, sums, ranked)
         if sorted_too:
             scale, threshold = scales[neuron], thresholds[neuron]
             known = scale > 0
-            by_y, by_x = np.argsort(-y, kind="mergesort"), np.argsort(-x, kind="mergesort")
+            by_y = _falling(y)
+            above, silent = np.flatnonzero(x > 0), np.flatnonzero(x == 0)  # most need no sorting
+            by_x = np.concatenate((above[_falling(x[above])], silent))
             p, q = np.empty(count), np.empty(count)
             _ranks(x, by_x, p)
             _ranks(y, by_y, q)
@@ -373,7 +392,7 @@ def _best_threshold(true, simulated, scales, found):
         raw, y = np.empty(size), np.empty(size)
         count = _gather(true[neuron], simulated[neuron], where, places, raw, y)
         active = 10 * np.maximum(raw[:count], 0.0) / scale >= 1
-        order = np.argsort(-y[:count], kind="mergesort")
+        order = _falling(y[:count])
         wanted, hits, best = np.sum(active), 0, -1.0
         if wanted == 0:
             continue

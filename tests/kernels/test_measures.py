@@ -24,6 +24,8 @@ def case(rng, shape, *, ties=False, gaps=True) -> tuple[np.ndarray, np.ndarray, 
     if ties:
         true, simulated = np.round(true), np.round(simulated)
         true[::3], simulated[1::3] = 0.1, 0.1  # constants
+    if rng.random() < 0.5:  # sorted in another way
+        true, simulated = (x.astype(np.float32).astype(np.float64) for x in (true, simulated))
     if gaps:
         true[rng.random(shape) < 0.1] = np.nan
         simulated[rng.random(shape[:2]) < 0.2] = np.nan
