@@ -60,7 +60,9 @@ def test_fastexplain_commands(workplace) -> None:
                 answer(workplace / "requests.jsonl", workplace / "answers.jsonl")
             run_command(command, workplace)
             ran.append(shlex.split(command)[1])
-    assert set(ran) == {"sweep", "explain", "ingest", "top", "search", "show", "bench", "check"}
+    assert set(ran) == {
+        "sweep", "explain", "score", "ingest", "top", "search", "show", "bench", "check"
+    }  # fmt: skip
     written = (workplace / "requests.jsonl").read_text().splitlines()
     assert len(written) == 10  # the simulations, now that there is an explanation
 
