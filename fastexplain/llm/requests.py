@@ -114,6 +114,18 @@ class UselessAnswerError(LLMError):
         self.usage = usage
 
 
+def whole_lines(text: str, max_tokens: int) -> str:
+    """What is whole of an answer that was cut off after so many tokens: its lines but the last.
+
+    Raises:
+        LLMError: there is none.
+    """
+    lines = text.rpartition("\n")[0]
+    if not lines.strip():
+        raise LLMError(f"the answer was cut off after {max_tokens} tokens")
+    return lines
+
+
 @dataclass(frozen=True)
 class Token:
     """One token of an answer.

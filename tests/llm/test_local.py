@@ -222,9 +222,15 @@ QUESTIONS = ["Name a river.", "What do people in France speak?", "Count from 1 t
 
 
 def test_chats_together_are_answered_as_alone(smollm2_local):
-    requests = [chat(q, max_tokens=n) for q, n in zip(QUESTIONS, (8, 3, 6), strict=True)]
+    requests = [
+        chat(q, max_tokens=n, integers=n == 3) for q, n in zip(QUESTIONS, (30, 3, 30), strict=True)
+    ]
     alone = [ask_all(smollm2_local, [each])[0] for each in requests]
-    assert ask_all(smollm2_local, requests) == alone
+    together = ask_all(smollm2_local, requests)
+    assert [(a.text, a.finish, a.usage) for a in together] == [
+        (a.text, a.finish, a.usage) for a in alone
+    ]
+    assert [a.finish for a in alone] == ["stop", "length", "stop"]
     tokens = [each.usage.completion_tokens for each in alone]
     assert all(n <= each.max_tokens for n, each in zip(tokens, requests, strict=True))
 
@@ -245,6 +251,24 @@ def test_a_chat_is_answered_as_by_generate(smollm2_local):
     assert answer.finish == "stop"
     assert answer.usage.prompt_tokens == length
     assert answer.usage.completion_tokens == len(output)
+
+
+def test_of_an_answer_that_is_cut_off_the_whole_lines_count(smollm2_local):
+    """As of a server's; all of it is kept where a reader goes by places in it."""
+    question = "Count from 1 to 5."
+    found = []
+    for most in (1, 12, 20):
+        every, lines = ask_all(
+            smollm2_local, [chat(question, max_tokens=most, integers=i) for i in (True, False)]
+        )
+        assert every.finish == "length" and every.usage.completion_tokens == most
+        whole = every.text.rpartition("\n")[0]
+        if whole.strip():
+            assert (lines.text, lines.finish, lines.usage) == (whole, "length", every.usage)
+        else:
+            assert str(lines) == f"the answer was cut off after {most} tokens"
+        found.append(bool(whole.strip()))
+    assert found == [False, True, True]
 
 
 def test_only_the_likeliest_answer_can_be_had(smollm2_local):
@@ -375,7 +399,7 @@ def test_models_of_all_kinds_write_as_generate_does(tmp_path, settings):
     directory = save_tiny(tmp_path, tokenizer, **settings)
     connection = connect(directory, local=True)
     model = AutoModelForCausalLM.from_pretrained(directory)
-    requests = [chat(question, max_tokens=6) for question in QUESTIONS]
+    requests = [chat(question, max_tokens=6, integers=True) for question in QUESTIONS]
     for request, answer in zip(requests, ask_all(connection, requests), strict=True):
         text = "".join(message["content"] + "\n" for message in request.messages)
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
@@ -399,7 +423,7 @@ def test_the_likeliest_answer_is_that_without_penalties(tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     directory = save_tiny(tmp_path, tokenizer)
-    request = Chat(({"role": "user", "content": "abcabcabc"},), 8)
+    request = Chat(({"role": "user", "content": "abcabcabc"},), 8, integers=True)
     [before] = ask_all(connect(directory, local=True), [request])
     settings = {"repetition_penalty": 9.0, "do_sample": True, "temperature": 2.0, "top_k": 3}
     GenerationConfig(**settings).save_pretrained(directory)
@@ -482,9 +506,8 @@ def test_a_tokenizer_without_digits_cannot_simulate(tmp_path):
     assert found.prompt_logprobs == found.next_logprobs == 0
     assert found.fillers == ()
     assert "choose another simulator" in found.lacks["prompt_logprobs"]
-    [error, answer] = ask_all(
-        connection, [reading("x", ["a"]), Chat(({"role": "user", "content": "ab"},), 1)]
-    )
+    asked = Chat(({"role": "user", "content": "ab"},), 1, integers=True)
+    [error, answer] = ask_all(connection, [reading("x", ["a"]), asked])
     assert isinstance(error, LLMError)
     assert "choose another simulator" in str(error)
     assert answer.usage.prompt_tokens == 2
@@ -568,7 +591,7 @@ def test_a_template_without_system_messages_gets_none(tmp_path):
     connection = connect(save_tiny(tmp_path, tokenizer), local=True)
     rendered = connection._render(chat("x").messages)
     assert rendered == "user: You answer in one short sentence.\n\nx|"
-    [answer] = ask_all(connection, [chat("x")])
+    [answer] = ask_all(connection, [chat("x", integers=True)])
     assert answer.usage.prompt_tokens == len(rendered)
 
 

@@ -27,6 +27,7 @@ from fastexplain.llm.requests import (
     Response,
     Token,
     Usage,
+    whole_lines,
     without_system,
 )
 from fastexplain.models.loading import load_pretrained
@@ -284,6 +285,11 @@ class LocalConnection(Connection):
             texts = self._token_texts(written.ids)
             rows = zip(texts, written.integers, strict=True)
             tokens = tuple(Token(text, self._by_text(row)) for text, row in rows)
+        elif not written.finished:
+            try:
+                text = whole_lines(text, writing.max_tokens)
+            except LLMError as error:
+                return error
         usage = Usage(len(writing.ids), len(written.ids) + written.finished)
         return Answer(text, "stop" if written.finished else "length", tokens, usage)
 

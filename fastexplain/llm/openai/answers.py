@@ -8,7 +8,7 @@ from typing import Any
 from fastexplain.errors import LLMError
 from fastexplain.llm.openai import listings
 from fastexplain.llm.openai.thoughts import answer_in, has_thoughts
-from fastexplain.llm.requests import Answer, Chat, Usage
+from fastexplain.llm.requests import Answer, Chat, Usage, whole_lines
 
 # Finish reasons of answers that are whole, in small letters: of OpenAI and most servers (none or
 # "" in some); of Anthropic and Bedrock; of Together, of TGI, of Cohere.
@@ -84,9 +84,7 @@ def answer(request: Chat, given: dict[str, Any], thinks: bool, spent: Usage) -> 
     if cut_off and thinks and not apart and text == content:
         text = None  # its thoughts began in the prompt, and have not ended
     if cut_off and text and not (request.integers or request.schema):
-        text = text.rpartition("\n")[0]
-        if not text.strip():
-            raise LLMError(f"the answer was cut off after {request.max_tokens} tokens")
+        text = whole_lines(text, request.max_tokens)
     if not text and cut_off:
         raise LLMError("the answer was cut off before it began, perhaps among its thoughts")
     if text is None:
