@@ -14,7 +14,12 @@ from fastexplain.run.directory import Run
 _MODULES = {
     "correlation": "fastexplain.scorers.correlation",
     "simulation": "fastexplain.scorers.simulation",
+    "detection": "fastexplain.scorers.detection",
+    "fuzzing": "fastexplain.scorers.fuzzing",
+    "intruder": "fastexplain.scorers.intruder",
 }
+
+NAMES = tuple(_MODULES)
 
 Connect = Callable[[str], Connection]
 """Gives a connection to the model that judges, of a purpose as the ledger names it.
