@@ -29,10 +29,11 @@ from fastexplain.run.rows import hash_rows
 
 
 class LedgerRow(NamedTuple):
-    """What one command asked one model for one purpose, "explanation" or "simulation".
+    """What one command asked one model for one purpose.
 
-    `cost` is in US dollars, of all answers but the `unpriced` ones. Cost and tokens include those
-    of useless answers, and `prompt_tokens` those that a server read from its cache.
+    `purpose` is "explanation", "simulation" or a scorer's name. `cost` is in US dollars, of all
+    answers but the `unpriced` ones. Cost and tokens include those of useless answers, and
+    `prompt_tokens` those that a server read from its cache.
     """
 
     command: str

@@ -12,7 +12,7 @@ from typing import TypeVar
 from fastexplain.errors import Deferred, LLMError, UnusableError
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import FREE, Price, cost
-from fastexplain.ledger.responses import Responses
+from fastexplain.ledger.responses import PendingRequest, Responses
 from fastexplain.llm.base import Connection
 from fastexplain.llm.openai.wire import at_most
 from fastexplain.llm.requests import Capabilities, Request, Response, Usage, key
@@ -66,7 +66,7 @@ class StoredConnection(Connection):
     Args:
         inner: reaches the model. It is closed by whoever opened it.
         responses: the store.
-        purpose: "explanation" or "simulation", for the ledger.
+        purpose: "explanation", "simulation" or a scorer's name, for the ledger and for batches.
         price: of the model; None if unknown.
         budget: asked before every request that is sent; None: no limit.
         fresh: ask once more for what was stored before this connection was made.
@@ -190,6 +190,8 @@ class StoredConnection(Connection):
             try:
                 response = await self._inner.ask(request)
             except Deferred:  # it will be asked and paid for, only not by us
+                pending = PendingRequest(name, self.model, self._purpose, request)
+                self._responses.add_pending([pending])
                 self._deferred[name] = reserved
                 raise
             except BaseException as error:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fastexplain.errors import Deferred, LLMError, RunError, UnusableError, UsageError
 from fastexplain.ledger.prices import Price
 from fastexplain.ledger.responses import PendingRequest, Responses
+from fastexplain.ledger.stored import StoredConnection
 from fastexplain.llm import address_of
 from fastexplain.llm.openai.server import ServerConnection
 from fastexplain.llm.openai.wire import THOUGHTS
@@ -78,9 +79,9 @@ def server():
 
 
 def test_a_request_is_noted_and_deferred(responses):
-    collector = Collector("m", "here", responses, "explanation", can=OFFLINE)
+    collector = Collector("m", "here", responses, can=OFFLINE)
     with pytest.raises(Deferred):
-        asyncio.run(collector.ask(chat("a")))
+        asyncio.run(StoredConnection(collector, responses, "explanation").ask(chat("a")))
     assert [responses.pending(name) for name in collector.noted] == waiting(["a"])
 
 
@@ -147,7 +148,7 @@ def test_answers_are_stored_and_a_file_may_come_twice(responses):
     assert responses.ledger() == [row]
 
     # What failed is told once asked, and asked again by the next command.
-    collector = Collector("m", "here", responses, "explanation", can=OFFLINE)
+    collector = Collector("m", "here", responses, can=OFFLINE)
     with pytest.raises(LLMError, match="too hard"):
         asyncio.run(collector.ask(chat("c")))
     responses.forget_failures()

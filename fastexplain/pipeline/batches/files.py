@@ -60,12 +60,11 @@ def recorded_for_files(responses: Responses, model: str, address: str) -> Capabi
 
 
 class Collector(Connection):
-    """Stands for a connection in a batch: notes the requests in place of sending them.
+    """Stands for a connection in a batch: notes requests' names in place of sending them.
 
     Args:
         model, address: of the connection that it stands for.
-        responses: where they are noted.
-        purpose: "explanation" or "simulation".
+        responses: where those that wait are found again, see `StoredConnection`.
         server: takes the batches; None for files.
         can: what the model can do, if the server isn't to be probed.
 
@@ -81,7 +80,6 @@ class Collector(Connection):
         model: str,
         address: str,
         responses: Responses,
-        purpose: str,
         *,
         server: ServerConnection | None = None,
         can: Capabilities | None = None,
@@ -89,7 +87,6 @@ class Collector(Connection):
         self.model, self.address, self.server, self.capabilities = model, address, server, can
         self.noted: dict[str, None] = {}
         self._responses = responses
-        self._purpose = purpose
 
     async def probe(self) -> Capabilities:
         assert self.server is not None
@@ -106,7 +103,6 @@ class Collector(Connection):
         known = self._responses.pending(name)
         if known is not None and known.failure is not None:
             raise LLMError(known.failure)
-        self._responses.add_pending([PendingRequest(name, self.model, self._purpose, request)])
         self.noted[name] = None
         raise Deferred("noted for a batch")
 

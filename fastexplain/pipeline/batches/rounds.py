@@ -2,9 +2,9 @@
 
 The work is done in rounds. A round explains, simulates and scores as far as the store has the
 answers, and notes the requests that are missing; these are then answered as a whole. So there is
-a round for the explanations, one for the simulations from them, and a last one that finds nothing
-missing. Files for an offline engine end the command after each round; the answers are ingested,
-and the same command goes on with the next.
+a round for the explanations, one for the simulations from them and for scorers' questions, and a
+last one that finds nothing missing. Files for an offline engine end the command after each round;
+the answers are ingested, and the same command goes on with the next.
 """
 
 from __future__ import annotations
@@ -69,10 +69,8 @@ async def explain_in_batches(
         responses.forget_failures()
         async with contextlib.AsyncExitStack() as stack:
             explaining, simulating = [
-                await _reach(stack, model, settings, responses, purpose, offline=file is not None)
-                for model, purpose in zip(
-                    settings.models, ("explanation", "simulation"), strict=True
-                )
+                await _reach(stack, model, settings, responses, offline=file is not None)
+                for model in settings.models
             ]
             collectors = [c for c in (explaining, simulating) if isinstance(c, Collector)]
             ready = await put_behind_store(
@@ -167,7 +165,6 @@ async def _reach(
     model: Model,
     settings: Settings,
     responses: Responses,
-    purpose: str,
     *,
     offline: bool,
 ) -> Connection:
@@ -177,10 +174,10 @@ async def _reach(
     if offline:
         address = address_of(model.base_url, local=False)
         can = recorded_for_files(responses, model.name, address)
-        return Collector(model.name, address, responses, purpose, can=can)
+        return Collector(model.name, address, responses, can=can)
     server = await stack.enter_async_context(reach(model, settings))
     assert isinstance(server, ServerConnection)
-    return Collector(model.name, server.address, responses, purpose, server=server)
+    return Collector(model.name, server.address, responses, server=server)
 
 
 def _capabilities(collectors: list[Collector]) -> dict[str, Capabilities]:
