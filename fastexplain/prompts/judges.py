@@ -54,13 +54,16 @@ comes from elsewhere. Find what the marked tokens, or the words around them, hav
 name the text that lacks it. Answer with a JSON object that has the number of that text under \
 "intruder". Write nothing else."""
 
-# The examples: the neuron that is asked about, and texts by neuron and place; for fuzzing by place
-# and by how many tokens the marks are moved.
+# The examples: the neuron that is asked about, and five texts by neuron and place; for fuzzing also
+# by how many tokens the marks are moved.
 _DETECTED = (
     (2, ((0, 0), (2, 1), (1, 0), (2, 0), (1, 1))),
     (0, ((0, 1), (1, 1), (2, 0), (0, 0), (1, 0))),
 )
-_FUZZED = ((1, ((0, 0), (1, 7))), (2, ((1, 4), (0, 0))), (0, ((1, 0), (0, 2))))
+_FUZZED = (
+    (1, ((1, 0, 0), (2, 0, 0), (1, 1, 7), (0, 1, 0), (1, 1, 0))),
+    (0, ((0, 0, 2), (0, 1, 0), (1, 1, 0), (0, 0, 0), (2, 1, 4))),
+)
 # Values of the examples that are marked: over three tenths of the largest, as in the scorer.
 _MARKED = 3
 
@@ -246,13 +249,13 @@ def _fuzzing_examples() -> tuple[Message, ...]:
     chat = [_task(_FUZZING)]
     for asked, shown in _FUZZED:
         texts = []
-        for place, moved in shown:
-            tokens, values = zip(*EXAMPLES[asked].texts[place], strict=True)
+        for of, place, moved in shown:
+            tokens, values = zip(*EXAMPLES[of].texts[place], strict=True)
             marks = [value > _MARKED for value in values]
             texts.append(marked(tokens, marks[-moved:] + marks[:-moved] if moved else marks))
         chat += [
             _question(_said(EXAMPLES[asked].explanation), texts),
-            _words([moved == 0 for _, moved in shown]),
+            _words([(of, moved) == (asked, 0) for of, _, moved in shown]),
         ]
     return tuple(chat)
 

@@ -1,8 +1,8 @@
 """Detection: which of these excerpts activate a neuron of this explanation?
 
 The excerpts are those held out from the explanation: as many of each quantile of their strongest
-activation, at the most three, and as many random ones on which the neuron is silent, if there are.
-They are shuffled, and asked about five at a time.
+activation, at the most three, and random ones on which the neuron is silent, as many or, where
+there are fewer, as many fives as there are. They are shuffled, and asked about five at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from fastexplain.scorers.judging import (
     Judged,
     Question,
     activating,
-    in_parts,
+    fives,
+    in_questions,
     silent,
 )
 from fastexplain.scorers.registry import Connect
@@ -49,10 +50,10 @@ class Detection(Judge):
         held: bool,
     ) -> list[Question]:
         right = activating(excerpts, order)
-        others = silent(excerpts, order)[: len(right)]
+        others = fives(silent(excerpts, order)[: len(right)])
         deck = [*right, *((each, SILENT) for each in others)]
         result = []
-        for part in in_parts([deck[place] for place in order.permutation(len(deck))]):
+        for part in in_questions([deck[place] for place in order.permutation(len(deck))]):
             texts = [judges.plain(each.tokens) for each, _ in part]
             shown = [Judged(each.excerpt, quantile != SILENT, quantile) for each, quantile in part]
             chat = judges.detection(explanation, texts, held=held)

@@ -3,7 +3,7 @@
 Each excerpt that activates the neuron is shown twice: with its right tokens marked, and with the
 marks moved together to tokens at which the neuron is silent, so that their number and pattern tell
 nothing. The two are never part of one question. Marks can't be moved in an excerpt that has no such
-room, which is left out.
+room, which is left out, and so are others until they are fives.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from fastexplain.scorers.judging import (
     Question,
     TooFewError,
     activating,
-    in_parts,
+    fives,
+    in_questions,
     marks,
 )
 from fastexplain.scorers.registry import Connect
@@ -61,13 +62,14 @@ class Fuzzing(Judge):
                 f"only {len(both)} excerpts that activate it have room for marks elsewhere, of "
                 f"{QUANTILES} needed"
             )
+        both = fives([both[place] for place in order.permutation(len(both))])
         # Two decks, each with all of the excerpts, of which half are right; the other half is in
         # the other one.
         first = order.permutation(len(both)) % 2 == 0
         result = []
         for rights in (first, ~first):
             deck = [(*both[place], bool(rights[place])) for place in order.permutation(len(both))]
-            for part in in_parts(deck):
+            for part in in_questions(deck):
                 texts = [judges.marked(each.tokens, own[right]) for each, _, own, right in part]
                 shown = [Judged(each.excerpt, right, quantile) for each, quantile, _, right in part]
                 chat = judges.fuzzing(explanation, texts, held=held)

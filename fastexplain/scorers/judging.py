@@ -254,7 +254,13 @@ class Judge(ABC):
         return self.questions(explanation, excerpts, own, held=self._held)
 
 
-def in_parts(items: Sequence[_Item]) -> list[Sequence[_Item]]:
+def fives(items: list[_Item]) -> list[_Item]:
+    """The first ones, as many as fill questions: small models answer for five, as in the examples,
+    when they are asked about three."""
+    return items[: len(items) // SHOWN * SHOWN]
+
+
+def in_questions(items: Sequence[_Item]) -> list[Sequence[_Item]]:
     """Items in their order, as many together as are shown in a question."""
     return [items[start : start + SHOWN] for start in range(0, len(items), SHOWN)]
 
