@@ -36,6 +36,7 @@ _FAILED = ("choice-error", "null-error", "given-up", "cut-stream")
 _RETRY_AFTER = "0.02"
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _KEY = re.compile(rb"authorization: *([^\r]*)", re.IGNORECASE)
+_TEXT = re.compile(r"^Text [0-9]+: (.*)$", re.MULTILINE)
 _WORDS = ("rivers", "lakes", "birds", "numbers", "names", "tools", "verbs", "cities")
 
 
@@ -55,6 +56,7 @@ class Faulty:
         echoes, shift: * whether prompts get log-probabilities, and by how many tokens too early.
         completes, chats, chat_logprobs, schemas: * what there is at all.
         content: * of chats that ask for no simulation; None: some words, by the request.
+        judge: * says of an explanation and a text, or of "" and one, whether it is right.
         shape: * how requests are answered, one of SHAPES; None: as usual.
         context: * tokens of a prompt that are read; the others are dropped in silence.
         usage: * what is counted, in place of that.
@@ -80,6 +82,7 @@ class Faulty:
         self.completes = self.chats = self.chat_logprobs = True
         self.schemas = ("json_schema", "json_object")
         self.content = self.shape = self.usage = None
+        self.judge = lambda explanation, text: zlib.crc32(text.encode()) % 2 == 0
         self.context = 10**9
         self.requests, self.outcomes, self.lost = [], [], set()
         self.most_at_once = self._at_once = 0
@@ -160,6 +163,8 @@ class Faulty:
         if self.content is not None:
             return self.content
         asked = request["messages"][-1]["content"]
+        if texts := _TEXT.findall(asked):
+            return json.dumps(judged(asked, texts, self.judge))
         if form:
             return json.dumps(structured(asked, request["response_format"]), ensure_ascii=False)
         if request.get("logprobs"):
@@ -297,6 +302,16 @@ def fitting(schema):
     if schema["type"] == "array":
         return [fitting(schema["items"])] * schema.get("minItems", 0)
     return {"string": "", "integer": 0, "number": 0, "boolean": False}[schema["type"]]
+
+
+def judged(asked, texts, judge):
+    """What a judge says of each of the texts in a question, or which is the intruder."""
+    explanation = asked.partition("\n\n")[0] if not asked.startswith("Text 1: ") else ""
+    explanation = explanation.removeprefix("The neuron reacts to: ")
+    said = [judge(explanation, text) for text in texts]
+    if explanation:
+        return {str(i): "yes" if yes else "no" for i, yes in enumerate(said, start=1)}
+    return {"intruder": said.index(False) + 1 if False in said else 1}
 
 
 def value(line):

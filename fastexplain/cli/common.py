@@ -34,9 +34,9 @@ def print_rows(
 ) -> None:
     """Print explanations as JSON or as a table; `otherwise` is what is said if there are none.
 
-    With the run that they are of, JSON has all of their scores.
+    With the run that they are of, JSON has all of their scores, and judges' are printed too.
     """
-    from fastexplain.cli.tables import explanations_table
+    from fastexplain.cli.tables import explanations_table, judges_table
     from fastexplain.report.neuron import explanation_data, explanations_data
 
     if as_json and run is not None:
@@ -45,5 +45,7 @@ def print_rows(
         print_json({"explanations": [explanation_data(row) for row in rows]})
     elif rows:
         out.print(explanations_table(rows, title))
+        if run is not None and (table := judges_table(run, rows)):
+            out.print(table)
     elif otherwise is not None:
         out.print(otherwise, markup=False)

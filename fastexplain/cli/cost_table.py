@@ -28,7 +28,7 @@ def estimate_table(estimate: Estimate) -> Table:
         title = f"About, going by {estimate.sample:,} of the neurons"
     table = _table(title, ("for",), ("requests", *_AMOUNTS), total.unpriced)
     for purpose, share in estimate.purposes.items():
-        table.add_row(f"{purpose}s", f"{share.requests:,}", *_amounts(share, share.requests))
+        table.add_row(_plural(purpose), f"{share.requests:,}", *_amounts(share, share.requests))
     table.add_section()
     table.add_row("in all", f"{total.requests:,}", *_amounts(total, total.requests))
     return table
@@ -49,7 +49,7 @@ def ledger_table(rows: Sequence[LedgerRow]) -> Table:
     for row in rows:
         command = "" if row.command == previous else row.command[:19].replace("T", " ")
         previous = row.command
-        names = (command, row.model, f"{row.purpose}s")
+        names = (command, row.model, _plural(row.purpose))
         table.add_row(*(escape(visible(name)) for name in names), *_ledger_cells(row))
     table.add_section()
     table.add_row("in all", "", "", *_ledger_cells(total))
@@ -76,6 +76,11 @@ def _table(title: str | None, names: Sequence[str], numbers: Sequence[str], unpr
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=name == "cost")
     return table
+
+
+def _plural(purpose: str) -> str:
+    """What the requests are for; a scorer's by its name."""
+    return f"{purpose}s" if purpose in ("explanation", "simulation") else purpose
 
 
 def _ledger_cells(row: LedgerRow) -> tuple[str, ...]:

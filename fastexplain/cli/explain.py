@@ -80,7 +80,11 @@ def explain(
     ] = "expected",
     scorers: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="How to score, such as correlation; several by commas."),
+        typer.Option(
+            metavar="NAMES",
+            help="correlation, which simulates, or detection, fuzzing and intruder, for which the "
+            "simulator answers questions; several by commas.",
+        ),
     ] = "correlation",
     sample: Annotated[
         int | None, typer.Option(metavar="N", help="Explain N of the neurons, drawn at random.")

@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from fastexplain.cli.tables import excerpt_text, explained_by, explanations_table
+from fastexplain.cli.tables import excerpt_text, explained_by, explanations_table, judges_table
 from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
 from fastexplain.report.neuron import Simulated, explanations_of
 from fastexplain.run.directory import Run
@@ -23,6 +23,8 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
     )
     if rows:
         console.print(explanations_table(rows, intervals=True))
+        if table := judges_table(run, rows):
+            console.print(table)
     else:
         console.print(f"Not explained yet; run: fastexplain explain {run.path}", markup=False)
     largest = max(found.maximum, 0)

@@ -13,7 +13,9 @@ from rich.text import Text
 
 from fastexplain.cli.terminal import visible
 from fastexplain.kernels import discretize
-from fastexplain.records import Mean, Scores, StoredExplanation
+from fastexplain.records import Mean, Measured, Scores, StoredExplanation
+from fastexplain.run.directory import Run
+from fastexplain.scorers.registry import JUDGES
 
 # Backgrounds for the values 1 to 10, from pale to full, each with a text colour that stands out.
 _SHADES = [
@@ -108,6 +110,50 @@ def explanations_table(
             Text(_unbroken(visible(row.text or f"failed: {row.failure}"))),
         )
     return table
+
+
+def judges_table(run: Run, explanations: Sequence[StoredExplanation]) -> Table | None:
+    """The scores that judges gave, a row for each scorer; None if there are none."""
+    rows: dict[tuple[str, ...], list[Measured]] = {}
+    with run.database(read_only=True) as database:
+        models = {row.id: row for row in explanations if row.method != "lookup"}.values()
+        scored = [(row, score) for row in models for score in database.scores(row.id)]
+    for row, score in scored:
+        if score.scorer in JUDGES:
+            by = score.scorer if score.judge == row.model else f"{score.scorer} by {score.judge}"
+            key = (str(row.neuron), row.model, by, score.version)
+            rows.setdefault(key, []).append(score.measured)
+    if not rows:
+        return None
+    table = Table(header_style="bold")
+    table.add_column("neuron", no_wrap=True)
+    table.add_column("explained by", no_wrap=True)
+    table.add_column("scorer")
+    table.add_column("scores, with 95% intervals", ratio=1)
+    for (*names, _), measured in rows.items():
+        table.add_row(*(Text(visible(name)) for name in names), Text(_measured_text(measured)))
+    return table
+
+
+def _measured_text(measured: Sequence[Measured]) -> str:
+    """A scorer's numbers in words; those of one measure by parts, as quantiles, one after another.
+
+    They are over all held-out excerpts where nothing else is said.
+    """
+    parts: dict[str, list[str]] = {}
+    for each in measured:
+        part, numbered, number = each.split.rpartition("_")
+        if not number.isdigit():
+            part, numbered = each.split, ""
+        what = each.measure if part == "held_out" else f"{each.measure} by {part}"
+        value = score_text(each.value)
+        if not numbered and each.low is not None and each.high is not None:
+            value += f" ({each.low:.2f} to {each.high:.2f})"
+        parts.setdefault(what.replace("_", " "), []).append(value)
+    most = max(each.excerpts for each in measured)
+    text = ", ".join(" ".join([what, *values]) for what, values in parts.items())
+    reasons = dict.fromkeys(each.reason for each in measured if each.reason)
+    return visible("; ".join([text, f"excerpts {most}", *reasons]))
 
 
 def explained_by(row: StoredExplanation) -> str:

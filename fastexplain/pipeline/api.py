@@ -300,7 +300,10 @@ async def _by_lookup(
 def _stored(
     run: Run, neurons: list[NeuronId], method: str, model: str, scored_by: tuple[str, str | None]
 ) -> list[StoredExplanation]:
-    """The neurons' newest explanations by a model, with the scores by one simulator."""
+    """The neurons' newest explanations by a model, with the correlations by one simulator.
+
+    Where `scored_by` has no way of simulating, with any that there are.
+    """
     found = []
     with run.database(read_only=True) as database:
         for neuron in neurons:
@@ -310,6 +313,9 @@ def _stored(
                 if row.method == method and row.model == model and row.text is not None
             ]
             if not rows:
+                continue
+            if scored_by[1] is None:  # nothing was simulated
+                found.append(rows[0])
                 continue
             unscored = dataclasses.replace(rows[0], scores=None, simulator=None, simulation=None)
             own = (row for row in rows if row.id == rows[0].id)

@@ -30,7 +30,7 @@ from fastexplain.llm.requests import (
     key,
 )
 from fastexplain.pipeline.batches.files import recorded_for_files
-from fastexplain.pipeline.models import Model, Settings
+from fastexplain.pipeline.models import Model, Settings, simulates
 from fastexplain.pipeline.neurons import explain_neurons
 from fastexplain.prompts.simulator import FILLERS
 from fastexplain.records import NeuronId
@@ -54,7 +54,7 @@ class Rehearsal(Connection):
     Args:
         model, address, capabilities: of the connection that it stands for.
         responses: the run's store, which is read, never written.
-        purpose: "explanation" or "simulation".
+        purpose: "explanation", "simulation" or a scorer's name.
         price: of the model; None if unknown.
         total: what is counted is added here.
         fresh: take nothing from the store.
@@ -149,18 +149,20 @@ async def rehearse(
             )
 
         explainer, simulator = settings.models
-        simulating = stand_in(simulator, "simulation")
-        assert simulating.capabilities is not None
-        mode = choose_mode(simulating.capabilities, settings.mode, settings.readout)
+        scorers = registry.make(settings.scorers, run, lambda purpose: stand_in(simulator, purpose))
+        simulating = None
+        if simulates(scorers):
+            stand_in_simulator = stand_in(simulator, "simulation")
+            assert stand_in_simulator.capabilities is not None
+            mode = choose_mode(stand_in_simulator.capabilities, settings.mode, settings.readout)
+            simulating = Simulator(stand_in_simulator, mode, settings.readout)
 
         async for _ in explain_neurons(
             (run.neuron(neuron) for neuron in chosen),
             scratch,
             explainer=ModelExplainer(stand_in(explainer, "explanation")),
-            simulator=Simulator(simulating, mode, settings.readout),
-            scorers=registry.make(
-                settings.scorers, run, lambda purpose: stand_in(simulator, purpose)
-            ),
+            simulator=simulating,
+            scorers=scorers,
         ):
             pass
     return total.scaled(len(neurons), len(chosen)) if chosen else total

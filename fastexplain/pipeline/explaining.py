@@ -23,7 +23,6 @@ from fastexplain.pipeline.neurons import explain_neurons
 from fastexplain.progress import Report
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
-from fastexplain.run.splits import HELD_OUT
 
 OnFailure = Callable[[NeuronId, str], None]
 """Called with a neuron and, in a line, what failed and why."""
@@ -62,7 +61,8 @@ class Outcome:
         explained: neurons that have an explanation now.
         stopped: the limit that was reached, if one was.
         finished: whether nothing waits for the answers to a batch.
-        simulation: how it was simulated: the prompt's version, mode and readout. None of a batch.
+        simulation: how it was simulated: the prompt's version, mode and readout. None of a batch,
+            and where no scorer goes by simulations.
     """
 
     explained: int
@@ -108,7 +108,7 @@ async def explain_by_model(
                 progress.interrupted,
             )
             progress.stage = f"Explaining by {ready.explainer.model}"
-            progress.requests_a_neuron = 1 + HELD_OUT * ready.requests(run.excerpts.shape[1])
+            progress.requests_a_neuron = ready.requests(run.excerpts.shape[1])
             wanted = itertools.takewhile(lambda _: not progress.interrupted.is_set(), neurons)
             records = map(run.neuron, wanted)
             results = explain_neurons(
@@ -134,4 +134,5 @@ async def explain_by_model(
                 stopped = error
     if progress.interrupted.is_set() and progress.done < progress.total:
         stopped = StoppedError(INTERRUPTED)
-    return Outcome(explained, stopped, simulation=ready.simulator.version)
+    simulation = None if ready.simulator is None else ready.simulator.version
+    return Outcome(explained, stopped, simulation=simulation)

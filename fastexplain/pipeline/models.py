@@ -23,6 +23,7 @@ from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.prompts.simulator import trial
 from fastexplain.records import CORRELATION
 from fastexplain.run.directory import Run
+from fastexplain.run.splits import HELD_OUT
 from fastexplain.scorers import registry
 from fastexplain.simulators.model import Simulator as ModelSimulator
 from fastexplain.simulators.model import choose_mode
@@ -141,12 +142,13 @@ class Settings:
 class Ready(NamedTuple):
     """What explains, simulates and scores, and the prices of language models by their names.
 
+    `simulator` is None where a language model would simulate, but no scorer goes by simulations.
     `concurrency` is how many neurons are worth working on at a time: each has at least one request
-    in flight. `requests` is how many a simulation of so many tokens takes at the most.
+    in flight. `requests` is how many a neuron takes at the most, with excerpts of so many tokens.
     """
 
     explainer: Explainer
-    simulator: Simulator
+    simulator: Simulator | None
     scorers: list[Scorer]
     prices: dict[str, Price | None]
     concurrency: int
@@ -226,29 +228,42 @@ async def put_behind_store(
             meter=meter,
         )
 
+    judging: list[StoredConnection] = []
+
     def judge(purpose: str) -> StoredConnection:
         check_judge(settings.simulator, purpose)
         assert simulating is not None and isinstance(settings.simulator, Model)
-        return behind(simulating, settings.simulator, purpose)
+        judging.append(behind(simulating, settings.simulator, purpose))
+        return judging[-1]
 
-    explainer, simulator = settings.explainer, settings.simulator
+    explainer: Model | Explainer = settings.explainer
+    simulator: Model | Simulator | None = settings.simulator
     scorers = registry.make(settings.scorers, run, judge)
     concurrency = settings.limits.get("concurrency") or 1
-    requests: Callable[[int], int] = lambda tokens: 0  # noqa: E731
+    simulations: Callable[[int], int] = lambda tokens: 0  # noqa: E731
     if isinstance(explainer, Model):
         assert explaining is not None
         asked = behind(explaining, explainer, "explanation")
         concurrency = explaining.concurrency
     # The simulator comes first, since explanations that can't be scored may cost money.
+    if isinstance(simulator, Model) and not simulates(scorers):
+        simulator = None
     if isinstance(simulator, Model):
         assert simulating is not None
         stored = behind(simulating, simulator, "simulation")
         mode = await stored.probe_for(lambda can: choose_mode(can, settings.mode, settings.readout))
         simulator = ModelSimulator(stored, mode, settings.readout)
-        requests = simulator.requests
+        simulations = simulator.requests
+    for each in judging:
+        await each.probe_for(functools.partial(_check_chats, each, "judge"))
     if isinstance(explainer, Model):
-        await asked.probe_for(functools.partial(_check_chats, asked))
+        await asked.probe_for(functools.partial(_check_chats, asked, "explain"))
         explainer = ModelExplainer(asked)
+    others = 1 + sum(getattr(scorer, "most_requests", 0) for scorer in scorers)
+
+    def requests(tokens: int) -> int:
+        return others + HELD_OUT * simulations(tokens)
+
     return Ready(explainer, simulator, scorers, prices, concurrency, requests)
 
 
@@ -261,11 +276,16 @@ def check_judge(simulator: object, scorer: str) -> None:
         )
 
 
-def _check_chats(connection: Connection, can: Capabilities) -> None:
-    """Raise UnusableError if a model can't explain."""
+def simulates(scorers: Sequence[Scorer]) -> bool:
+    """Whether any of them goes by simulations."""
+    return any(scorer.judge is None for scorer in scorers)
+
+
+def _check_chats(connection: Connection, task: str, can: Capabilities) -> None:
+    """Raise UnusableError if a model can't be asked in chats to explain or to judge."""
     if not can.chat:
         why = (can.lacks or {}).get("chat")
         raise UnusableError(
-            f"'{connection.model}' at {connection.address} answers no chats, so it can't explain"
+            f"'{connection.model}' at {connection.address} answers no chats, so it can't {task}"
             f"{f' ({why})' if why else ''}; choose a model that was trained on instructions"
         )

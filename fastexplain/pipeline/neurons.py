@@ -59,7 +59,7 @@ async def explain_neurons(
     database: Database,
     *,
     explainer: Explainer,
-    simulator: Simulator,
+    simulator: Simulator | None,
     scorers: Sequence[Scorer] = (Correlation(),),
     concurrency: int = 1,
     fresh: bool = False,
@@ -71,7 +71,8 @@ async def explain_neurons(
         database: where answers are stored, and found again by explainer, simulator and the
             versions of their prompts. Failures are stored too, and asked for anew.
         explainer: writes the explanations.
-        simulator: predicts from them the excerpts that the scorers want.
+        simulator: predicts from them the excerpts that the scorers want; may be None where all
+            of these ask a model themselves.
         scorers: score the explanations, by these predictions or by asking a model.
         concurrency: neurons that are worked on at a time. Each has at least one request in flight.
         fresh: explain and simulate everything again, and replace what the database has.
@@ -118,7 +119,7 @@ class _Work:
 
     database: Database
     explainer: Explainer
-    simulator: Simulator
+    simulator: Simulator | None
     scorers: Sequence[Scorer]
     fresh: bool
 
@@ -150,9 +151,10 @@ class _Work:
         have: dict[int, np.ndarray] = {}
         stored: dict[str, list[Measured]] = {}
         if isinstance(explanation, int):
-            have = self.database.simulated(
-                explanation, self.simulator.model, self.simulator.version
-            )
+            if self.simulator is not None:
+                have = self.database.simulated(
+                    explanation, self.simulator.model, self.simulator.version
+                )
             stored = self._stored_scores(explanation)
         missing = [sample for e, sample in excerpts.items() if e not in have]
         if not missing and len(stored) == len(self.scorers):
@@ -212,14 +214,17 @@ class _Work:
 
         Excerpts and their simulations are by excerpt id, scores by the scorer's name.
         """
-        model, version = self.simulator.model, self.simulator.version
         with self.database.transaction():
             if isinstance(explanation, ExplanationRow):
                 [explanation] = self.database.add_explanations([explanation])
             for excerpt, outcome in simulations.items():
-                split = excerpts[excerpt].split
                 self.database.add_simulation(
-                    explanation, model, version, excerpt, split, outcome.values, outcome.failure
+                    explanation,
+                    *self._simulated_by(),
+                    excerpt,
+                    excerpts[excerpt].split,
+                    outcome.values,
+                    outcome.failure,
                 )
             for scorer in self.scorers:
                 if scorer.name in scores:
@@ -238,7 +243,11 @@ class _Work:
 
     def _judge(self, scorer: Scorer) -> tuple[str, str]:
         """The model by which a scorer scores, and the version of the way it is asked."""
-        return scorer.judge or (self.simulator.model, self.simulator.version)
+        return scorer.judge or self._simulated_by()
+
+    def _simulated_by(self) -> tuple[str, str]:
+        assert self.simulator is not None
+        return self.simulator.model, self.simulator.version
 
     async def _score(
         self,
@@ -278,6 +287,7 @@ class _Work:
 
     async def _simulate(self, skip: int, text: str, sample: Sample) -> _Outcome:
         """One excerpt's simulation, or what went wrong."""
+        assert self.simulator is not None
         try:
             found = await _awaited(self.simulator.simulate(text, sample.tokens))
         except UnusableError:

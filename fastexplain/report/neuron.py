@@ -9,6 +9,7 @@ import numpy as np
 
 from fastexplain.explainers.lookup import simulate_by_lookup
 from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
+from fastexplain.report.judged import judged_of
 from fastexplain.run.directory import Run
 
 Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]
@@ -27,6 +28,7 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
         "skip": record.skip,
         "statistics": statistics,
         "explanations": explanations_data(run, rows),
+        "judged": _judged_data(run, record, rows),
         **{
             kind: [_exemplar_data(exemplar) for exemplar in getattr(record, kind)[:count]]
             for kind in ("top", "bottom", "random")
@@ -42,6 +44,20 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
             for excerpt, values in excerpts.items()
         ],
     }
+
+
+def _judged_data(
+    run: Run, record: NeuronRecord, rows: Sequence[StoredExplanation]
+) -> list[dict[str, object]]:
+    """What judges said of each excerpt."""
+    data: list[dict[str, object]] = []
+    with run.database(read_only=True) as database:
+        for id_, text in dict.fromkeys((row.id, row.text) for row in rows if row.text):
+            found = judged_of(run, database, record, text or "", database.scores(id_))
+            for (scorer, judge, version), answers in found.items():
+                asked = {"explanation": id_, "scorer": scorer, "judge": judge, "version": version}
+                data += [asked | each._asdict() | {"correct": each.correct} for each in answers]
+    return data
 
 
 def explanations_data(run: Run, rows: Sequence[StoredExplanation]) -> list[dict[str, object]]:

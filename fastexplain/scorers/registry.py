@@ -19,7 +19,8 @@ _MODULES = {
     "intruder": "fastexplain.scorers.intruder",
 }
 
-NAMES = tuple(_MODULES)
+# Those that ask a model about excerpts.
+JUDGES = ("detection", "fuzzing", "intruder")
 
 Connect = Callable[[str], Connection]
 """Gives a connection to the model that judges, of a purpose as the ledger names it.
