@@ -85,7 +85,8 @@ class Scorer(Protocol):
         name: under which its scores are stored.
         measures: the names of the measures that it gives.
         judge: None for a scorer that goes by simulations. Else the model that it asks and the
-            version of the way in which it does; its excerpts are not simulated.
+            version of the way in which it does; its excerpts are not simulated. It may also have
+            `most_requests`, what it asks of a neuron at the most, for the time left that is shown.
     """
 
     name: str
