@@ -98,6 +98,13 @@ class Subject:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    def with_lead(self, token_ids: Tensor) -> Tensor:
+        """Excerpts int `[excerpts, tokens]` with the lead before each, int64, on the device."""
+        ids = token_ids.to(self.device, torch.long)
+        if self.lead:
+            ids = torch.cat([ids.new_tensor(self.lead).expand(len(ids), -1), ids], dim=1)
+        return ids
+
     def trunk(
         self,
         token_ids: Tensor,
@@ -143,9 +150,7 @@ class Subject:
                 f"layer {wanted[0] if wanted[0] < 0 else wanted[-1]} does not exist; "
                 f"'{self.name}' has layers 0 to {len(self.mlps) - 1}"
             )
-        ids = token_ids.to(self.device, torch.long)
-        if self.lead:
-            ids = torch.cat([ids.new_tensor(self.lead).expand(len(ids), -1), ids], dim=1)
+        ids = self.with_lead(token_ids)
         seen: list[int] = []
 
         def receive(layer: int, acts: Tensor, pre: Preactivations | None) -> None:
