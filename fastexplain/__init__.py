@@ -16,6 +16,7 @@ from fastexplain.version import __version__
 if TYPE_CHECKING:
     from fastexplain.errors import FastexplainError
     from fastexplain.ledger.prices import Price
+    from fastexplain.pipeline.ablating import Ablated, ablate, steer
     from fastexplain.pipeline.api import Explained, explain, explain_async
     from fastexplain.pipeline.models import Model
     from fastexplain.pipeline.scoring import Scored, score
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fastexplain.text.corpus import Corpus
 
 _HOMES = {
+    "Ablated": "pipeline.ablating",
     "Activations": "subject.activations",
     "Corpus": "text.corpus",
     "Exemplar": "records",
@@ -42,15 +44,18 @@ _HOMES = {
     "Scored": "pipeline.scoring",
     "Statistics": "records",
     "Subject": "subject.model",
+    "ablate": "pipeline.ablating",
     "explain": "pipeline.api",
     "explain_async": "pipeline.api",
     "load_subject": "subject.model",
     "open_run": "run.directory",
     "score": "pipeline.scoring",
+    "steer": "pipeline.ablating",
     "sweep": "sweeping.loop",
 }
 
 __all__ = [
+    "Ablated",
     "Activations",
     "Corpus",
     "Exemplar",
@@ -66,11 +71,13 @@ __all__ = [
     "Statistics",
     "Subject",
     "__version__",
+    "ablate",
     "explain",
     "explain_async",
     "load_subject",
     "open_run",
     "score",
+    "steer",
     "sweep",
 ]
 

@@ -258,6 +258,40 @@ class Measured(NamedTuple):
     reason: str | None = None
 
 
+class Raised(NamedTuple):
+    """A token that becomes likelier.
+
+    Attributes:
+        token_id: the token.
+        token: the same, as text.
+        rise: of its probability as the next token, a mean over tokens and excerpts.
+        before: its mean probability there, as it is.
+    """
+
+    token_id: int
+    token: str
+    rise: float
+    before: float
+
+
+class Steering(NamedTuple):
+    """What a model says more often where a neuron is raised.
+
+    Attributes:
+        tenths: of the neuron's largest activation in the sweep, 1 to 10, to which it is raised.
+        activation: that value.
+        divergence: Jensen-Shannon, in nats, a mean over tokens and excerpts.
+        excerpts: how many random excerpts it is over.
+        tokens: those that rise most, the first one most.
+    """
+
+    tenths: int
+    activation: float
+    divergence: float
+    excerpts: int
+    tokens: list[Raised]
+
+
 @dataclass(frozen=True)
 class Score:
     """A stored `Measured`.

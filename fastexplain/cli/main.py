@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from fastexplain.cli.ablate import ablate, steer
 from fastexplain.cli.check import check
 from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows
 from fastexplain.cli.explain import cost, explain, ingest
@@ -228,7 +229,7 @@ def sweep(
         out.print(f"Next: fastexplain explain {run}", markup=False)
 
 
-for command in (explain, score, ingest, cost, check):
+for command in (explain, score, ingest, cost, ablate, steer, check):
     app.command()(command)
 
 

@@ -165,17 +165,28 @@ def text_of(entries: list[dict[str, Any]]) -> str:
     )
 
 
-def simulate_by_lookup(run: Run, record: NeuronRecord) -> dict[int, np.ndarray]:
-    """The predictions for one neuron's test excerpts: excerpt id to float32 `[tokens]`."""
+def simulate_by_lookup(
+    run: Run, record: NeuronRecord, split: str = "test"
+) -> dict[int, np.ndarray]:
+    """The predictions for one split of a neuron, held out: excerpt id to float32 `[tokens]`.
+
+    From others than the test split that is held out too: what is fitted on them has not seen it.
+    """
     neuron = record.id
     one = slice(neuron.index, neuron.index + 1)
     tables = _layer_tables(run, neuron.layer, one)
-    ids, activations, _ = _excerpts(run, neuron.layer, one)
+    ids, activations, _ = _excerpts(run, neuron.layer, one, split)
+    wanted = ids[0]
+    if split != "test":
+        tested, tested_acts, _ = _excerpts(run, neuron.layer, one)
+        wanted = np.where(np.isin(wanted, tested[0]), -1, wanted)
+        ids = np.concatenate([wanted[None], tested], axis=1)
+        activations = np.concatenate([activations, tested_acts], axis=1)
     # The rows of these few excerpts alone, so that places take the part of ids.
     rows = run.tables.rows(np.stack([run.excerpt(max(int(i), 0)) for i in ids[0]]))
     places = np.where(ids >= 0, np.arange(ids.shape[1], dtype=np.int32), np.int32(-1))
     predicted = kernels.lookup(tables, HeldOut(places, activations, *rows, run.skip))
-    return {int(i): own for i, own in zip(ids[0], predicted[0], strict=True) if i >= 0}
+    return {int(i): own for i, own in zip(wanted, predicted[0], strict=False) if i >= 0}
 
 
 def _entry_finder(run: Run) -> Callable[[LookupTables], list[list[dict[str, Any]]]]:

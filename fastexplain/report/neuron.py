@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastexplain.explainers.lookup import simulate_by_lookup
-from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
+from fastexplain.records import Exemplar, NeuronRecord, Steering, StoredExplanation
 from fastexplain.report.judged import judged_of
 from fastexplain.run.directory import Run
 
@@ -19,6 +19,8 @@ Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]
 def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
     """A neuron as `--json` gives it: activations as numbers, NaN as null."""
     rows, simulated = explanations_of(run, record)
+    with run.database(read_only=True) as database:
+        steering = database.steering(record.id)
     statistics = {
         name: value.tolist() if isinstance(value, np.ndarray) else _number(value)
         for name, value in vars(record.statistics).items()
@@ -29,6 +31,7 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
         "statistics": statistics,
         "explanations": explanations_data(run, rows),
         "judged": _judged_data(run, record, rows),
+        "steering": steering_data(steering),
         **{
             kind: [_exemplar_data(exemplar) for exemplar in getattr(record, kind)[:count]]
             for kind in ("top", "bottom", "random")
@@ -74,6 +77,13 @@ def explanations_data(run: Run, rows: Sequence[StoredExplanation]) -> list[dict[
             }
             for row in rows
         ]
+
+
+def steering_data(steps: Sequence[Steering]) -> list[dict[str, Any]]:
+    """What raising a neuron does, as `--json` gives it."""
+    return [
+        step._asdict() | {"tokens": [token._asdict() for token in step.tokens]} for step in steps
+    ]
 
 
 def explanation_data(row: StoredExplanation) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastexplain.records import CORRELATION, ExplanationRow, Mean, Measured
+from fastexplain.records import CORRELATION, ExplanationRow, Mean, Measured, NeuronId, Steering
 from fastexplain.run.reading import Reading
 from fastexplain.run.rows import hash_rows
 
@@ -140,6 +140,17 @@ class Database(Reading):
             sqlite.executemany(
                 f"INSERT INTO means VALUES ({', '.join('?' * 10)})",
                 ((method, scorer, *mean, created) for mean in means),
+            )
+
+    def add_steering(self, neuron: NeuronId, steps: Sequence[Steering]) -> None:
+        """Store what raising a neuron does, in place of what was stored before."""
+        with self.transaction() as sqlite:
+            sqlite.execute(
+                "INSERT OR REPLACE INTO steering VALUES (?, ?, ?, ?, NULL)",
+                (neuron.site, neuron.index, json.dumps(steps), now()),
+            )
+            sqlite.execute(
+                hash_rows("steering", "site = ? AND unit = ?"), (neuron.site, neuron.index)
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from fastexplain.run.rows import HASHED, hash_rows
+from fastexplain.run.rows import hash_rows
 
 _EXPLANATIONS = (
     """CREATE TABLE explanations (
@@ -196,6 +196,11 @@ _MEANS = (
     ) WITHOUT ROWID""",
 )
 
+# The tables that there were then.
+_FIRST_HASHED = (
+    "explanations", "simulations", "scores", "responses", "connections", "pending",
+)  # fmt: skip
+
 MIGRATIONS: dict[str, tuple[str, ...]] = {
     "1 explanations": _EXPLANATIONS,
     "2 responses": _RESPONSES,
@@ -203,13 +208,23 @@ MIGRATIONS: dict[str, tuple[str, ...]] = {
     "4 batches without a status": ("ALTER TABLE batches DROP COLUMN status",),
     "5 hashes of rows": tuple(
         statement
-        for table in HASHED
+        for table in _FIRST_HASHED
         for statement in (
             f"ALTER TABLE {table} ADD COLUMN hash INTEGER",
             hash_rows(table, "1"),
         )
     ),
     "6 means of scores": _MEANS,
+    "7 steering": (
+        """CREATE TABLE steering (
+            site TEXT NOT NULL,
+            unit INTEGER NOT NULL,
+            steps TEXT NOT NULL,  -- JSON: a list of records.Steering
+            created TEXT NOT NULL,
+            hash INTEGER,
+            PRIMARY KEY (site, unit)
+        ) WITHOUT ROWID""",
+    ),
 }
 
 

@@ -15,8 +15,10 @@ from fastexplain.records import (
     Mean,
     Measured,
     NeuronId,
+    Raised,
     Score,
     Scores,
+    Steering,
     StoredExplanation,
 )
 from fastexplain.run.connections import Connections
@@ -66,6 +68,20 @@ class Reading(Connections):
             Score(scorer, judge, version, Measured(*measured))
             for scorer, judge, version, *measured in rows
         ]
+
+    def steering(self, neuron: NeuronId) -> list[Steering]:
+        """What raising a neuron does, by ascending activation; empty where nobody looked."""
+        rows = self.stored(
+            "steering", "steps", "site = ? AND unit = ?", (neuron.site, neuron.index)
+        )
+        with self.understood():
+            return [
+                Steering(
+                    tenths, activation, divergence, count, [Raised(*token) for token in tokens]
+                )
+                for (steps,) in rows
+                for tenths, activation, divergence, count, tokens in json.loads(steps)
+            ]
 
     def explanations(self, neuron: NeuronId) -> list[StoredExplanation]:
         """All explanations of a neuron, lookup first, then newest first.

@@ -21,6 +21,7 @@ HASHED = {
     "created",
     "connections": "model, address, capabilities, created",
     "pending": "request, model, purpose, content",
+    "steering": "site, unit, steps, created",
 }
 
 

@@ -12,6 +12,7 @@ from fastexplain.run.directory import Run
 
 # Each names a module whose `make(run, connect)` makes the scorer.
 _MODULES = {
+    "ablation": "fastexplain.scorers.ablation",
     "correlation": "fastexplain.scorers.correlation",
     "simulation": "fastexplain.scorers.simulation",
     "detection": "fastexplain.scorers.detection",

@@ -14,7 +14,7 @@ from fastexplain.explainers.lookup import (
     store_lookup,
     text_of,
 )
-from fastexplain.run.splits import held_out
+from fastexplain.run.splits import held_out, samples
 
 TOKEN_NEURONS = [planted.CAT, planted.DIGIT, planted.RIVER_OR_STONE]
 
@@ -95,6 +95,29 @@ def test_means_over_neurons_have_an_error_over_the_excerpts_that_they_share(run)
     assert (own.neurons, own.value) == (len(values), pytest.approx(np.mean(values)))
     assert own.low <= own.value <= own.high
     assert means["", "random_only"] == own._replace(site="")
+
+
+def test_the_calibration_split_is_predicted_without_the_tests(planted_run) -> None:
+    """ "rare" stands in eight excerpts: without those of both splits the table hardly knows it."""
+    record = planted_run.neuron(f"0:{planted.RARE}")
+    found = simulate_by_lookup(planted_run, record, "calibration")
+    tested = simulate_by_lookup(planted_run, record)
+    assert set(found) >= {each.excerpt for each in samples(record, "calibration")}
+    assert not set(found) & set(tested)
+    exemplars = {e.excerpt: e for e in [*record.top, *record.random]}
+    rare = planted.WORDS.index("rare")
+    row = planted_run.tables.tokens.tolist().index(rare)
+    rest = planted_run.array(0, "tables.tokens")[row, planted.RARE]
+    left = planted_run.tables.token_counts[row]
+    at_rare = []
+    for excerpt in [*found, *tested]:
+        there = np.flatnonzero(exemplars[excerpt].token_ids[record.skip :] == rare) + record.skip
+        rest -= exemplars[excerpt].activations[there].sum()
+        left -= len(there)
+        at_rare += found[excerpt][there].tolist() if excerpt in found else []
+    assert 0 < left < planted_run.tables.token_counts[row] and at_rare
+    # The pair is not in the table, so the token's estimate stands: (S + g / 2) / (C + 1 / 2).
+    assert at_rare == pytest.approx([rest / (left + 0.5)] * len(at_rare), rel=0.05)
 
 
 def test_all_neurons_of_a_real_model_get_a_score(stdlib_run) -> None:

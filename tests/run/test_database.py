@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastexplain.errors import RunError, UsageError
-from fastexplain.records import ExplanationRow, Measured, NeuronId, Score, Scores
+from fastexplain.records import ExplanationRow, Measured, NeuronId, Raised, Score, Scores, Steering
 from fastexplain.run.database import Database
 from fastexplain.run.migrations import MIGRATIONS
 
@@ -53,6 +53,22 @@ def test_explanations_come_back_as_they_were_stored(database):
     assert oldest.scores == Scores(0.5, 0.5, None, 5, 5)
     assert oldest.neuron == neuron
     assert database.explanations(NeuronId(5, 132)) == []
+
+
+def test_steering_comes_back_and_is_replaced(database):
+    def steps(rise):
+        tokens = [Raised(7, " moon", rise, 0.01), Raised(3, "é", rise / 2, 0.0)]
+        return [Steering(tenths, tenths / 10, 1e-5, 4, tokens) for tenths in (1, 10)]
+
+    assert database.steering(NEURON) == []
+    database.add_steering(NEURON, steps(0.1))
+    database.add_steering(NEURON, steps(0.2))
+    database.add_steering(NeuronId(0, 1), [])
+    assert database.steering(NEURON) == steps(0.2) and database.steering(NeuronId(0, 1)) == []
+    with database.transaction() as sqlite:
+        sqlite.execute("UPDATE steering SET steps = replace(steps, 'moon', 'noon')")
+    with pytest.raises(RunError, match=r"run\.sqlite"):
+        database.steering(NEURON)
 
 
 @pytest.mark.scale
