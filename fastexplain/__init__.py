@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastexplain.pipeline.api import Explained, explain, explain_async
     from fastexplain.pipeline.models import Model
     from fastexplain.pipeline.scoring import Scored, score
+    from fastexplain.puzzles.api import solve_puzzles, solve_puzzles_async
+    from fastexplain.puzzles.solving import Solved
     from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
     from fastexplain.run.directory import Run, open_run
     from fastexplain.run.table import NeuronTable
@@ -42,6 +44,7 @@ _HOMES = {
     "Price": "ledger.prices",
     "Run": "run.directory",
     "Scored": "pipeline.scoring",
+    "Solved": "puzzles.solving",
     "Statistics": "records",
     "Subject": "subject.model",
     "ablate": "pipeline.ablating",
@@ -50,6 +53,8 @@ _HOMES = {
     "load_subject": "subject.model",
     "open_run": "run.directory",
     "score": "pipeline.scoring",
+    "solve_puzzles": "puzzles.api",
+    "solve_puzzles_async": "puzzles.api",
     "steer": "pipeline.ablating",
     "sweep": "sweeping.loop",
 }
@@ -68,6 +73,7 @@ __all__ = [
     "Price",
     "Run",
     "Scored",
+    "Solved",
     "Statistics",
     "Subject",
     "__version__",
@@ -77,6 +83,8 @@ __all__ = [
     "load_subject",
     "open_run",
     "score",
+    "solve_puzzles",
+    "solve_puzzles_async",
     "steer",
     "sweep",
 ]

@@ -167,9 +167,9 @@ def explain(
         raise UsageError(
             f"name the neurons that {explainer} shall explain, such as 5:131, 5:* or all"
         )
-    _reject_together({"--local": local, "--base-url": base_url})
-    _reject_together({"--simulator-local": simulator_local, "--simulator-url": simulator_url})
-    _reject_together({"--batch": batch, "--batch-file": batch_file})
+    reject_together({"--local": local, "--base-url": base_url})
+    reject_together({"--simulator-local": simulator_local, "--simulator-url": simulator_url})
+    reject_together({"--batch": batch, "--batch-file": batch_file})
     explaining = Model(explainer, base_url, local, None if price is None else parse_price(price))
     simulating = simulator_model(
         explaining,
@@ -264,7 +264,7 @@ def _reject_model_options(context: typer.Context) -> None:
             raise UsageError(f"{option} is for language models; name one with --explainer MODEL")
 
 
-def _reject_together(options: dict[str, object]) -> None:
+def reject_together(options: dict[str, object]) -> None:
     """Raise UsageError where more than one of these options was given."""
     given = [name for name, value in options.items() if value]
     if len(given) > 1:

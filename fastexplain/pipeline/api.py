@@ -238,7 +238,7 @@ def _check(explainer: object, simulator: object, scorers: Sequence[object]) -> N
         raise UsageError(f"the method '{METHOD}' is taken; give the explainer's another name")
 
 
-def _waiting(function: Callable[_P, Coroutine[Any, Any, _T]], name: str) -> Callable[_P, _T]:
+def waiting(function: Callable[_P, Coroutine[Any, Any, _T]], name: str) -> Callable[_P, _T]:
     """A function that runs another's coroutine to its end, in a running event loop too."""
 
     @functools.wraps(function)
@@ -254,7 +254,7 @@ def _waiting(function: Callable[_P, Coroutine[Any, Any, _T]], name: str) -> Call
     return call
 
 
-explain = _waiting(explain_async, "explain")
+explain = waiting(explain_async, "explain")
 
 
 def _run_in_thread(coroutine: Coroutine[Any, Any, _T]) -> _T:

@@ -39,8 +39,14 @@ FULL = 10.0
 _TOKEN = re.compile(r" ?\w+(?:['\u2019]\w+)*| ?[^\w\s]|\s")
 _MARK = re.compile(r"\{(.+?)(?::(\d+))?\}")
 
+# Of `Puzzle.record`: what was stored for neurons that were made otherwise is not found again.
+_VERSION = "1"
+
 # Excerpts of a puzzle have ids from this many times its place on.
 _IDS = 100
+
+# Top exemplars of a puzzle, and the splits that random ones are dealt out to (`run.splits`).
+_TOP, _SPLITS = 9, 3
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,11 @@ class Puzzle:
         return self.active + self.silent
 
     def record(self) -> NeuronRecord:
-        """The puzzle as a neuron of a run: texts with reactions as its top exemplars, others as
-        its random ones, statistics over both. All tokens count."""
+        """The puzzle as a neuron of a run, with statistics over all texts; all tokens count.
+
+        The best nine texts are its top exemplars. The other three in which it reacts stand among
+        those in which it does not, one in each split, so that random ones tell something too.
+        """
         exemplars = [
             Exemplar(
                 self.place * _IDS + number,
@@ -128,10 +137,12 @@ class Puzzle:
             )
             for number, text in enumerate(self.texts)
         ]
-        reacting = len(self.active)
-        top = sorted(exemplars[:reacting], key=lambda each: -each.activations.max())
-        statistics = _statistics(exemplars)
-        return NeuronRecord(NeuronId(0, self.place), 0, top, [], exemplars[reacting:], statistics)
+        reacting, silent = exemplars[: len(self.active)], exemplars[len(self.active) :]
+        best = sorted(reacting, key=lambda each: -each.activations.max())
+        random = [*silent[:_SPLITS], *best[_TOP:], *silent[_SPLITS:]]
+        return NeuronRecord(
+            NeuronId(0, self.place), 0, best[:_TOP], [], random, _statistics(exemplars)
+        )
 
 
 def tokens_of(text: str) -> tuple[str, ...]:
@@ -159,8 +170,8 @@ def load(half: str | None = None) -> list[Puzzle]:
 
 @functools.cache
 def fingerprint() -> str:
-    """Eight hexadecimal digits that change with any of the puzzles."""
-    return hashlib.sha256("".join(map(_file, LEVELS)).encode()).hexdigest()[:8]
+    """Eight hexadecimal digits that change with any puzzle, and with the way to make neurons."""
+    return hashlib.sha256("".join([_VERSION, *map(_file, LEVELS)]).encode()).hexdigest()[:8]
 
 
 def _file(level: int) -> str:
