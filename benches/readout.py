@@ -25,6 +25,7 @@ from fastexplain import Corpus, load_subject
 from fastexplain.llm import Connection, connect
 from fastexplain.llm.requests import Distribution
 from fastexplain.prompts import simulator
+from fastexplain.puzzles.texts import matches
 from fastexplain.records import Sample, Scores
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import EMPTY
@@ -46,15 +47,11 @@ class Neuron:
 
     def values(self, tokens: list[str]) -> np.ndarray:
         """int `[tokens]`, from 0 to 10."""
-        text = "".join(tokens)
-        ends = np.cumsum([len(token) for token in tokens])
-        # A token's leading spaces belong to no word.
-        starts = ends - [len(token.lstrip(" ")) or len(token) for token in tokens]
         values = np.zeros(len(tokens), dtype=int)
         for pattern, value in ((self.weak, 4), (self.strong, 10)):
-            for match in re.finditer(pattern, text, self.flags) if pattern else ():
-                first, last = match.span(1 if match.re.groups else 0)
-                values[(starts < last) & (ends > first)] = value
+            if pattern is not None:
+                case = "(?i)" if self.flags & re.IGNORECASE else ""
+                values[matches(case + pattern, tuple(tokens)) > 0] = value
         return values
 
 
