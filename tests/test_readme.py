@@ -64,6 +64,8 @@ def test_fastexplain_commands(workplace) -> None:
         "sweep", "explain", "score", "ingest", "top", "search", "show", "ablate", "steer", "bench",
         "check",
     }  # fmt: skip
+    expected = {"sweep", "explain", "ingest", "top", "search", "show", "bench", "check", "puzzles"}
+    assert set(ran) == expected
     written = (workplace / "requests.jsonl").read_text().splitlines()
     assert len(written) == 10  # the simulations, now that there is an explanation
 
