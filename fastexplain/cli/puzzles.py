@@ -86,10 +86,11 @@ def puzzles(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Try models and scorers on invented neurons whose true description is known.
+    """Try models and scorers on puzzles with known answers.
 
-    A good simulator scores true descriptions above false ones, a good explainer writes one that
-    scores above them. Every answer is stored: the same command continues where it stopped.
+    They are invented neurons with a true and two false descriptions. With a good simulator the true
+    one scores highest; a good explainer writes one that scores above the false ones. Every answer
+    is stored: the same command continues where it stopped.
     """
     from fastexplain.cli.explain import reject_together
     from fastexplain.ledger.prices import parse_price
