@@ -230,7 +230,7 @@ def sweep(
         out.print(f"Next: fastexplain explain {run}", markup=False)
 
 
-for command in (explain, score, ingest, cost, ablate, steer, puzzles, check):
+for command in (explain, score, ingest, cost, ablate, steer, check):
     app.command()(command)
 
 
@@ -312,6 +312,9 @@ def doctor(as_json: AsJson = False) -> None:
             out.print(f"[bold]{name:>15}[/]  {escape(str(value) if value is not None else 'none')}")
     for line in facts["advice"]:
         out.print(f"{'advice':>15}  {line}", markup=False)
+
+
+app.command()(puzzles)
 
 
 @app.command()
