@@ -32,7 +32,6 @@ from fastexplain.puzzles.texts import LEVELS, Puzzle, fingerprint, load
 from fastexplain.records import CORRELATION
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
-from fastexplain.run.splits import HELD_OUT
 
 WRITTEN = "written"
 WITHOUT_MODELS = (lookup.NAME, oracle.NAME)
@@ -236,8 +235,10 @@ async def solve(
                 cast(Run, _NoRun()), explaining, simulating, settings,
                 Responses(database), progress.meter, progress.interrupted,
             )  # fmt: skip
-            progress.stage = f"Solving puzzles by {ready.simulator.model}"
-            progress.requests_a_neuron = 1 + HELD_OUT * ready.requests(1)
+            simulator = settings.simulator
+            judge = simulator.name if isinstance(simulator, Model) else simulator.model
+            progress.stage = f"Solving puzzles by {judge}"
+            progress.requests_a_neuron = ready.requests(1)
             inner = {id(c): c for c in (explaining, simulating) if c is not None}.values()
             given: list[tuple[str, Explainer]] = [(d, Given(puzzles, d)) for d in DESCRIPTIONS]
             for which, explainer in [*given, (WRITTEN, ready.explainer)]:
@@ -261,7 +262,7 @@ async def solve(
                         on_failure(result.neuron, failure)
     if progress.interrupted.is_set() and progress.done < progress.total:
         raise StoppedError(INTERRUPTED)
-    return _solved(ready.explainer.model, ready.simulator.model, half, puzzles, results, progress)
+    return _solved(ready.explainer.model, judge, half, puzzles, results, progress)
 
 
 def _solved(
