@@ -23,7 +23,7 @@ def score(
     ] = "correlation,simulation",
     as_json: AsJson = False,
 ) -> None:
-    """Score the explanations that a run has by every measure that is free.
+    """Score stored explanations by every measure that is free.
 
     It goes by lookup and by stored simulations, and asks no model.
     """
