@@ -57,7 +57,7 @@ def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], n
     rows = run.tables.rows(run.excerpts)
     entries_of = _entry_finder(run)
     for layer in run.layers:
-        tables = _layer_tables(run, layer)
+        tables = layer_tables(run, layer)
         predicted = _predict(run, layer, tables, rows)
         found = agreement(predicted.true, predicted.simulated, predicted.top)
         yield (
@@ -105,16 +105,16 @@ def predict_layer(
     Raises:
         RunError: the sweep kept no tables.
     """
-    return _predict(run, layer, _layer_tables(run, layer), rows, split)
+    return _predict(run, layer, layer_tables(run, layer), rows, split)
 
 
 def _predict(
     run: Run, layer: int, tables: LookupTables, rows: tuple[Any, ...], split: str = "test"
 ) -> Predicted:
-    ids, activations, top = _excerpts(run, layer)
+    ids, activations, top = split_excerpts(run, layer)
     if split != "test":
         tested, tested_acts = ids, activations
-        ids, activations, top = _excerpts(run, layer, split=split)
+        ids, activations, top = split_excerpts(run, layer, split=split)
         # What scores is not what is fitted on.
         ids[(ids[:, :, None] == tested[:, None, :]).any(axis=2)] = -1
         own = ids.shape[1]
@@ -174,11 +174,11 @@ def simulate_by_lookup(
     """
     neuron = record.id
     one = slice(neuron.index, neuron.index + 1)
-    tables = _layer_tables(run, neuron.layer, one)
-    ids, activations, _ = _excerpts(run, neuron.layer, one, split)
+    tables = layer_tables(run, neuron.layer, one)
+    ids, activations, _ = split_excerpts(run, neuron.layer, one, split)
     wanted = ids[0]
     if split != "test":
-        tested, tested_acts, _ = _excerpts(run, neuron.layer, one)
+        tested, tested_acts, _ = split_excerpts(run, neuron.layer, one)
         wanted = np.where(np.isin(wanted, tested[0]), -1, wanted)
         ids = np.concatenate([wanted[None], tested], axis=1)
         activations = np.concatenate([activations, tested_acts], axis=1)
@@ -217,7 +217,8 @@ def _entry_finder(run: Run) -> Callable[[LookupTables], list[list[dict[str, Any]
     return entries_of
 
 
-def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTables:
+def layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTables:
+    """A layer's tables, for some of its neurons. Raises RunError if the sweep kept none."""
     known = run.tables
     if len(known.tokens) == 0:
         why = "on more text: no token occurs twice in it"
@@ -237,7 +238,7 @@ def _layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupT
     )
 
 
-def _excerpts(
+def split_excerpts(
     run: Run, layer: int, neurons: slice = slice(None), split: str = "test"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A split's excerpts, top then all random: ids, activations, which are top.
