@@ -13,6 +13,8 @@ from fastexplain.bench.geometries import random_subject
 from fastexplain.cli.terminal import interrupts, messages, print_line, progress, working
 from fastexplain.errors import RunError
 from fastexplain.explainers.lookup import lookup_is_stored, store_lookup
+from fastexplain.report.figures import run_figures
+from fastexplain.report.pages import write_report as write_pages
 from fastexplain.run.directory import Run
 from fastexplain.subject.model import Subject, load_subject
 from fastexplain.sweeping.loop import sweep
@@ -112,3 +114,11 @@ def explain_by_lookup(run: Run, *, fresh: bool = False) -> None:
     if fresh or not lookup_is_stored(run):
         with progress("Explaining by lookup", len(run.layers)) as advance:
             store_lookup(run, advance)
+
+
+def write_report(run: Run, directory: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Make a run's report; returns its figures and its files."""
+    with progress("Scoring the baselines", len(run.layers)) as advance:
+        figures = run_figures(run, advance)
+    with working("Drawing"):
+        return figures, write_pages(figures, directory)

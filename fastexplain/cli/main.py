@@ -17,6 +17,7 @@ from fastexplain.cli.check import check
 from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows
 from fastexplain.cli.explain import cost, explain, ingest
 from fastexplain.cli.puzzles import puzzles
+from fastexplain.cli.report import report
 from fastexplain.cli.score import score
 from fastexplain.cli.terminal import accept_all_text, out, print_json, print_line, terminations
 from fastexplain.errors import FastexplainError, LLMError, StoppedError, UnusableError, UsageError
@@ -230,7 +231,7 @@ def sweep(
         out.print(f"Next: fastexplain explain {run}", markup=False)
 
 
-for command in (explain, score, ingest, cost, ablate, steer, check):
+for command in (explain, score, ingest, cost, ablate, steer, check, report):
     app.command()(command)
 
 

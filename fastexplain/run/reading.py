@@ -218,6 +218,21 @@ class Reading(Connections):
             ORDER BY s.value NULLS FIRST, s.created, e.id"""
         )
 
+    def site_values(self, site: str) -> list[tuple[Any, ...]]:
+        """All scores of a site's units, oldest explanation first.
+
+        Returns:
+            Unit, value, the ends of its interval, then method, model and version of the
+            explanation, scorer, judge, version, split and measure.
+        """
+        return self.query(
+            """SELECT e.unit, s.value, s.low, s.high, e.method, e.model, e.version, s.scorer,
+                s.judge, s.version, s.split, s.measure
+            FROM explanations e JOIN scores s ON s.explanation = e.id
+            WHERE e.site = ? AND e.text IS NOT NULL ORDER BY e.id""",
+            (site,),
+        )
+
     def find_explanation(
         self, neuron: NeuronId, method: str, model: str, version: str
     ) -> tuple[int, str] | None:

@@ -1,0 +1,36 @@
+"""The report of a run: its scores beside their baselines, as pages and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastexplain.cli.common import AsJson, RunPath
+from fastexplain.cli.terminal import out, print_json
+
+
+def report(
+    run: RunPath,
+    directory: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Directory for the pages and pictures.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Report a run's scores by layer beside their baselines, as pages and pictures.
+
+    Writes index.html, report.md, and the pictures as SVG and PNG. Pictures need matplotlib:
+    pip install 'fastexplain[report]'.
+    """
+    from fastexplain.cli import jobs
+    from fastexplain.report.plots import check_matplotlib
+    from fastexplain.run.directory import open_run
+
+    opened = open_run(run)
+    check_matplotlib()
+    figures, files = jobs.write_report(opened, directory)
+    if as_json:
+        print_json(figures)
+    else:
+        out.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)

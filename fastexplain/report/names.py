@@ -1,0 +1,51 @@
+"""What a report calls its measures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SPLITS = ("top_and_random", "random_only", "top_only")
+"""Splits in the order in which they are shown; others follow."""
+
+_LONGEST = 48  # characters of a name, in a picture's legend
+
+_SPLIT_NAMES = {
+    "top_and_random": "Top and random",
+    "random_only": "Random",
+    "top_only": "Top",
+}
+
+_BASELINES = {
+    "lookup": "lookup",
+    "token": "lookup by token alone",
+    "position": "mean by position",
+    "mismatched": "another neuron's lookup",
+    "unrepeated": "lookup, repeated text left out",
+}
+
+
+def shown(text: str) -> str:
+    """A name on one line, with a sign for what can't be printed."""
+    line = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+
+
+def split_name(split: str) -> str:
+    """Such as `Top and random`."""
+    return _SPLIT_NAMES.get(split) or shown(split)
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """Who explained, and who simulated or judged, if that is another; or the baseline's name."""
+    if row["method"] == "baseline":
+        return _BASELINES.get(row["model"], row["model"])
+    name = shown(row["model"])
+    if row["judge"] != row["model"]:
+        name += f", by {shown(row['judge'])}"
+    return name
+
+
+def measure_name(row: dict[str, Any]) -> str:
+    """The measure, with its scorer where that has another name."""
+    measure, scorer = shown(row["measure"]), shown(row["scorer"])
+    return measure if measure == scorer else f"{measure} ({scorer})"

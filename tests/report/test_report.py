@@ -1,0 +1,190 @@
+"""Reports: the figures, the pages and the pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import planted
+import pytest
+
+import fastexplain
+from fastexplain import open_run
+from fastexplain.errors import RunError
+from fastexplain.explainers.lookup import store_lookup
+from fastexplain.records import ExplanationRow, Measured, NeuronId
+from fastexplain.report.figures import run_figures
+from fastexplain.report.pages import html_page, markdown_page, number, write_report
+from fastexplain.report.plots import pictures
+from fastexplain.report.summaries import jackknife, reliability, summary
+
+HOSTILE = "<script>alert(1)</script> | $x_1$ `*\n\x1b[31m"
+
+
+@pytest.fixture(scope="module")
+def scored(planted_run, tmp_path_factory):
+    """The planted run, by lookup and by a model with a hostile name, which has intervals."""
+    run = open_run(shutil.copytree(planted_run.path, tmp_path_factory.mktemp("report") / "run"))
+    store_lookup(run)
+    with run.database() as database:
+        for index in range(3):
+            row = ExplanationRow(NeuronId(0, index), "model", HOSTILE, "v1", "words")
+            [key] = database.add_explanations([row])
+            value = None if index == 2 else 0.25 + index / 2
+            rows = [
+                Measured("corpus", "auprc", value, 15, 0.1, 0.492, "none" if index == 2 else None)
+            ]
+            database.add_scores(key, "corpus", HOSTILE, "json", rows)
+    return run
+
+
+@pytest.fixture(scope="module")
+def figures(scored):
+    return run_figures(scored)
+
+
+@pytest.fixture(scope="module")
+def drawn(figures):
+    return pictures(figures)
+
+
+def numbers(found: dict) -> list[float]:
+    return [
+        value
+        for name in ("mean", "error_neurons", "error_excerpts", "reliability")
+        for value in [found[name]]
+        if value is not None
+    ] + (found["quantiles"] or [])
+
+
+def test_the_figures_hold_what_is_stored_and_the_baselines(scored, figures) -> None:
+    found = {(m["model"], m["split"], m["measure"]): m for m in figures["measures"]}
+    lookup = found["lookup", "top_and_random", "correlation"]
+    assert lookup["stored"] and lookup["all"]["neurons"] == 5
+    assert lookup["all"]["undefined"] == planted.NEURONS - 5
+    with scored.database() as database:
+        [means] = database.layer_means("lookup")
+    assert lookup["layers"][0]["mean"] == pytest.approx(means.top_and_random)
+    assert lookup["all"]["error_excerpts"] < 0.1
+    names = {m["model"] for m in figures["measures"] if not m["stored"]}
+    assert names == {"token", "position", "mismatched", "unrepeated"}
+    own = found[HOSTILE, "corpus", "auprc"]["all"]
+    assert (own["neurons"], own["undefined"], own["mean"]) == (2, 1, 0.5)
+    assert own["error_excerpts"] == pytest.approx(0.1, abs=1e-4)  # the interval is 0.392 wide
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+
+
+def test_a_report_holds_every_figure_in_both_pages(figures, tmp_path) -> None:
+    files = write_report(figures, tmp_path / "report")
+    assert files[0].name == "index.html" and all(file.stat().st_size for file in files)
+    assert {file.suffix for file in files} == {".html", ".md", ".svg", ".png"}
+    page, text = files[0].read_text(), files[1].read_text().replace("\\", "")
+    for measure in figures["measures"]:
+        for found in (measure["all"], *measure["layers"]):
+            cells = [
+                f"{found['neurons']:,}",
+                f"{found['undefined']:,}",
+                *map(number, numbers(found)),
+            ]
+            assert all(f"<td>{cell}</td>" in page for cell in cells)
+            assert all(f" {cell} |" in text for cell in cells)
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", files[1].read_text()):
+        assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_of_models_do_nothing_in_a_page(figures, drawn) -> None:
+    page = html_page(figures, {name: svg for name, (svg, _) in drawn.items()})
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "src='data:image/svg+xml;base64," in page and "http" not in page
+    for encoded in re.findall(r"base64,([^']+)", page):
+        assert b"<script" not in base64.b64decode(encoded)
+    text = markdown_page(figures, list(drawn))
+    assert not re.search(r"(?<!\\)<", text) and "\x1b" not in text and "\\$x\\_1\\$" in text
+    for line in text.splitlines():
+        if line.startswith("| "):  # every row of every table has as many cells
+            assert len(re.split(r"(?<!\\)\|", line)) == 14
+
+
+def test_pictures_of_one_run_are_the_same_each_time(figures, drawn) -> None:
+    assert pictures(figures) == drawn
+    assert list(drawn) == [
+        "baselines", "distributions-top_and_random", "distributions-random_only",
+        "distributions-top_only", "distributions-corpus",
+    ]  # fmt: skip
+
+
+def test_a_run_that_is_not_explained_yet_has_its_baselines(run) -> None:
+    names = {m["model"] for m in run_figures(run)["measures"]}
+    assert names == {"lookup", "token", "position", "mismatched", "unrepeated"}
+
+
+def test_a_run_without_scores_and_tables_has_nothing_to_report(
+    planted_subject, planted_corpus, tmp_path
+) -> None:
+    run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", table_bytes=0)
+    with pytest.raises(RunError, match="has nothing to report: no explanation is scored"):
+        run_figures(run)
+
+
+def test_a_directory_that_is_a_file_is_said_in_a_line(figures, tmp_path) -> None:
+    (tmp_path / "report").write_text("mine")
+    with pytest.raises(RunError, match="report can't be written: "):
+        write_report(figures, tmp_path / "report")
+    assert (tmp_path / "report").read_text() == "mine"
+
+
+def test_the_command(cli, scored, figures, tmp_path) -> None:
+    code, shown, errors = cli("report", scored.path, "--out", tmp_path / "out", "--json")
+    assert code == 0, errors
+    assert json.loads(shown.splitlines()[-1]) == figures
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_without_matplotlib_nothing_is_begun(cli, run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, errors = cli("report", run.path, "--out", tmp_path / "out")
+    assert code == 2 and "pip install 'fastexplain[report]'" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_summary_of_nothing_defined_has_no_mean() -> None:
+    found = summary(np.full(3, np.nan))
+    assert (found["neurons"], found["undefined"], found["mean"], found["quantiles"]) == (
+        0, 3, None, None,
+    )  # fmt: skip
+    assert summary(np.array([0.5]))["error_neurons"] is None
+
+
+def test_the_errors_of_a_mean_over_neurons_are_those_of_redrawing() -> None:
+    """Scores are a neuron's own part, and one of each of five excerpts that all neurons share."""
+    rng = np.random.default_rng(1)
+    found, means = [], []
+    for _ in range(400):
+        shared = rng.normal(0, 0.1, 5)
+        parts = shared[:, None] + rng.normal(0, 0.3, (5, 200))
+        values = parts.mean(axis=0)
+        without = (parts.sum(axis=0) - parts) / 4
+        own = jackknife(values, without)
+        found.append((own, summary(values)["error_neurons"]))
+        means.append(values.mean())
+    excerpts, neurons = np.sqrt((np.array(found) ** 2).mean(axis=0))
+    # The first has the part of the neurons' noise that differs between excerpts in it, too.
+    assert np.std(means) == pytest.approx(excerpts, rel=0.1)
+    assert neurons < np.std(means) / 3
+
+
+def test_reliability_is_that_of_a_simulation_with_a_known_one() -> None:
+    """Of ten excerpts' means, with as much noise in one as there is difference between neurons."""
+    rng = np.random.default_rng(2)
+    for noise in (0.5, 1.0, 2.0, 4.0):
+        parts = rng.normal(0, 1, 4000) + rng.normal(0, noise, (10, 4000))
+        expected = 1 / (1 + noise**2 / 10)
+        halves = parts[::2].mean(axis=0), parts[1::2].mean(axis=0)
+        assert reliability(*halves) == pytest.approx(expected, abs=0.02)
+    assert reliability(rng.normal(size=9), rng.normal(size=9)) is None
+    assert reliability(np.ones(50), rng.normal(size=50)) is None
+    assert reliability(np.arange(50.0), -np.arange(50.0)) == 0
