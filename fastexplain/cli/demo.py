@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import hypot, isnan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 from fastexplain.cli import jobs, requests
 from fastexplain.cli.tables import explanations_table, score_text
 from fastexplain.cli.terminal import out, print_line
-from fastexplain.errors import RunError
+from fastexplain.errors import RunError, UsageError
+from fastexplain.explainers.baselines import SPLITS, neuron_baselines
 from fastexplain.pipeline.models import Model, Settings
+from fastexplain.records import CORRELATION, NeuronId
+from fastexplain.report.names import name_of
 from fastexplain.report.neuron import explanation_data
-from fastexplain.run.directory import open_run
+from fastexplain.report.plots import check_matplotlib
+from fastexplain.run.directory import Run, open_run
 from fastexplain.run.writing import check_free, is_run
 
 
@@ -59,10 +64,13 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
             for row in database.explanations(best.neuron)
             if row.model in ("lookup", "smollm2")
         ]
+    beside = {best.neuron: _headlines(opened, best.neuron) for best in chosen}
+    figures = _report(opened)
     mean_score = _mean([mean.top_and_random for mean in means])
     mean_random = _mean([mean.random_only for mean in means])
     if show:
-        out.print(explanations_table(rows, "The best neuron by lookup in each of some layers"))
+        title = "The best neuron by lookup in each of some layers"
+        out.print(explanations_table(rows, title, beside))
         example = chosen[-1].neuron if chosen else "5:131"
         lines = (
             f"All {sum(mean.scored for mean in means):,} neurons have a lookup explanation; mean "
@@ -72,7 +80,7 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
             "scores show that the path works, not what it can do. A larger model, on any "
             "OpenAI-compatible server:",
         )
-        for line in lines:
+        for line in (*_beside_means(figures), *lines):
             out.print(line, markup=False)
         for line in (
             f"explain {run} {example} --explainer MODEL --base-url http://localhost:8000/v1",
@@ -86,8 +94,45 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
         "lookup_mean_top_and_random": mean_score,
         "lookup_mean_random_only": mean_random,
         "layers": [mean._asdict() for mean in means],
-        "explanations": [explanation_data(row) for row in rows],
+        "explanations": [explanation_data(row) | {"baselines": beside[row.neuron]} for row in rows],
     }
+
+
+def _headlines(run: Run, neuron: NeuronId) -> dict[str, float | None]:
+    """A neuron's baselines over top and random excerpts, by name."""
+    place = SPLITS.index("top_and_random")
+    values = {
+        name: float(found.values[place, 0]) for name, found in neuron_baselines(run, neuron).items()
+    }
+    shown = ("mismatched", "token", "position")
+    return {name: None if isnan(values[name]) else values[name] for name in shown if name in values}
+
+
+def _report(run: Run) -> dict[str, Any] | None:
+    """Write the run's report into it; None, with a line that says so, without matplotlib."""
+    try:
+        check_matplotlib()
+    except UsageError as error:
+        print_line(f"No report is written: {error}.")
+        return None
+    figures, [page, *_] = jobs.write_report(run, run.path / "report")
+    print_line(f"All scores beside their baselines, by layer: {page}")
+    return figures
+
+
+def _beside_means(figures: dict[str, Any] | None) -> list[str]:
+    """A line of what the baselines' means are, with their errors."""
+    if figures is None:
+        return []
+    means = [
+        f"{name_of(each)} {each['all']['mean']:.2f} ± {error:.2f}"
+        for each in figures["measures"]
+        if each["method"] in ("lookup", "baseline")
+        and (each["split"], each["measure"]) == ("top_and_random", CORRELATION)
+        and each["all"]["mean"] is not None
+        for error in [hypot(each["all"]["error_neurons"] or 0, each["all"]["error_excerpts"] or 0)]
+    ]
+    return [f"Means over all neurons, on top and random excerpts: {'; '.join(means)}."]
 
 
 def _mean(values: list[float | None]) -> float | None:

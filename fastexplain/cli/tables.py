@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fastexplain.cli.terminal import visible
 from fastexplain.kernels import discretize
-from fastexplain.records import Mean, Measured, Scores, StoredExplanation
+from fastexplain.records import Mean, Measured, NeuronId, Scores, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.scorers.registry import JUDGES
 
@@ -82,17 +82,27 @@ def means_table(means: Sequence[Mean]) -> Table:
 
 
 def explanations_table(
-    rows: Sequence[StoredExplanation], title: str | None = None, *, intervals: bool = False
+    rows: Sequence[StoredExplanation],
+    title: str | None = None,
+    beside: Mapping[NeuronId, Mapping[str, float | None]] | None = None,
+    *,
+    intervals: bool = False,
 ) -> Table:
     """Neurons, explanations, scores, and how many top and random excerpts those rest on.
 
     Scores that rest on too few of the tokens are marked by what they rest on. With `intervals` the
     headline has the ends of its own.
+
+    Args:
+        beside: baselines over top and random excerpts for each neuron of the rows, by their names.
     """
+    names = list(dict.fromkeys(name for own in (beside or {}).values() for name in own))
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("neuron", no_wrap=True)
     table.add_column("explained by", no_wrap=True)
     table.add_column("top and random", justify="right")
+    for name in names:
+        table.add_column(name, justify="right", style="dim")
     table.add_column("random", justify="right")
     table.add_column("excerpts", max_width=16)
     table.add_column("explanation", ratio=1)
@@ -104,6 +114,7 @@ def explanations_table(
             interval_text(
                 scores.top_and_random, *((scores.low, scores.high) if intervals else (None, None))
             ),
+            *(score_text((beside or {})[row.neuron].get(name)) for name in names),
             score_text(scores.random_only),
             f"{scores.excerpts_top} + {scores.excerpts_random}"
             + (f", {scores.reason.partition(':')[0]}" if scores.reason else ""),
