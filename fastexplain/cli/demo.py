@@ -13,12 +13,14 @@ from fastexplain.cli.terminal import out, print_line
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.baselines import SPLITS, neuron_baselines
 from fastexplain.pipeline.models import Model, Settings
-from fastexplain.records import CORRELATION, NeuronId
+from fastexplain.records import CORRELATION, StoredExplanation
 from fastexplain.report.names import name_of
 from fastexplain.report.neuron import explanation_data
 from fastexplain.report.plots import check_matplotlib
 from fastexplain.run.directory import Run, open_run
 from fastexplain.run.writing import check_free, is_run
+
+_SHOWN = ("mismatched", "token", "position")  # of the baselines, beside the headline
 
 
 def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str, Any]:
@@ -56,7 +58,8 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
         )
         names = [row.neuron for row in chosen]
         smollm2 = Model("smollm2", local=True)
-        requests.explain_by_model(opened, names, Settings(smollm2, smollm2))
+        settings = Settings(smollm2, smollm2, scorers=[CORRELATION, "mismatched"])
+        requests.explain_by_model(opened, names, settings)
     with opened.database() as database:
         rows = [
             row
@@ -64,7 +67,7 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
             for row in database.explanations(best.neuron)
             if row.model in ("lookup", "smollm2")
         ]
-    beside = {best.neuron: _headlines(opened, best.neuron) for best in chosen}
+    beside = _beside(opened, rows)
     figures = _report(opened)
     mean_score = _mean([mean.top_and_random for mean in means])
     mean_random = _mean([mean.random_only for mean in means])
@@ -94,18 +97,29 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
         "lookup_mean_top_and_random": mean_score,
         "lookup_mean_random_only": mean_random,
         "layers": [mean._asdict() for mean in means],
-        "explanations": [explanation_data(row) | {"baselines": beside[row.neuron]} for row in rows],
+        "explanations": [explanation_data(row) | {"baselines": beside[row.id]} for row in rows],
     }
 
 
-def _headlines(run: Run, neuron: NeuronId) -> dict[str, float | None]:
-    """A neuron's baselines over top and random excerpts, by name."""
+def _beside(run: Run, rows: list[StoredExplanation]) -> dict[int, dict[str, float | None]]:
+    """Baselines over top and random excerpts, by the id of the explanation and by name.
+
+    By a language model the mismatched explanation is another one's by that model.
+    """
     place = SPLITS.index("top_and_random")
-    values = {
-        name: float(found.values[place, 0]) for name, found in neuron_baselines(run, neuron).items()
-    }
-    shown = ("mismatched", "token", "position")
-    return {name: None if isnan(values[name]) else values[name] for name in shown if name in values}
+    found: dict[int, dict[str, float | None]] = {}
+    for neuron in dict.fromkeys(row.neuron for row in rows):
+        own = neuron_baselines(run, neuron)
+        values = {name: float(own[name].values[place, 0]) for name in _SHOWN if name in own}
+        for row in rows:
+            if row.neuron == neuron:
+                found[row.id] = {n: None if isnan(v) else v for n, v in values.items()}
+    with run.database(read_only=True) as database:
+        for row in rows:
+            for score in database.scores(row.id):
+                if (score.scorer, score.measured.split) == ("mismatched", "top_and_random"):
+                    found[row.id]["mismatched"] = score.measured.value
+    return found
 
 
 def _report(run: Run) -> dict[str, Any] | None:

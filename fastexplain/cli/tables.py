@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fastexplain.cli.terminal import visible
 from fastexplain.kernels import discretize
-from fastexplain.records import Mean, Measured, NeuronId, Scores, StoredExplanation
+from fastexplain.records import Mean, Measured, Scores, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.scorers.registry import JUDGES
 
@@ -84,7 +84,7 @@ def means_table(means: Sequence[Mean]) -> Table:
 def explanations_table(
     rows: Sequence[StoredExplanation],
     title: str | None = None,
-    beside: Mapping[NeuronId, Mapping[str, float | None]] | None = None,
+    beside: Mapping[int, Mapping[str, float | None]] | None = None,
     *,
     intervals: bool = False,
 ) -> Table:
@@ -94,7 +94,7 @@ def explanations_table(
     headline has the ends of its own.
 
     Args:
-        beside: baselines over top and random excerpts for each neuron of the rows, by their names.
+        beside: by the rows' ids, baselines over top and random excerpts by their names.
     """
     names = list(dict.fromkeys(name for own in (beside or {}).values() for name in own))
     table = Table(title=title, title_justify="left", header_style="bold")
@@ -114,7 +114,7 @@ def explanations_table(
             interval_text(
                 scores.top_and_random, *((scores.low, scores.high) if intervals else (None, None))
             ),
-            *(score_text((beside or {})[row.neuron].get(name)) for name in names),
+            *(score_text((beside or {})[row.id].get(name)) for name in names),
             score_text(scores.random_only),
             f"{scores.excerpts_top} + {scores.excerpts_random}"
             + (f", {scores.reason.partition(':')[0]}" if scores.reason else ""),

@@ -31,7 +31,7 @@ from fastexplain.llm.requests import (
 )
 from fastexplain.pipeline.batches.files import recorded_for_files
 from fastexplain.pipeline.models import Model, Settings, simulates
-from fastexplain.pipeline.neurons import explain_neurons
+from fastexplain.pipeline.neurons import explain_neurons, in_turn
 from fastexplain.prompts.simulator import FILLERS
 from fastexplain.records import NeuronId
 from fastexplain.run.database import Database
@@ -157,14 +157,16 @@ async def rehearse(
             mode = choose_mode(stand_in_simulator.capabilities, settings.mode, settings.readout)
             simulating = Simulator(stand_in_simulator, mode, settings.readout)
 
-        async for _ in explain_neurons(
-            (run.neuron(neuron) for neuron in chosen),
-            scratch,
-            explainer=ModelExplainer(stand_in(explainer, "explanation")),
-            simulator=simulating,
-            scorers=scorers,
-        ):
-            pass
+        explaining = ModelExplainer(stand_in(explainer, "explanation"))
+        for own in in_turn(scorers):
+            async for _ in explain_neurons(
+                (run.neuron(neuron) for neuron in chosen),
+                scratch,
+                explainer=explaining,
+                simulator=simulating,
+                scorers=own,
+            ):
+                pass
     return total.scaled(len(neurons), len(chosen)) if chosen else total
 
 

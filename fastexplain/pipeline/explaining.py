@@ -19,7 +19,7 @@ from fastexplain.ledger.budget import INTERRUPTED
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter
 from fastexplain.pipeline.models import Settings, connections, put_behind_store
-from fastexplain.pipeline.neurons import explain_neurons
+from fastexplain.pipeline.neurons import explain_neurons, in_turn
 from fastexplain.progress import Report
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
@@ -109,30 +109,38 @@ async def explain_by_model(
             )
             progress.stage = f"Explaining by {ready.explainer.model}"
             progress.requests_a_neuron = ready.requests(run.excerpts.shape[1])
-            wanted = itertools.takewhile(lambda _: not progress.interrupted.is_set(), neurons)
-            records = map(run.neuron, wanted)
-            results = explain_neurons(
-                records,
-                database,
-                explainer=ready.explainer,
-                simulator=ready.simulator,
-                scorers=ready.scorers,
-                concurrency=ready.concurrency,
-                fresh=settings.fresh,
-            )
+            turns = in_turn(ready.scorers)
             inner = {id(c): c for c in (explaining, simulating) if c is not None}.values()
+            left = list(neurons)
             try:
-                async for result in results:
-                    progress.done += 1
-                    progress.before += result.complete
-                    progress.retried = sum(connection.retried for connection in inner)
-                    explained += result.text is not None
-                    report(progress.done)
-                    for failure in result.failures:
-                        on_failure(result.neuron, failure)
+                for turn, scorers in enumerate(turns):
+                    wanted, left = left, []
+                    going = itertools.takewhile(lambda _: not progress.interrupted.is_set(), wanted)
+                    missed = len(wanted)
+                    async for result in explain_neurons(
+                        map(run.neuron, going),
+                        database,
+                        explainer=ready.explainer,
+                        simulator=ready.simulator,
+                        scorers=scorers,
+                        concurrency=ready.concurrency,
+                        fresh=settings.fresh and turn == 0,
+                    ):
+                        missed -= 1
+                        progress.retried = sum(connection.retried for connection in inner)
+                        if turn == 0:
+                            progress.done += 1
+                            progress.before += result.complete
+                            explained += result.text is not None
+                            report(progress.done)
+                        if result.text is not None:
+                            left.append(result.neuron)
+                        for failure in result.failures:
+                            on_failure(result.neuron, failure)
+                    progress.stage = "Simulating other texts"
+                    if progress.interrupted.is_set() and missed:
+                        raise StoppedError(INTERRUPTED)
             except BudgetError as error:
                 stopped = error
-    if progress.interrupted.is_set() and progress.done < progress.total:
-        stopped = StoppedError(INTERRUPTED)
     simulation = None if ready.simulator is None else ready.simulator.version
     return Outcome(explained, stopped, simulation=simulation)

@@ -19,7 +19,7 @@ from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.llm import Connection, address_of, connect
 from fastexplain.llm.requests import Capabilities
-from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
+from fastexplain.pipeline.protocols import Explainer, OtherText, Scorer, Simulator
 from fastexplain.prompts.simulator import trial
 from fastexplain.records import CORRELATION
 from fastexplain.run.directory import Run
@@ -260,9 +260,10 @@ async def put_behind_store(
         await asked.probe_for(functools.partial(_check_chats, asked, "explain"))
         explainer = ModelExplainer(asked)
     others = 1 + sum(getattr(scorer, "most_requests", 0) for scorer in scorers)
+    texts = 1 + sum(isinstance(scorer, OtherText) for scorer in scorers)
 
     def requests(tokens: int) -> int:
-        return others + HELD_OUT * simulations(tokens)
+        return others + HELD_OUT * texts * simulations(tokens)
 
     return Ready(explainer, simulator, scorers, prices, concurrency, requests)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
-from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
+from fastexplain.pipeline.protocols import Explainer, OtherText, Scorer, Simulator
 from fastexplain.records import (
     Explanation,
     ExplanationRow,
@@ -113,6 +113,21 @@ async def explain_neurons(
         raise ended
 
 
+def in_turn(scorers: Sequence[Scorer]) -> list[list[Scorer]]:
+    """The scorers in the order in which neurons have to be scored by them, a pass for each list.
+
+    Those that compare with other texts come when all neurons are explained.
+    """
+    first = [scorer for scorer in scorers if not isinstance(scorer, OtherText)]
+    later = [scorer for scorer in scorers if scorer not in first]
+    return [first, later] if later else [first]
+
+
+def _by_own_simulations(scorer: Scorer) -> bool:
+    """Whether a scorer goes by what is simulated from the explanation itself."""
+    return scorer.judge is None and not isinstance(scorer, OtherText)
+
+
 @dataclass(frozen=True)
 class _Work:
     """What is done for one neuron."""
@@ -145,7 +160,7 @@ class _Work:
         excerpts = {
             sample.excerpt: sample
             for scorer in self.scorers
-            if scorer.judge is None
+            if _by_own_simulations(scorer)
             for sample in wanted[scorer.name]
         }
         have: dict[int, np.ndarray] = {}
@@ -157,7 +172,8 @@ class _Work:
                 )
             stored = self._stored_scores(explanation)
         missing = [sample for e, sample in excerpts.items() if e not in have]
-        if not missing and len(stored) == len(self.scorers):
+        known = isinstance(explanation, int)
+        if known and not missing and len(stored) == len(self.scorers):
             return NeuronResult(record.id, text, stored, complete=True)
         outcomes = await asyncio.gather(
             *(self._simulate(record.skip, text, sample) for sample in missing),
@@ -173,8 +189,8 @@ class _Work:
         ready = [
             scorer
             for scorer in self.scorers
-            if (scorer.judge is None and len(simulations) == len(missing))
-            or (scorer.judge is not None and scorer.name not in stored)
+            if (len(simulations) == len(missing) or not _by_own_simulations(scorer))
+            and (_by_own_simulations(scorer) or scorer.name not in stored)
         ]
         values = {e: own[record.skip :] for e, own in have.items()}
         scored = await asyncio.gather(
@@ -258,9 +274,35 @@ class _Work:
         values: dict[int, np.ndarray],
     ) -> list[Measured]:
         """What one scorer gives; `values` are the simulations `[counted]` by excerpt id."""
+        if isinstance(scorer, OtherText):
+            values = await self._simulated(scorer.text(record.id, self.database), record, excerpts)
         if scorer.judge is None:
             excerpts = [replace(each, simulated=values.get(each.excerpt)) for each in excerpts]
         return await _awaited(scorer.score(record, text, excerpts))
+
+    async def _simulated(
+        self, text: str, record: NeuronRecord, excerpts: list[Sample]
+    ) -> dict[int, np.ndarray]:
+        """Excerpts simulated from any text, `[counted]` by id, without those that failed.
+
+        Raises:
+            LLMError: all have failed.
+        """
+        outcomes = await asyncio.gather(
+            *(self._simulate(record.skip, text, sample) for sample in excerpts),
+            return_exceptions=True,  # all are waited for: what was sent may have been paid for
+        )
+        found: dict[int, np.ndarray] = {}
+        failure = None
+        for sample, outcome in zip(excerpts, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome.values is not None:
+                found[sample.excerpt] = outcome.values[record.skip :]
+            failure = failure or outcome.failure
+        if failure is not None and not found:
+            raise LLMError(failure)
+        return found
 
     async def _explain(self, record: NeuronRecord) -> ExplanationRow:
         """The explanation, or why there is none."""

@@ -23,7 +23,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from fastexplain.records import Explanation, Measured, NeuronRecord, Sample
+from fastexplain.records import Explanation, Measured, NeuronId, NeuronRecord, Sample
+from fastexplain.run.database import Database
 from fastexplain.simulators.model import Simulation
 
 
@@ -109,5 +110,25 @@ class Scorer(Protocol):
         Raises:
             LLMError: this explanation can't be scored; it is reported, and tried again by the next
                 call.
+        """
+        ...
+
+
+@runtime_checkable
+class OtherText(Protocol):
+    """A scorer for which excerpts are simulated from another text, to compare the explanation with.
+
+    It is a `Scorer` without a judge. These simulations are not stored beside the explanation's own;
+    a language model's answers are found again in the store of responses.
+    """
+
+    def text(self, neuron: NeuronId, database: Database) -> str:
+        """The text to simulate from.
+
+        Args:
+            database: with the explanations of all neurons that were explained so far.
+
+        Raises:
+            LLMError: there is none; it is reported, and tried again by the next call.
         """
         ...

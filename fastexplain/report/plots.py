@@ -99,6 +99,8 @@ def _baselines(figures: dict[str, Any]) -> Any:
         ]
         for row in rows:
             name = name_of(row)
+            if row["scorer"] != "correlation":  # such as that of another neuron's explanation
+                name += f": {shown(row['scorer'])}"
             if name not in chosen:
                 kind = row["model"] if row["method"] in ("baseline", "lookup") else ""
                 chosen[name] = _COLOURS.get(kind) or next(colours)

@@ -225,13 +225,37 @@ class Reading(Connections):
             Unit, value, the ends of its interval, then method, model and version of the
             explanation, scorer, judge, version, split and measure.
         """
-        return self.query(
-            """SELECT e.unit, s.value, s.low, s.high, e.method, e.model, e.version, s.scorer,
-                s.judge, s.version, s.split, s.measure
+        rows = self.query(
+            f"""SELECT e.unit, s.value, s.low, s.high, e.method, e.model, e.version, s.scorer,
+                s.judge, s.version, s.split, s.measure, {whole("scores", "s")}
             FROM explanations e JOIN scores s ON s.explanation = e.id
             WHERE e.site = ? AND e.text IS NOT NULL ORDER BY e.id""",
             (site,),
         )
+        self.check_whole("scores", rows)
+        return [row[:-1] for row in rows]
+
+    def other_explanation(self, neuron: NeuronId) -> str | None:
+        """An explanation by a language model, or a person, of another unit; None if there is none.
+
+        It is that of the next unit of the same site, of the last one the first, else of the first
+        of another site. Units are in no order that means anything, so it is as good as any.
+        """
+        for condition, values in (
+            ("site = ? AND unit > ?", (neuron.site, neuron.index)),
+            ("site = ? AND unit < ?", (neuron.site, neuron.index)),
+            ("site <> ?", (neuron.site,)),
+        ):
+            rows = self.stored(
+                "explanations",
+                "text",
+                f"{condition} AND method <> 'lookup' AND text IS NOT NULL "
+                "ORDER BY layer, site, unit, id DESC LIMIT 1",
+                values,
+            )
+            if rows:
+                return rows[0][0]
+        return None
 
     def find_explanation(
         self, neuron: NeuronId, method: str, model: str, version: str

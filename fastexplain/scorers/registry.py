@@ -15,6 +15,8 @@ _MODULES = {
     "ablation": "fastexplain.scorers.ablation",
     "correlation": "fastexplain.scorers.correlation",
     "simulation": "fastexplain.scorers.simulation",
+    "mismatched": "fastexplain.scorers.mismatched",
+    "empty": "fastexplain.scorers.empty",
     "detection": "fastexplain.scorers.detection",
     "fuzzing": "fastexplain.scorers.fuzzing",
     "intruder": "fastexplain.scorers.intruder",

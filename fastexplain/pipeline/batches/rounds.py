@@ -33,6 +33,7 @@ from fastexplain.pipeline.batches.files import (
 from fastexplain.pipeline.explaining import OnFailure, Outcome
 from fastexplain.pipeline.models import Model, Settings, put_behind_store, reach
 from fastexplain.pipeline.neurons import explain_neurons
+from fastexplain.pipeline.protocols import OtherText
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
 
@@ -76,6 +77,12 @@ async def explain_in_batches(
             ready = await put_behind_store(
                 run, explaining, simulating, settings, responses, Meter()
             )
+            for scorer in ready.scorers:
+                if isinstance(scorer, OtherText):
+                    raise UsageError(
+                        f"the scorer '{scorer.name}' can't be used in batches; add it when they "
+                        "are done, by the same command without `batch`"
+                    )
             clients = {
                 collector.address: BatchClient(
                     collector.server,
