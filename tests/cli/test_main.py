@@ -81,7 +81,7 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     )
     assert shown.stdout.splitlines()[-1] == "[]"
-    for command in ("sweep", "explain", "show", "top", "doctor", "bench", "demo"):
+    for command in ("sweep", "explain", "show", "top", "doctor", "bench", "demo", "report"):
         assert f"  {command} " in shown.stdout
 
 
@@ -262,7 +262,10 @@ def test_the_demo_goes_from_a_sweep_to_a_table(stdlib_run, monkeypatch) -> None:
     assert by == ["lookup", "smollm2"]
     table = shown.getvalue()
     assert "weak explainer" in table and "--base-url" in table and "46,080" in table
-    assert "5 + 5" in table
+    assert "5 + 5" in table and "mismatched" in table and "Means over all neurons" in table
+    for row in result["explanations"]:
+        assert row["baselines"].keys() == {"mismatched", "token", "position"}
+    assert (stdlib_run.path / "report" / "index.html").stat().st_size > 100_000
 
 
 @pytest.mark.scale
