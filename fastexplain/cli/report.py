@@ -18,10 +18,10 @@ def report(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Report a run's scores by layer beside their baselines, as pages and pictures.
+    """Write a report of a run's scores and their baselines.
 
-    Writes index.html, report.md, and the pictures as SVG and PNG. Pictures need matplotlib:
-    pip install 'fastexplain[report]'.
+    They are shown by layer, in index.html, report.md and pictures as SVG and PNG. It needs
+    matplotlib: pip install 'fastexplain[report]'.
     """
     from fastexplain.cli import jobs
     from fastexplain.report.plots import check_matplotlib
