@@ -138,9 +138,9 @@ def _means(axis: Any, row: dict[str, Any], colour: str) -> Any:
         return None
     layers, means, errors = zip(*points, strict=True)
     if sum(each["neurons"] for each in row["layers"]) < _BAND * len(layers):
-        return axis.errorbar(
-            layers, means, errors, fmt="o", color=colour, markersize=4, linewidth=1
-        )
+        own = row["scorer"] == "correlation"
+        look = {"markersize": 4} if own else {"markersize": 8, "markerfacecolor": "none"}
+        return axis.errorbar(layers, means, errors, fmt="o", color=colour, linewidth=1, **look)
     lows = [mean - error for mean, error in zip(means, errors, strict=True)]
     highs = [mean + error for mean, error in zip(means, errors, strict=True)]
     axis.fill_between(layers, lows, highs, color=colour, alpha=0.2, linewidth=0)
