@@ -16,7 +16,7 @@ import numpy as np
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import METHOD, VERSION, predict_layer, simulate_by_lookup
 from fastexplain.kernels.summary import widen
-from fastexplain.pipeline.protocols import Scorer
+from fastexplain.pipeline.protocols import OtherText, Scorer
 from fastexplain.progress import Report, reported
 from fastexplain.records import CORRELATION, Mean, Measured, NeuronId, NeuronRecord
 from fastexplain.run.agreement import CALIBRATED, Means
@@ -78,7 +78,7 @@ def score(
     for scorer in made:
         if not isinstance(scorer, Scorer):
             raise UsageError(f"the scorer {scorer!r} can't be used; give a name or a scorer")
-        if scorer.judge is not None:
+        if scorer.judge is not None or isinstance(scorer, OtherText):
             raise UsageError(
                 f"the scorer '{scorer.name}' asks a model; name it in `explain`'s `scorers`"
             )

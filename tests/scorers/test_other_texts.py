@@ -154,3 +154,11 @@ def test_batches_refuse_it_before_anything_is_sent(run, model, tmp_path) -> None
     with pytest.raises(UsageError, match="the scorer 'mismatched' can't be used in batches; add"):
         asyncio.run(explain_in_batches(run, neurons, settings, tmp_path / "requests.jsonl"))
     assert not (tmp_path / "requests.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["mismatched", "empty"])
+def test_it_is_not_scored_by_the_explanations_own_simulations(run, name) -> None:
+    fastexplain.explain(run, NAMES, explainer=Right(), simulator=Mentions())
+    with pytest.raises(UsageError, match=f"the scorer '{name}' asks a model; name it in"):
+        fastexplain.score(run, NAMES, scorers=[name])
+    assert (name, "top_only") not in scores(run, 0)
