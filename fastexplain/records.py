@@ -125,7 +125,9 @@ class Statistics:
         minimum, maximum: extremes.
         histogram: int64 `[bins]`, excerpts by their largest counted activation.
         histogram_edges: float64 `[bins - 1]`, the inner edges between those bins.
-        histogram_excerpts: int32 `[bins]`, one excerpt id a bin, -1 where the bin is empty.
+        histogram_excerpts: int32 `[bins, kept]`, of each bin the excerpts with the smallest seeded
+            hashes, in that order: a random sample of the bin. -1 where it has fewer; `kept` is 4,
+            and 1 in a run of an earlier version.
     """
 
     count: int

@@ -10,9 +10,9 @@ What scores are made of (`excerpt_sums`, `measures`, `bootstrap`, `best_threshol
 
 Letters in shapes: B excerpts in a batch, T tokens in an excerpt (64), L = T plus the positions
 before them that are not counted (a BOS token), F neurons of one layer, K top exemplars, R random
-exemplars, H histogram bins, V tokens and P pairs in the tables, N neurons, E excerpts that a neuron
-is scored on. Activations are float32, float16, or bfloat16 as uint16 views, for which NumPy has no
-type.
+exemplars, H histogram bins, D excerpts that a bin keeps, V tokens and P pairs in the tables, N
+neurons, E excerpts that a neuron is scored on. Activations are float32, float16, or bfloat16 as
+uint16 views, for which NumPy has no type.
 
 On a device nothing waits for it: all is queued on `stream`, the handle of a CUDA stream (0 is the
 default one; the CPU ignores it).

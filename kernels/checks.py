@@ -32,7 +32,7 @@ SUMMARY: Layout = {
     "random_ids": ("int32", "R"), "random_acts": ("acts", "RTF"),
     "sums": ("float64", "MF"), "positive": ("int64", "F"),
     "minimum": ("float32", "F"), "maximum": ("float32", "F"),
-    "histogram": ("int32", "FH"), "histogram_ids": ("int32", "FH"),
+    "histogram": ("int32", "FH"), "histogram_ids": ("int32", "DFH"),
     "token_sums": ("float32", "VF"), "pair_sums": ("float32", "PF"), "fault": ("int32", "1"),
 }  # fmt: skip
 _BATCH: Layout = {

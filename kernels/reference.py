@@ -116,11 +116,11 @@ def _keep(keys, ids, acts, neuron: int, key: float, excerpt: int, values: np.nda
 
 
 def _count(summary: Summary, neuron: int, largest: float, excerpt: int) -> None:
-    """Count an excerpt in the histogram, and let it stand for its bin if its hash is the least."""
+    """Count an excerpt in the histogram; its bin keeps it if its hash is one of the smallest."""
     place = np.searchsorted(histogram_edges(), largest, side="right")
     summary.histogram[neuron, place] += 1
-    candidates = np.array([summary.histogram_ids[neuron, place], excerpt], np.int32)
-    summary.histogram_ids[neuron, place] = smallest_hashes(candidates, 1, summary.seed)[0]
+    kept = summary.histogram_ids[:, neuron, place]
+    kept[:] = smallest_hashes(np.append(kept, np.int32(excerpt)), len(kept), summary.seed)
 
 
 def merge(a: Summary, b: Summary) -> Summary:
@@ -134,11 +134,12 @@ def merge(a: Summary, b: Summary) -> Summary:
             place = np.flatnonzero(random_ids == source.random_ids[slot])
             random_acts[place] = source.random_acts[slot]
 
-    pairs = np.stack([a.histogram_ids, b.histogram_ids], axis=-1)
+    both = np.concatenate([a.histogram_ids, b.histogram_ids])
     with np.errstate(over="ignore"):
-        hashes = excerpt_hash(pairs.astype(np.uint64), np.uint64(a.seed))
-    hashes[pairs == NO_ID] = np.iinfo(np.uint64).max
-    histogram_ids = np.take_along_axis(pairs, hashes.argmin(axis=-1)[..., None], axis=-1)[..., 0]
+        hashes = excerpt_hash(both.astype(np.uint64), np.uint64(a.seed))
+    hashes[both == NO_ID] = np.iinfo(np.uint64).max
+    order = hashes.argsort(axis=0, kind="stable")[: len(a.histogram_ids)]
+    histogram_ids = np.take_along_axis(both, order, axis=0)
 
     return Summary(
         *_best(a.top_keys, a.top_ids, a.top_acts, b.top_keys, b.top_ids, b.top_acts),

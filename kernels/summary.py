@@ -18,6 +18,9 @@ _Record = TypeVar("_Record", "Summary", "Batch", "Preactivations", "LookupTables
 MOMENTS = 5
 """Rows of `Summary.sums`: x, x**2, x**3, x**4 and max(x, 0)."""
 
+KEPT_A_BIN = 4
+"""Excerpts that a bin of the histogram keeps: with 96 bins 1.5 KB a neuron."""
+
 MOST_ON_DEVICE = 2048
 """Top exemplars a neuron that a GPU's `capture` keeps: their keys lie in shared memory."""
 
@@ -39,7 +42,8 @@ class Summary(NamedTuple):
         positive: int64 `[F]`, counted tokens with x > 0.
         minimum, maximum: float32 `[F]`.
         histogram: int32 `[F, H]`, excerpts by the bin of their largest activation.
-        histogram_ids: int32 `[F, H]`, per bin the excerpt with the smallest hash; else `NO_ID`.
+        histogram_ids: int32 `[D, F, H]`, per bin its excerpts with the smallest hashes, in that
+            order; `NO_ID` where it has fewer.
         token_sums, pair_sums: float32 `[V, F]` and `[P, F]`, sums of max(x, 0).
         fault: int32 `[1]`, the id of an excerpt with NaN or infinity, else `NO_ID`.
         seed: of the hash.
@@ -102,7 +106,7 @@ class Summary(NamedTuple):
             minimum=np.full(neurons, np.inf, np.float32),
             maximum=np.full(neurons, -np.inf, np.float32),
             histogram=np.zeros((neurons, BINS), np.int32),
-            histogram_ids=np.full((neurons, BINS), NO_ID, np.int32),
+            histogram_ids=np.full((KEPT_A_BIN, neurons, BINS), NO_ID, np.int32),
             token_sums=np.zeros((table_rows[0], neurons), np.float32),
             pair_sums=np.zeros((table_rows[1], neurons), np.float32),
             fault=np.full(1, NO_ID, np.int32),

@@ -89,8 +89,12 @@ class Checkpoints:
             try:
                 if hash is not None and hash_of(hashes_of(file)) != hash:
                     raise _damaged(directory, f"{name} is not what was written")
-                summaries[layer] = Summary(**load_file(file), seed=state["seed"])
-            except (OSError, TypeError, ValueError, SafetensorError) as error:
+                arrays = load_file(file)
+                if arrays["histogram_ids"].ndim == 2:
+                    # A version before kept one excerpt a bin; so does the rest of its sweep.
+                    arrays["histogram_ids"] = arrays["histogram_ids"][None]
+                summaries[layer] = Summary(**arrays, seed=state["seed"])
+            except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
                 raise _damaged(directory, f"{name}: {error}") from error
         return Checkpoint(
             state["done"], state["seconds"], state["batch_size"], summaries, state["written"]

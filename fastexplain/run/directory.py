@@ -100,6 +100,9 @@ class Run:
     def array(self, site: int | str, name: str, neurons: slice | int = slice(None)) -> np.ndarray:
         """One array of a site's file; bfloat16 as its 16 bits.
 
+        `histogram.excerpts` has D excerpts a bin, in the order of their hashes; D is 1 in a run of
+        an earlier version.
+
         Args:
             site: a layer's number, or a site's name.
             neurons: those to read; what is not asked for does not leave the disk. A number takes
@@ -109,7 +112,10 @@ class Run:
             RunError: the file is missing or damaged.
         """
         place = (neurons,) if name.startswith(_NEURONS_FIRST) else (..., neurons)
-        return self._read(name, place if neurons != slice(None) else (), str(site))
+        values = self._read(name, place if neurons != slice(None) else (), str(site))
+        if name == "histogram.excerpts" and values.ndim < 3 - isinstance(neurons, int):
+            return values[..., None]
+        return values
 
     def statistics(self, site: int | str) -> dict[str, np.ndarray]:
         """The numbers of `Statistics` for a whole site, by name, float64 `[neurons]` each."""

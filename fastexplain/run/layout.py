@@ -1,7 +1,7 @@
 """What a run's files of arrays have to hold: names, types, shapes, and ids that there are.
 
 Letters: S excerpts, T tokens of each, F units of a site, K top and B bottom exemplars, R random
-ones, H bins, V and P rows of the tables, A the type of activations.
+ones, H bins, D excerpts that a bin keeps, V and P rows of the tables, A the type of activations.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ _SITE = {
     "minimum": "F32 F",
     "maximum": "F32 F",
     "histogram": "I32 F H",
-    "histogram.excerpts": "I32 F H",
+    "histogram.excerpts": "I32 F H D",
     "tables.tokens": "F32 V F",
     "tables.pairs": "F32 P F",
 }
+
+# What files of earlier versions have in its place: up to schema 3 a bin kept one excerpt.
+_FORMER = {"histogram.excerpts": "I32 F H"}
 
 _ACTIVATIONS = ("F32", "F16", "U16")
 _NO_ID = -1
@@ -85,6 +88,9 @@ def _check(file: ArrayFile, expected: dict[str, str], sizes: dict[str, int]) -> 
     for name, described in expected.items():
         if name not in file.arrays:
             raise RunError(f"{file.path} is damaged: it has no {name}; sweep again")
+        former = _FORMER.get(name)
+        if former is not None and len(file.arrays[name].shape) == len(former.split()) - 1:
+            described = former
         dtype, *letters = described.split()
         array = file.arrays[name]
         wanted = kind if dtype == "A" and kind in _ACTIVATIONS else dtype

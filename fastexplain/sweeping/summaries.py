@@ -96,7 +96,7 @@ class Exemplars:
             "minimum": summary.minimum,
             "maximum": summary.maximum,
             "histogram": summary.histogram,
-            "histogram.excerpts": summary.histogram_ids,
+            "histogram.excerpts": np.moveaxis(summary.histogram_ids, 0, -1),
             "tables.tokens": summary.token_sums,
             "tables.pairs": summary.pair_sums,
         }

@@ -100,6 +100,22 @@ def _insert(keys, ids, rows, neuron, key, excerpt, acts, position, lead):
 
 
 @njit
+def _keep(histogram_ids, neuron, place, excerpt, excerpt_hash, seed):
+    """Take an excerpt into a bin, whose last place is empty or has a larger hash.
+
+    `histogram_ids` is int32 `[D, F, H]`, `excerpt` an int32, the hash and the seed are uint64.
+    """
+    slot = len(histogram_ids) - 1
+    while slot > 0:
+        other = histogram_ids[slot - 1, neuron, place]
+        if other != NO_ID and _hash(np.uint64(other), seed) < excerpt_hash:
+            break
+        histogram_ids[slot, neuron, place] = other
+        slot -= 1
+    histogram_ids[slot, neuron, place] = excerpt
+
+
+@njit
 def _fold_one(row, half, largest, smallest, powers, counts):
     """Fold one token of w neurons into their sums.
 
@@ -188,6 +204,7 @@ def _fold_by(nonlinearity: str | None) -> Any:
             tile = np.empty((4, width), np.float32)
             for position in range(len(batch.ids)):
                 excerpt = batch.ids[position]
+                excerpt_hash = _hash(np.uint64(excerpt), seed)
                 for j in range(width):
                     largest[j], smallest[j] = -np.inf, np.inf
                 t = 0 if kind >= 0 else first
@@ -265,11 +282,10 @@ def _fold_by(nonlinearity: str | None) -> Any:
                     minimum[neuron] = min(minimum[neuron], smallest[j])
                     place = _bin(np.float32(key).view(np.int32))
                     histogram[neuron, place] += 1
-                    other = histogram_ids[neuron, place]
-                    if other == NO_ID or _hash(np.uint64(excerpt), seed) < _hash(
-                        np.uint64(other), seed
-                    ):
-                        histogram_ids[neuron, place] = excerpt
+                    # Past the first excerpts of a bin the last that it keeps rejects nearly all.
+                    last = histogram_ids[len(histogram_ids) - 1, neuron, place]
+                    if last == NO_ID or excerpt_hash < _hash(np.uint64(last), seed):
+                        _keep(histogram_ids, neuron, place, excerpt, excerpt_hash, seed)
             for j in range(width):
                 for power in range(len(powers)):
                     sums[power, start + j] += powers[power, j]

@@ -32,16 +32,25 @@ _hash = cuda.jit(device=True)(scalars.excerpt_hash)
 
 
 @cuda.jit(device=True)
-def _represent(histogram_ids, neuron, place, other, excerpt, excerpt_hash, seed):
-    """Let an excerpt stand for its bin, where `other` was found, if its hash is the least.
+def _keep(histogram_ids, neuron, place, last, excerpt, excerpt_hash, seed):
+    """Take an excerpt into a bin, in whose last place `last` was found, if its hash is smaller.
 
-    `histogram_ids` is int32 `[F, H]`, ids are int32, the hash and the seed uint64.
+    Each place ends with the smallest hash of all excerpts that came to it, and what it does not
+    hold, or has held, goes to the next one; so it makes no difference in which order threads come.
+    `histogram_ids` is int32 `[D, F, H]`, ids are int32, the hash and the seed uint64.
     """
-    while other == NO_ID or excerpt_hash < _hash(np.uint64(other), seed):
-        found = cuda.atomic.cas(histogram_ids, (neuron, place), other, excerpt)
-        if found == other:
-            break
-        other = found
+    if last != NO_ID and excerpt_hash >= _hash(np.uint64(last), seed):
+        return
+    for slot in range(len(histogram_ids)):
+        other = histogram_ids[slot, neuron, place]
+        while other == NO_ID or excerpt_hash < _hash(np.uint64(other), seed):
+            found = cuda.atomic.cas(histogram_ids, (slot, neuron, place), other, excerpt)
+            if found == other:
+                if other == NO_ID:
+                    return
+                excerpt, excerpt_hash = other, _hash(np.uint64(other), seed)
+                break
+            other = found
 
 
 @functools.cache
@@ -164,7 +173,7 @@ def fold_kernel(
             seed: uint64, of the hash.
             top_keys, top_ids, bottom_keys, bottom_ids: float32 and int32 `[F, K]`, read only: slot
                 0 is what an excerpt must precede to be marked.
-            histogram, histogram_ids: int32 `[F, H]`, changed by atomics.
+            histogram, histogram_ids: int32 `[F, H]` and `[D, F, H]`, changed by atomics.
             fault: int32 `[1]`, changed by atomics.
             part_powers, part_positive: float64 `[C, 5, F]` and int32 `[C, F]`, written.
             part_minimum, part_maximum: float32 `[C, F]`, written.
@@ -281,11 +290,12 @@ def fold_kernel(
 
             mark = np.uint32(1) << np.uint32(position - start)
             excerpt_hash = _hash(np.uint64(excerpt), seed)
+            last = len(histogram_ids) - 1
             for lane in range(lanes):  # all loads of a word's bins before the first is needed
                 column = neuron + lane
                 bins[lane] = _bin(extreme_of(largest, lane).view(np.int32))
                 cuda.atomic.add(histogram, (column, bins[lane]), np.int32(1))
-                found[lane] = histogram_ids[column, bins[lane]]
+                found[lane] = histogram_ids[last, column, bins[lane]]
             for lane in range(lanes):
                 column = neuron + lane
                 key, negated = extreme_of(largest, lane), -extreme_of(smallest, lane)
@@ -304,9 +314,7 @@ def fold_kernel(
                 ):
                     bottom_mark[lane] |= mark
                     passed_bottom_keys[position, column] = negated
-                _represent(
-                    histogram_ids, column, bins[lane], found[lane], excerpt, excerpt_hash, seed
-                )
+                _keep(histogram_ids, column, bins[lane], found[lane], excerpt, excerpt_hash, seed)
 
         for lane in range(lanes):
             column = neuron + lane

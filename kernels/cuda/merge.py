@@ -46,6 +46,14 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
         queue.run(kernel, -(-x.size // _THREADS), _THREADS, *flat, seed)
         return result
 
+    def smallest(name: str) -> Any:
+        x, y = getattr(a, name), getattr(b, name)
+        result = queue.empty(x.shape, x.dtype)
+        bins = x.shape[1] * x.shape[2]
+        flat = (array.reshape((len(x), bins)) for array in (x, y, result))
+        queue.run(_smallest, -(-bins // _THREADS), _THREADS, *flat, seed)
+        return result
+
     def best(end: str) -> tuple[Any, Any, Any]:
         names = [f"{end}_{what}" for what in ("keys", "ids", "acts")]
         ours, theirs = ([getattr(summary, name) for name in names] for summary in (a, b))
@@ -74,7 +82,7 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
         minimum=each(_lesser, "minimum"),
         maximum=each(_greater, "maximum"),
         histogram=each(_sum, "histogram"),
-        histogram_ids=each(_smaller_hash, "histogram_ids"),
+        histogram_ids=smallest("histogram_ids"),
         token_sums=each(_sum, "token_sums"),
         pair_sums=each(_sum, "pair_sums"),
         fault=each(_lesser, "fault"),
@@ -98,9 +106,25 @@ def _elementwise(name: str, combine: Callable[..., Any]) -> Any:
 _sum = _elementwise("_sum", lambda x, y, seed: x + y)
 _lesser = _elementwise("_lesser", lambda x, y, seed: min(x, y))
 _greater = _elementwise("_greater", lambda x, y, seed: max(x, y))
-_smaller_hash = _elementwise(
-    "_smaller_hash", lambda x, y, seed: y if _hash_precedes(y, x, seed) else x
-)
+
+
+@cuda.jit
+def _smallest(a, b, result, seed):
+    """Of two bins' excerpts those with the smallest hashes, a thread a bin.
+
+    Ids are int32 `[D, F * H]`, each bin's in the order of their hashes; `result` is written.
+    """
+    place = cuda.grid(1)
+    if place >= result.shape[1]:
+        return
+    ours, theirs = 0, 0
+    for slot in range(result.shape[0]):
+        if _hash_precedes(b[theirs, place], a[ours, place], seed):
+            result[slot, place] = b[theirs, place]
+            theirs += 1
+        else:
+            result[slot, place] = a[ours, place]
+            ours += 1
 
 
 @functools.cache

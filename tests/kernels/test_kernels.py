@@ -20,6 +20,7 @@ from fastexplain.kernels.cpu import capture as cpu
 from fastexplain.kernels.cpu.words import exp_of
 from fastexplain.kernels.scalars import BINS, NO_ID, NONLINEARITIES, histogram_bin, histogram_edges
 from fastexplain.kernels.summary import (
+    KEPT_A_BIN,
     Batch,
     Preactivations,
     Summary,
@@ -166,6 +167,42 @@ def test_capture_does_not_depend_on_the_order_or_size_of_batches(case: Case, ran
     straight = case.run(cpu, np.array(order), [])
     random.shuffle(order)
     assert_same(ordered(straight), ordered(case.run(cpu, np.array(order), case.cuts)))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31), st.integers(1, 60), st.permutations(range(4)))
+def test_a_bin_keeps_the_excerpts_with_the_smallest_hashes(seed, count, order) -> None:
+    """However the excerpts are dealt out to batches and summaries, and these are merged."""
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(1000)[:count].astype(np.int32)
+    acts = 2.0 ** rng.integers(-2, 2, (count, 2, 3)).astype(np.float32)
+    parts = [
+        Summary.empty(
+            3, 2, acts.dtype, top=1, bottom=0, random_ids=np.zeros(0, np.int32),
+            table_rows=(0, 0), seed=seed,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    owner = rng.integers(0, 4, count)
+    for part, summary in enumerate(parts):
+        for members in np.array_split(np.flatnonzero(owner == part), 2):
+            if len(members):
+                rows = np.full((len(members), 2), -1, np.int32)
+                batch = Batch.make(
+                    ids[members], rows, rows, skip=0, random_ids=summary.random_ids,
+                    table_rows=(0, 0),
+                )  # fmt: skip
+                cpu.capture(acts[members], batch, summary)
+    a, b, c, d = (parts[place] for place in order)
+    merge = kernels.merge
+    whole = merge(merge(a, b), merge(c, d))
+    assert_same(whole, merge(merge(merge(d, c), b), a))
+    bins = np.searchsorted(histogram_edges(), acts.max(axis=1), side="right")  # [count, neurons]
+    for neuron, place in np.ndindex(whole.histogram.shape):
+        members = ids[bins[:, neuron] == place]
+        np.testing.assert_array_equal(
+            whole.histogram_ids[:, neuron, place], smallest_hashes(members, KEPT_A_BIN, seed)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -30,6 +30,11 @@ def test_a_run_of_schema_1_is_read() -> None:
     assert record.statistics.count == 3780
     assert record.statistics.mean == run.statistics(2)["mean"][5]
     assert record.top[0].tokens[0] != ""
+    histogram, kept = record.statistics.histogram, record.statistics.histogram_excerpts
+    assert kept.shape == (96, 1)  # a bin kept one excerpt then
+    np.testing.assert_array_equal(kept[:, 0] >= 0, histogram > 0)
+    assert run.array(2, "histogram.excerpts").shape == (24, 96, 1)
+    assert run.array(2, "histogram.excerpts", slice(5, 7)).shape == (2, 96, 1)
     with run.database(read_only=True) as database:
         [lookup] = [e for e in database.explanations(record.id) if e.method == "lookup"]
     assert lookup.data[0]["mean"] == pytest.approx(0.0030657148629)
@@ -37,8 +42,8 @@ def test_a_run_of_schema_1_is_read() -> None:
 
 def test_a_run_of_another_schema_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((FORMER / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"schema": 4}))
-    with pytest.raises(RunError, match="schema 4"):
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"schema": 5}))
+    with pytest.raises(RunError, match="schema 5"):
         fastexplain.open_run(tmp_path)
 
 

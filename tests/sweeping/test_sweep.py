@@ -15,6 +15,7 @@ import planted
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from torch._dynamo.utils import counters
 
 import fastexplain
@@ -22,7 +23,16 @@ from fastexplain import Corpus, Subject, load_subject, open_run
 from fastexplain.errors import RunError, SubjectError, SweepError, UsageError
 from fastexplain.explainers.lookup import explain_by_lookup
 from fastexplain.kernels import capture, reference
-from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
+from fastexplain.kernels.scalars import NO_ID
+from fastexplain.kernels.summary import (
+    KEPT_A_BIN,
+    Batch,
+    Preactivations,
+    Summary,
+    smallest_hashes,
+)
+from fastexplain.run.pieces import hash_of, hashes_of
+from fastexplain.run.sealed import sealed, unsealed
 from fastexplain.run.tables import Tables
 from fastexplain.run.writing import RunWriter
 from fastexplain.sweeping import batch_size, loop, manifest, settings
@@ -90,9 +100,10 @@ def test_statistics_are_those_of_all_counted_tokens(
         largest = acts[..., neuron].max(axis=1)
         places = np.searchsorted(found.histogram_edges, largest, side="right")
         assert found.histogram.tolist() == np.bincount(places, minlength=96).tolist()
-        for place, excerpt in enumerate(found.histogram_excerpts):
-            assert (excerpt < 0) == (found.histogram[place] == 0)
-            assert excerpt < 0 or places[excerpt] == place
+        for place, kept in enumerate(found.histogram_excerpts):
+            members = np.flatnonzero(places == place).astype(np.int32)
+            first = smallest_hashes(members, KEPT_A_BIN, planted_corpus.seed)
+            np.testing.assert_array_equal(kept, np.where(first == NO_ID, -1, first))
     never = planted_run.neuron(f"0:{planted.NEVER}").statistics
     assert never.variance == 0 and np.isnan(never.skewness) and np.isnan(never.kurtosis)
 
@@ -384,6 +395,26 @@ def test_an_interrupted_sweep_goes_on_to_the_same_result(
     assert done[0] == 288 + 48
     assert _files(run) == _files(whole)
     assert not (run.path / "checkpoints").exists()
+
+
+def test_a_sweep_that_a_version_before_began_goes_on_with_one_excerpt_a_bin(
+    planted_subject, planted_corpus, planted_run, tmp_path
+) -> None:
+    arguments = planted_subject, planted_corpus, tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fastexplain.sweep(*arguments, progress=_interrupted_at(100), batch_size=48)
+    [file] = (tmp_path / "run").rglob("00.safetensors")
+    arrays = load_file(file)
+    arrays["histogram_ids"] = arrays["histogram_ids"][0].copy()
+    save_file(arrays, file)
+    state = file.with_name("state.json")
+    written, _ = unsealed(state.read_bytes())
+    written["files"][file.name] = hash_of(hashes_of(file))
+    state.write_bytes(sealed(written))
+    run = fastexplain.sweep(*arguments)
+    expected = planted_run.array(0, "histogram.excerpts")[..., :1]
+    np.testing.assert_array_equal(run.array(0, "histogram.excerpts"), expected)
+    np.testing.assert_array_equal(run.array(0, "top.ids"), planted_run.array(0, "top.ids"))
 
 
 def test_a_sweep_goes_on_with_its_own_batch_size(
