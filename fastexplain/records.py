@@ -344,7 +344,8 @@ class Sample:
         true: float `[counted]`, the activations at its counted tokens.
         simulated: float `[counted]`, NaN where one is missing; None where it is not simulated.
         tokens: its counted tokens, as text.
-        split: "calibration", "validation" or "test".
+        split: "calibration", "validation", "test", or "corpus" where it was drawn from all of it.
+        weight: how many excerpts of its split it stands for.
     """
 
     excerpt: int
@@ -353,6 +354,7 @@ class Sample:
     simulated: np.ndarray | None = None
     tokens: Sequence[str] = ()
     split: str = "test"
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,41 @@ def simulate_by_lookup(
     return {int(i): own for i, own in zip(wanted, predicted[0], strict=False) if i >= 0}
 
 
+def predict_by_lookup(
+    run: Run, layer: int, indices: np.ndarray, excerpts: np.ndarray, activations: np.ndarray
+) -> np.ndarray:
+    """Predict excerpts, each held out by itself: the tables forget it, and no other.
+
+    Args:
+        indices: int `[N]`, neurons of the layer.
+        excerpts: int `[N, E]`, for each neuron; -1 for none.
+        activations: float32 `[N, E, T]`, the true ones there.
+
+    Returns:
+        float32 `[N, E, T]`, NaN where nothing is predicted.
+
+    Raises:
+        RunError: the sweep kept no tables.
+    """
+    span = slice(int(indices.min()), int(indices.max()) + 1)
+    tables = _layer_tables(run, layer, span)
+    own = indices - span.start
+    tables = tables._replace(
+        token_sums=np.ascontiguousarray(tables.token_sums[:, own]),
+        pair_sums=np.ascontiguousarray(tables.pair_sums[:, own]),
+        positive_sums=tables.positive_sums[own],
+    )
+    union = np.unique(excerpts[excerpts >= 0])
+    rows = run.tables.rows(run.excerpts[union])
+    places = np.where(excerpts >= 0, np.searchsorted(union, excerpts), -1).astype(np.int32)
+    predicted = np.full(activations.shape, np.nan, np.float32)
+    for place in range(excerpts.shape[1]):
+        one = slice(place, place + 1)
+        ids, true = (np.ascontiguousarray(x[:, one]) for x in (places, activations))
+        predicted[:, one] = kernels.lookup(tables, HeldOut(ids, true, *rows, run.skip))
+    return predicted
+
+
 def _entry_finder(run: Run) -> Callable[[LookupTables], list[list[dict[str, Any]]]]:
     """What finds each neuron's entries in a layer's tables; texts are made once for all layers."""
     known = run.tables

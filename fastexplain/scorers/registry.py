@@ -20,6 +20,7 @@ _MODULES = {
     "detection": "fastexplain.scorers.detection",
     "fuzzing": "fastexplain.scorers.fuzzing",
     "intruder": "fastexplain.scorers.intruder",
+    "corpus": "fastexplain.scorers.corpus",
 }
 
 # Those that ask a model about excerpts.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -72,6 +72,45 @@ def activations_of(
 
     subject.trunk(torch.from_numpy(ids)[None], keep, np.unique(layers).tolist())
     return Activations(subject.token_texts(ids.tolist()), ids, units, values)
+
+
+def activations_at(
+    subject: Subject,
+    tokens: np.ndarray,
+    units: Sequence[NeuronId],
+    excerpts: np.ndarray,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """The activations of many neurons, each on some of many excerpts; each excerpt is run once.
+
+    Args:
+        tokens: int `[excerpts, T]`, without the lead.
+        units: the N neurons.
+        excerpts: int `[N, E]`, rows of `tokens` for each neuron; -1 for none.
+        batch_size: excerpts in a forward pass.
+
+    Returns:
+        float32 `[N, E, T]`; NaN where there is no excerpt.
+    """
+    values = np.full((*excerpts.shape, tokens.shape[1]), np.nan, np.float32)
+    layers = np.array([unit.layer for unit in units])
+    indices = np.array([unit.index for unit in units])
+    for start in range(0, len(tokens), batch_size):
+        batch = tokens[start : start + batch_size]
+        inside = (excerpts >= start) & (excerpts < start + len(batch))
+
+        def keep(layer: int, acts: Tensor, start: int = start, inside: Any = inside) -> None:
+            unit, place = np.nonzero(inside & (layers == layer)[:, None])
+            rows, columns = (
+                torch.from_numpy(each).to(acts.device)
+                for each in (excerpts[unit, place].astype(np.int64) - start, indices[unit])
+            )
+            found = acts[rows, len(subject.lead) :, columns]
+            values[unit, place] = found.float().cpu().numpy()
+
+        wanted = np.unique(layers[inside.any(axis=1)]).tolist()
+        subject.trunk(torch.from_numpy(np.array(batch)), keep, wanted)
+    return values
 
 
 def _token_ids(subject: Subject, text: Text) -> np.ndarray:
