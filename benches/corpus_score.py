@@ -115,8 +115,8 @@ def _print(name: str, draws: list[Estimates], truth: np.ndarray) -> None:
     value, error, low, high = (np.stack([getattr(d, n) for d in draws]) for n in Estimates._fields)
     there = ~(np.isnan(value) | np.isnan(truth) | np.isnan(low))
     off = np.where(there, value - truth, np.nan)
-    by_neuron = np.nanmean(off, axis=0)
-    spread = np.nanstd(by_neuron) / np.sqrt((~np.isnan(by_neuron)).sum())
+    by_neuron = np.nanmean(off[:, there.any(axis=0)], axis=0)
+    spread = by_neuron.std() / np.sqrt(len(by_neuron))
     covered = ((low <= truth) & (truth <= high))[there].mean()
     print(
         f"{name}: bias {np.nanmean(off):+.4f} (standard error {spread:.4f}), error "
