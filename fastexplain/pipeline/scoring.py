@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from fastexplain.scorers.simulation import NAME as SIMULATION
 from fastexplain.scorers.simulation import Simulation
 
 SCORERS = (CORRELATION, SIMULATION)
+CORPUS = "corpus"
+"""A scorer which, of lookup explanations, is one pass of the subject for all neurons."""
 
 # The calibrated ones have no lower end: a few neurons that are all but silent make their mean.
 _AVERAGED = tuple(name for name in Simulation.measures if name not in CALIBRATED)
@@ -91,6 +93,9 @@ def score(
         run.database() as database,
         reported(progress, "Scoring", len(wanted), "layers") as report,
     ):
+        for scorer in made:
+            if scorer.name == CORPUS:
+                _score_corpus(run, database, wanted, scorer)
         for done, (layer, indices) in enumerate(sorted(wanted.items()), start=1):
             lookups = {
                 index: key
@@ -101,7 +106,11 @@ def score(
                 if isinstance(scorer, Simulation) and lookups:
                     own = means.setdefault(scorer.name, Means())
                     _score_layer(run, database, layer, lookups, scorer, own)
-            others = [each for each in made if not isinstance(each, Simulation | Correlation)]
+            others = [
+                each
+                for each in made
+                if not isinstance(each, Simulation | Correlation) and each.name != CORPUS
+            ]
             for index, key in lookups.items() if others else ():
                 record = run.neuron(NeuronId(layer, index))
                 values = simulate_by_lookup(run, record)
@@ -129,6 +138,22 @@ def score(
 def _nobody(purpose: str) -> NoReturn:
     """What a scorer is connected to that would ask a model."""
     raise UsageError("a scorer asks a model; name it in `explain`'s `scorers`")
+
+
+def _score_corpus(run: Run, database: Database, wanted: dict[int, set[int]], scorer: Any) -> None:
+    """Score lookup explanations over the whole corpus, by layer and index, in one pass of it."""
+    from fastexplain.pipeline.lookup_corpus import score_lookup  # it imports torch
+
+    keys = {
+        NeuronId(layer, index): key
+        for layer, indices in wanted.items()
+        for index, key in database.explanation_ids(str(layer), METHOD)
+        if index in indices
+    }
+    found = score_lookup(run, list(keys), scorer.subject) if keys else []
+    with database.transaction():
+        for key, measured in zip(keys.values(), found, strict=True):
+            database.add_scores(key, scorer.name, METHOD, VERSION, measured)
 
 
 def _score_layer(

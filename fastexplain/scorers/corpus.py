@@ -64,6 +64,13 @@ class Corpus:
         self._run = run
         self._subject = subject
 
+    @property
+    def subject(self) -> Subject:
+        """The run's subject, loaded when it is first asked for; raises as `subject_of`."""
+        if self._subject is None:
+            self._subject = subject_of(self._run)
+        return self._subject
+
     def excerpts(self, record: NeuronRecord) -> list[Sample]:
         """Those drawn, lowest activations first, each with its stratum's weight.
 
@@ -79,11 +86,9 @@ class Corpus:
         true = {each.excerpt: each.activations for each in [*record.top, *record.random]}
         missing = [excerpt for excerpt in ids if excerpt not in true]
         if missing:
-            if self._subject is None:
-                self._subject = subject_of(self._run)
             places = np.arange(len(missing))[None]
             tokens = np.stack([self._run.excerpt(excerpt) for excerpt in missing])
-            [found] = activations_at(self._subject, tokens, [record.id], places)
+            [found] = activations_at(self.subject, tokens, [record.id], places)
             true |= dict(zip(missing, found, strict=True))
         return [
             Sample(
@@ -178,7 +183,9 @@ def measured_of(
     for neuron, covered in enumerate(places.covered):
         lacks = None
         if counts[neuron] < wanted[neuron]:
-            lacks = f"{wanted[neuron] - counts[neuron]} of {wanted[neuron]} simulations failed"
+            lacks = (
+                f"{wanted[neuron] - counts[neuron]} of {wanted[neuron]} excerpts have no simulation"
+            )
         rows.append(
             [
                 _row(

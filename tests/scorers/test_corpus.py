@@ -13,7 +13,7 @@ import torch
 import fastexplain
 from fastexplain import NeuronId, Run, Subject, load_subject
 from fastexplain.errors import RunError, SubjectError
-from fastexplain.explainers.lookup import predict_by_lookup
+from fastexplain.explainers.lookup import predict_by_lookup, store_lookup
 from fastexplain.pipeline.lookup_corpus import score_lookup
 from fastexplain.records import Explanation, Measured
 from fastexplain.run.splits import EXPLANATION_RANKS
@@ -111,7 +111,7 @@ def test_simulations_that_failed_are_missing_and_said_so(run: Run, planted_subje
     whole = len(Corpus(run, planted_subject).excerpts(run.neuron(RIVER)))
     one = scored(run, planted_subject, lambda *given: without({0}, *given))["correlation"]
     assert one.value == pytest.approx(1) and one.excerpts == whole - 1
-    assert one.reason == f"1 of {whole} simulations failed"
+    assert one.reason == f"1 of {whole} excerpts have no simulation"
     none = scored(run, planted_subject, lambda *given: None)["auprc"]
     assert (none.value, none.excerpts, none.reason) == (None, 0, "no excerpt was simulated")
     constant = scored(run, planted_subject, lambda place, sample: 0 * sample.true)["correlation"]
@@ -178,3 +178,15 @@ def test_each_neuron_gets_its_own_excerpts_in_whatever_batches(tiny_subject) -> 
             else:
                 expected = tiny_subject.activations(tokens[excerpt], unit).values[:, 0]
                 np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_lookup_explanations_that_a_run_has_are_scored(run: Run) -> None:
+    store_lookup(run)
+    fastexplain.score(run, ["0:0-5"], scorers=["corpus"])
+    expected = score_lookup(run, [NeuronId(0, planted.CAT)])[0]
+    with run.database(read_only=True) as database:
+        [cat] = database.explanations(NeuronId(0, planted.CAT))
+        found = [s.measured for s in database.scores(cat.id) if s.scorer == "corpus"]
+        [never] = database.explanations(NeuronId(0, planted.NEVER))
+        assert not [s for s in database.scores(never.id) if s.scorer == "corpus"]  # not asked for
+    assert sorted(found) == sorted(expected)
