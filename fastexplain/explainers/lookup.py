@@ -206,7 +206,7 @@ def predict_by_lookup(
         RunError: the sweep kept no tables.
     """
     span = slice(int(indices.min()), int(indices.max()) + 1)
-    tables = _layer_tables(run, layer, span)
+    tables = layer_tables(run, layer, span)
     own = indices - span.start
     tables = tables._replace(
         token_sums=np.ascontiguousarray(tables.token_sums[:, own]),
