@@ -24,7 +24,8 @@ from fastexplain.kernels.scalars import BINS, histogram_edges
 from fastexplain.kernels.summary import KEPT_A_BIN, smallest_hashes
 from fastexplain.run.splits import EXPLANATION_RANKS
 from fastexplain.run.strata import Drawn, draw, drawn
-from fastexplain.scorers.corpus import scales_of, subject_of
+from fastexplain.run.subjects import load_subject_of
+from fastexplain.scorers.corpus import scales_of
 from fastexplain.scorers.stratified import Estimates, Places, average_precisions, correlations
 from fastexplain.subject.activations import activations_at
 
@@ -140,7 +141,7 @@ def main() -> None:
         for index in np.sort(rng.choice(run.width(layer), options.neurons, replace=False))
     ]
     every = np.broadcast_to(np.arange(len(run.excerpts)), (len(neurons), len(run.excerpts)))
-    acts = activations_at(subject_of(run), run.excerpts, neurons, every)
+    acts = activations_at(load_subject_of(run), run.excerpts, neurons, every)
     report(run, neurons, acts, options.seeds)
 
 

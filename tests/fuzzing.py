@@ -23,6 +23,10 @@ VALUES = [
 KNOWN = {
     "simulation": ["prompt-logprobs", "generated-logprobs", "json", "one-at-a-time", "x", ""],
     "readout": ["expected", "contrast", "x"],
+    "scorers": [
+        "correlation", "simulation", "corpus", "ablation", "mismatched,empty", "detection",
+        "fuzzing,intruder", "correlation,,x", "", ",",
+    ],
     "explainer": ["lookup", "m", "m", "m", "", "other", "a\udc80"],
     "simulator": ["m", "", "x"],
     "where": [
@@ -48,7 +52,7 @@ URLS = [
 # How often an option is given that the command does little without.
 LIKELY = {"explainer": 0.8, "base_url": 0.7, "corpus": 1.0}
 COMMANDS = ("explain", "explain", "explain", "show", "top", "search", "cost", "ingest", "sweep",
-            "bench", "demo")  # fmt: skip
+            "bench", "demo", "score", "ablate", "steer")  # fmt: skip
 
 
 class Arguments:

@@ -82,8 +82,8 @@ def explain(
         str,
         typer.Option(
             metavar="NAMES",
-            help="correlation, which simulates, or detection, fuzzing and intruder, for which the "
-            "simulator answers questions; several by commas.",
+            help="correlation, simulation, corpus, ablation, mismatched and empty simulate; for "
+            "detection, fuzzing and intruder the simulator answers questions. Several by commas.",
         ),
     ] = "correlation",
     sample: Annotated[

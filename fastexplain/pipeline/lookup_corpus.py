@@ -10,7 +10,8 @@ from fastexplain.explainers.lookup import predict_by_lookup
 from fastexplain.records import Measured, NeuronId
 from fastexplain.run.directory import Run
 from fastexplain.run.strata import drawn
-from fastexplain.scorers.corpus import measured_of, scales_of, subject_of
+from fastexplain.run.subjects import load_subject_of
+from fastexplain.scorers.corpus import measured_of, scales_of
 from fastexplain.scorers.stratified import Places
 from fastexplain.subject.activations import activations_at
 from fastexplain.subject.model import Subject
@@ -33,7 +34,7 @@ def score_lookup(
     Raises:
         RunError, SubjectError: as `Corpus.excerpts`; or the sweep kept no tables.
     """
-    subject = subject_of(run) if subject is None else subject
+    subject = load_subject_of(run) if subject is None else subject
     found: list[list[Measured]] = [[] for _ in neurons]
     layers = np.array([neuron.layer for neuron in neurons])
     indices = np.array([neuron.index for neuron in neurons])

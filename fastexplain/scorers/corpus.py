@@ -17,12 +17,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastexplain.errors import RunError
 from fastexplain.kernels.summary import widen
 from fastexplain.records import CORRELATION, Measured, NeuronRecord, Sample
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import EXPLANATION_RANKS
 from fastexplain.run.strata import Drawn, drawn
+from fastexplain.run.subjects import load_subject_of
 from fastexplain.scorers.registry import Connect
 from fastexplain.scorers.stratified import (
     Estimates,
@@ -31,7 +31,7 @@ from fastexplain.scorers.stratified import (
     correlations,
 )
 from fastexplain.subject.activations import activations_at
-from fastexplain.subject.model import Subject, load_subject
+from fastexplain.subject.model import Subject
 
 CORPUS = "corpus"
 """The scorer, and the split of its excerpts and scores."""
@@ -66,17 +66,17 @@ class Corpus:
 
     @property
     def subject(self) -> Subject:
-        """The run's subject, loaded when it is first asked for; raises as `subject_of`."""
+        """The run's subject, loaded when it is first asked for; raises as `load_subject_of`."""
         if self._subject is None:
-            self._subject = subject_of(self._run)
+            self._subject = load_subject_of(self._run)
         return self._subject
 
     def excerpts(self, record: NeuronRecord) -> list[Sample]:
         """Those drawn, lowest activations first, each with its stratum's weight.
 
         Raises:
-            RunError: the run's bins keep too few excerpts, or its subject is another model by now.
-            SubjectError: its subject can't be loaded.
+            RunError: the run's bins keep too few excerpts.
+            SubjectError: the run's subject can't be loaded, or is another model by now.
         """
         own = self._drawn(record)
         used = own.ids[0] >= 0
@@ -132,29 +132,6 @@ class Corpus:
 
     def _drawn(self, record: NeuronRecord) -> Drawn:
         return drawn(self._run, record.id.site, np.array([record.id.index]))
-
-
-def subject_of(run: Run) -> Subject:
-    """The subject of a run, loaded by its manifest.
-
-    Raises:
-        SubjectError: it can't be loaded.
-        RunError: it is another model by now.
-    """
-    written = run.manifest["subject"]
-    subject = load_subject(written["name"], dtype=written.get("dtype"), revision=_revision(written))
-    if subject.fingerprint() != written.get("fingerprint"):
-        raise RunError(
-            f"'{written['name']}' is not the model that {run.path} was swept with: its weights "
-            "differ; put that model in its place, or sweep again"
-        )
-    return subject
-
-
-def _revision(written: dict[str, object]) -> str | None:
-    """The hub's commit; the embedded model has a version that can't be chosen."""
-    revision = written.get("revision")
-    return revision if isinstance(revision, str) and written["name"] != "smollm2" else None
 
 
 def scales_of(run: Run, site: int | str, indices: np.ndarray) -> np.ndarray:

@@ -12,15 +12,15 @@ from fastexplain.run.directory import Run
 
 # Each names a module whose `make(run, connect)` makes the scorer.
 _MODULES = {
-    "ablation": "fastexplain.scorers.ablation",
     "correlation": "fastexplain.scorers.correlation",
     "simulation": "fastexplain.scorers.simulation",
+    "corpus": "fastexplain.scorers.corpus",
+    "ablation": "fastexplain.scorers.ablation",
     "mismatched": "fastexplain.scorers.mismatched",
     "empty": "fastexplain.scorers.empty",
     "detection": "fastexplain.scorers.detection",
     "fuzzing": "fastexplain.scorers.fuzzing",
     "intruder": "fastexplain.scorers.intruder",
-    "corpus": "fastexplain.scorers.corpus",
 }
 
 # Those that ask a model about excerpts.

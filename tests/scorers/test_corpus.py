@@ -12,12 +12,13 @@ import torch
 
 import fastexplain
 from fastexplain import NeuronId, Run, Subject, load_subject
-from fastexplain.errors import RunError, SubjectError
+from fastexplain.errors import SubjectError
 from fastexplain.explainers.lookup import predict_by_lookup, store_lookup
 from fastexplain.pipeline.lookup_corpus import score_lookup
 from fastexplain.records import Explanation, Measured
 from fastexplain.run.splits import EXPLANATION_RANKS
-from fastexplain.scorers.corpus import Corpus, subject_of
+from fastexplain.run.subjects import load_subject_of
+from fastexplain.scorers.corpus import Corpus
 from fastexplain.subject.activations import activations_at
 
 RIVER = f"0:{planted.RIVER_OR_STONE}"
@@ -123,11 +124,11 @@ def test_another_model_in_the_subjects_place_is_refused(run: Run, tmp_path: Path
     subject.model.transformer.h[0].mlp.c_fc.weight.data *= 2
     subject.model.save_pretrained(tmp_path / "model")
     run.manifest["subject"]["name"] = str(tmp_path / "model")
-    with pytest.raises(RunError, match=r"is not the model that .* its weights differ"):
-        subject_of(run)
+    with pytest.raises(SubjectError, match=r"are not those that .* was swept with"):
+        load_subject_of(run)
     run.manifest["subject"]["name"] = str(tmp_path / "nowhere")
-    with pytest.raises(SubjectError):
-        subject_of(run)
+    with pytest.raises(SubjectError, match="can't be loaded"):
+        load_subject_of(run)
 
 
 def test_lookup_is_scored_for_many_neurons_at_once(planted_run: Run, planted_subject) -> None:
