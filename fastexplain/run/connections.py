@@ -296,7 +296,8 @@ class Connections:
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:  # of a message about a damaged file
-            raise RunError(f"the database {self._path} can't be used: {error}") from error
+            seen = " ".join(str(error).split())  # it may quote the schema
+            raise RunError(f"the database {self._path} can't be used: {seen:.300}") from error
         except OverflowError as error:
             raise UsageError("a number is larger than any in a database, 2^63") from error
         except UnicodeEncodeError as error:

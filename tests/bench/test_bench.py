@@ -72,7 +72,7 @@ def test_the_command_measures_a_cut_geometry(cli, tmp_path: Path) -> None:
         assert result["ratios"][name].get(name, 1) == 1
     assert set(result["capture"]) == {"plain", "fused"}
     # 20 exemplars of 64 float32 values and their share of the rest.
-    assert 20 * 64 * 4 < result["on_disk"] < 2.5 * 20 * 64 * 4
+    assert 20 * 64 * 4 < result["on_disk"] < 2.8 * 20 * 64 * 4
     kept = {name: way["kept_bytes"] for name, way in result["ways"].items()}
     assert kept["trunk"] == kept["model"] == 0 < kept["peer"] < kept["sweep"]
     assert kept["sweep_tables"] - kept["sweep"] <= result["tables_bytes"] == 2**30 // 30

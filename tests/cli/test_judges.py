@@ -9,6 +9,7 @@ import planted
 import pytest
 
 import fastexplain
+from fastexplain.cli.terminal import out
 from fastexplain.errors import UsageError
 
 NEURON, LOUD = f"0:{planted.MOON_AFTER_BRIGHT}", f"0:{planted.CAT}"
@@ -82,13 +83,14 @@ def test_a_model_that_answers_no_chats_cannot_judge(explain, cli, run, server):
     assert code == 1 and "answers no chats, so it can't judge" in err
 
 
-def test_correlation_and_judges_stand_beside_each_other(explain, cli, run):
+def test_correlation_and_judges_stand_beside_each_other(explain, cli, run, monkeypatch):
+    monkeypatch.setattr(out, "_width", 160)
     code, found, err = explain(NEURON, "--scorers", "correlation,detection")
     assert code == 0, err
     assert {scorer for scorer, _, _ in values(found, NEURON)} == {"correlation", "detection"}
     assert found["explanations"][0]["excerpts_top"] == 5
-    code, out, _ = cli("show", run.path, NEURON)
-    words = " ".join(out.replace("│", " ").split())
+    code, shown, _ = cli("show", run.path, NEURON)
+    words = " ".join(shown.replace("│", " ").split())
     assert re.search(r"top and random.* detection accuracy 1.00 \(0\.\d\d to 1.00\)", words)
     assert re.search(r"recall by quantile 1.00 1.00 1.00 1.00 1.00; excerpts 25", words)
 

@@ -162,7 +162,7 @@ def test_show_as_json_has_the_whole_neuron(cli, swept) -> None:
     assert len(data["top"]) == len(data["random"]) == 2
     assert len(data["top"][0]["activations"]) == 64
     assert data["statistics"]["fraction_positive"] > 0
-    assert len(data["simulations"]) == 10
+    assert len(data["simulations"]) == 13  # five top ones and all random ones of the test split
     assert data["simulations"][0]["activations"][0] is None  # not counted
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import fastexplain
+from fastexplain.cli.terminal import out
 from fastexplain.errors import RunError, SubjectError, UsageError
 from fastexplain.pipeline.ablating import Ablated
 from fastexplain.records import Explanation
@@ -317,7 +318,8 @@ def test_steering_finds_what_a_neuron_writes(run, subject, tmp_path):
     }
 
 
-def test_the_commands(run, tmp_path, cli):
+def test_the_commands(run, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr(out, "_width", 160)
     path = shutil.copytree(run.path, tmp_path / "run")
     code, shown, _ = cli("ablate", path, "--sample", 7, "--device", "cpu", "--json")
     data = json.loads(shown.splitlines()[-1])
