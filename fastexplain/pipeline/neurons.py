@@ -185,12 +185,19 @@ class _Work:
             if isinstance(outcome, _Outcome)
         }
         have |= {e: s.values for e, s in simulations.items() if s.values is not None}
+        asked = {sample.excerpt for sample in missing}
+        changed = {
+            scorer.name
+            for scorer in self.scorers
+            if _by_own_simulations(scorer)
+            and any(sample.excerpt in asked for sample in wanted[scorer.name])
+        }
         # Without those that wait in a batch, or could not be sent, there is no score yet.
         ready = [
             scorer
             for scorer in self.scorers
-            if (len(simulations) == len(missing) or not _by_own_simulations(scorer))
-            and (_by_own_simulations(scorer) or scorer.name not in stored)
+            if (scorer.name in changed or scorer.name not in stored)
+            and (len(simulations) == len(missing) or not _by_own_simulations(scorer))
         ]
         values = {e: own[record.skip :] for e, own in have.items()}
         scored = await asyncio.gather(

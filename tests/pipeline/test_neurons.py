@@ -479,6 +479,20 @@ def test_a_scorer_that_asks_a_model_needs_no_simulation_and_is_asked_once(databa
     assert all(result.complete for result in scored())
 
 
+def test_a_scorer_whose_simulations_were_there_is_not_asked_again(database):
+    """Scores may cost seconds, as those by ablation do."""
+    scored = []
+
+    class Counted(Correlation):
+        def score(self, record, explanation, excerpts):
+            scored.append(record.id.index)
+            return super().score(record, explanation, excerpts)
+
+    custom(database, [record(0)], scorers=[Counted()])
+    [result] = custom(database, [record(0)], scorers=[Counted(), Count()])
+    assert scored == [0] and set(result.scores) == {"correlation", "count"}
+
+
 def test_simulations_keep_their_split(database):
     custom(database, [record(0)], scorers=[Count()])
     rows = database.query("SELECT split, count(*) FROM simulations GROUP BY split ORDER BY split")
