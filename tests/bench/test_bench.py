@@ -206,6 +206,7 @@ def test_a_random_subject_is_seeded_and_its_activations_are_spread() -> None:
     assert seen[0].isfinite().all() and 0.05 < seen[0].std() < 10
 
 
+@pytest.mark.scale
 @pytest.mark.usefixtures("small")
 def test_where_the_real_model_has_a_bos_every_way_runs_it_too(monkeypatch) -> None:
     with_bos = dataclasses.replace(GEOMETRIES["gpt2"], bos=7)

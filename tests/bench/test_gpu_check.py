@@ -271,6 +271,7 @@ def test_what_came_of_a_step_is_in_the_file_before_the_next_begins(
     assert [bool(check["failure"]) for check in record.data["checks"]] == [False, True, True]
 
 
+@pytest.mark.scale
 def test_tuning_and_profiling_go_through_here_too(monkeypatch) -> None:
     """They are written for a GPU; that they run can be seen on a CPU."""
     monkeypatch.setattr(device_timings, "CUDA", torch.device("cpu"))
