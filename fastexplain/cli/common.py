@@ -23,6 +23,37 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.")]
 DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Limit = Annotated[int, typer.Option(min=1, help="Explanations to show.")]
 
+# Of commands that ask language models.
+SimulatorUrl = Annotated[
+    str | None, typer.Option(metavar="URL", help="The simulator's server, if another.")
+]
+Local = Annotated[
+    bool,
+    typer.Option(
+        "--local", help="Run the models in this process: smollm2, a hub id or a directory."
+    ),
+]
+SimulatorLocal = Annotated[
+    bool, typer.Option("--simulator-local", help="Run only the simulator in this process.")
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests in flight at a server at once.")]
+Timeout = Annotated[float, typer.Option(help="Seconds that a request may take.")]
+MaxCost = Annotated[
+    float | None, typer.Option(metavar="USD", help="Stop before the cost exceeds this.")
+]
+MaxRequests = Annotated[
+    int | None, typer.Option(metavar="N", help="Stop before more than N are sent.")
+]
+ExplainerPrice = Annotated[
+    str | None,
+    typer.Option(metavar="IN,OUT", help="The explainer's US dollars a million tokens."),
+]
+SimulatorPrice = Annotated[
+    str | None,
+    typer.Option(metavar="IN,OUT", help="The simulator's; the explainer's if it is that."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Ask again for what is already stored.")]
+
 
 def print_rows(
     rows: list[StoredExplanation],

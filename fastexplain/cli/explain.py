@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastexplain.cli.common import AsJson, RunPath, print_rows
+from fastexplain.cli.common import (
+    AsJson,
+    Concurrency,
+    ExplainerPrice,
+    Fresh,
+    Local,
+    MaxCost,
+    MaxRequests,
+    RunPath,
+    SimulatorLocal,
+    SimulatorPrice,
+    SimulatorUrl,
+    Timeout,
+    print_rows,
+)
 from fastexplain.cli.terminal import messages, out, print_json
 from fastexplain.errors import LLMError, UsageError
 
@@ -54,18 +68,9 @@ def explain(
             "Its key is read from OPENAI_API_KEY.",
         ),
     ] = None,
-    simulator_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The simulator's server, if another.")
-    ] = None,
-    local: Annotated[
-        bool,
-        typer.Option(
-            "--local", help="Run the models in this process: smollm2, a hub id or a directory."
-        ),
-    ] = False,
-    simulator_local: Annotated[
-        bool, typer.Option("--simulator-local", help="Run only the simulator in this process.")
-    ] = False,
+    simulator_url: SimulatorUrl = None,
+    local: Local = False,
+    simulator_local: SimulatorLocal = False,
     simulation: Annotated[
         str | None,
         typer.Option(
@@ -96,33 +101,21 @@ def explain(
             metavar="CONDITION", help="Only neurons that meet this, as 'lookup_score < 0.3'."
         ),
     ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests in flight at a server at once.")
-    ] = 64,
+    concurrency: Concurrency = 64,
     requests_per_minute: Annotated[
         int | None, typer.Option(metavar="N", help="The server's limit on requests.")
     ] = None,
     tokens_per_minute: Annotated[
         int | None, typer.Option(metavar="N", help="The server's limit on tokens.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 120.0,
+    timeout: Timeout = 120.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the requests and their cost; send nothing.")
     ] = False,
-    max_cost: Annotated[
-        float | None, typer.Option(metavar="USD", help="Stop before the cost exceeds this.")
-    ] = None,
-    max_requests: Annotated[
-        int | None, typer.Option(metavar="N", help="Stop before more than N are sent.")
-    ] = None,
-    price: Annotated[
-        str | None,
-        typer.Option(metavar="IN,OUT", help="The explainer's US dollars a million tokens."),
-    ] = None,
-    simulator_price: Annotated[
-        str | None,
-        typer.Option(metavar="IN,OUT", help="The simulator's; the explainer's if it is that."),
-    ] = None,
+    max_cost: MaxCost = None,
+    max_requests: MaxRequests = None,
+    price: ExplainerPrice = None,
+    simulator_price: SimulatorPrice = None,
     batch: Annotated[
         bool, typer.Option("--batch", help="Use the server's batch API: cheaper, slower.")
     ] = False,
@@ -133,9 +126,7 @@ def explain(
             help="Only write the requests to FILE, for an offline engine; then use ingest.",
         ),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask again for what is already stored.")
-    ] = False,
+    fresh: Fresh = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before a large job.")] = False,
     as_json: AsJson = False,
 ) -> None:

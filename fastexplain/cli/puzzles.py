@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastexplain.cli.common import AsJson
+from fastexplain.cli.common import (
+    AsJson,
+    Concurrency,
+    ExplainerPrice,
+    Fresh,
+    Local,
+    MaxCost,
+    MaxRequests,
+    SimulatorLocal,
+    SimulatorPrice,
+    SimulatorUrl,
+    Timeout,
+)
 from fastexplain.cli.terminal import interrupts, out, print_json
 
 if TYPE_CHECKING:
@@ -35,18 +47,9 @@ def puzzles(
         str | None,
         typer.Option(metavar="URL", help="An OpenAI-compatible server with these models."),
     ] = None,
-    simulator_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The simulator's server, if another.")
-    ] = None,
-    local: Annotated[
-        bool,
-        typer.Option(
-            "--local", help="Run the models in this process: smollm2, a hub id or a directory."
-        ),
-    ] = False,
-    simulator_local: Annotated[
-        bool, typer.Option("--simulator-local", help="Run only the simulator in this process.")
-    ] = False,
+    simulator_url: SimulatorUrl = None,
+    local: Local = False,
+    simulator_local: SimulatorLocal = False,
     simulation: Annotated[
         str | None, typer.Option(metavar="MODE", help="How to simulate, as for explain.")
     ] = None,
@@ -63,27 +66,13 @@ def puzzles(
     directory: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where answers are stored.")
     ] = Path("puzzles-run"),
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests in flight at a server at once.")
-    ] = 64,
-    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 120.0,
-    max_cost: Annotated[
-        float | None, typer.Option(metavar="USD", help="Stop before the cost exceeds this.")
-    ] = None,
-    max_requests: Annotated[
-        int | None, typer.Option(metavar="N", help="Stop before more than N are sent.")
-    ] = None,
-    price: Annotated[
-        str | None,
-        typer.Option(metavar="IN,OUT", help="The explainer's US dollars a million tokens."),
-    ] = None,
-    simulator_price: Annotated[
-        str | None,
-        typer.Option(metavar="IN,OUT", help="The simulator's; the explainer's if it is that."),
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask again for what is already stored.")
-    ] = False,
+    concurrency: Concurrency = 64,
+    timeout: Timeout = 120.0,
+    max_cost: MaxCost = None,
+    max_requests: MaxRequests = None,
+    price: ExplainerPrice = None,
+    simulator_price: SimulatorPrice = None,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
     """Try models and scorers on puzzles with known answers.
