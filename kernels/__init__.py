@@ -6,7 +6,8 @@ where its arrays live: device arrays (anything with `__cuda_array_interface__`) 
 arrays to the CPU. What is returned lives there too, as NumPy's or Numba's arrays.
 
 What scores are made of (`excerpt_sums`, `measures`, `bootstrap`, `best_threshold`; the truth is
-`reference_measures.py`) is on the CPU alone, in `cpu/measures.py`, and takes host arrays.
+`reference_measures.py`) is on the CPU alone, in `cpu/sums.py` and `cpu/measures.py`, and takes host
+arrays.
 
 Letters in shapes: B excerpts in a batch, T tokens in an excerpt (64), L = T plus the positions
 before them that are not counted (a BOS token), F neurons of one layer, K top exemplars, R random
@@ -193,7 +194,7 @@ def excerpt_sums(
         TypeError: they are no floating numbers.
     """
     check_excerpts(true, simulated, binary)
-    return _run("measures.excerpt_sums", None, (true, simulated, binary), 0)
+    return _run("sums.excerpt_sums", None, (true, simulated, binary), 0)
 
 
 def measures(sums: ExcerptSums, weights: np.ndarray | None = None) -> np.ndarray:
@@ -264,7 +265,7 @@ def best_threshold(true: np.ndarray, simulated: np.ndarray, scale: np.ndarray) -
         TypeError: they are no floating numbers.
     """
     check_excerpts(true, simulated, None, scale)
-    return _run("measures.best_threshold", None, (true, simulated, scale), 0)
+    return _run("sums.best_threshold", None, (true, simulated, scale), 0)
 
 
 def _run(name: str, array: Any, arguments: tuple[Any, ...], stream: int) -> Any:

@@ -1,4 +1,4 @@
-"""The kernels of scores in NumPy, obvious and slow: the truth for `cpu/measures.py`."""
+"""The kernels of scores in NumPy, slow: the truth for `cpu/sums.py` and `cpu/measures.py`."""
 
 from __future__ import annotations
 
