@@ -140,7 +140,7 @@ def ablate(
                 scored = score_layer(run, load(), cases)
                 with database.transaction():
                     for row, measured in zip(rows, scored, strict=True):
-                        database.add_scores(row.id, ABLATION, *_judge(row), measured)
+                        database.add_scores(ABLATION, *_judge(row), {row.id: measured})
                 done += len(part)
                 report(done)
         scores = [AblationRow(row, _scores(database, row)) for row in there.values()]

@@ -251,9 +251,8 @@ class _Work:
                 )
             for scorer in self.scorers:
                 if scorer.name in scores:
-                    self.database.add_scores(
-                        explanation, scorer.name, *self._judge(scorer), scores[scorer.name]
-                    )
+                    own = {explanation: scores[scorer.name]}
+                    self.database.add_scores(scorer.name, *self._judge(scorer), own)
 
     def _stored_scores(self, explanation: int) -> dict[str, list[Measured]]:
         """What scorers gave an explanation before, by their names; only of those that did."""

@@ -153,9 +153,8 @@ def _score_corpus(run: Run, database: Database, wanted: dict[int, set[int]], sco
         if index in indices
     }
     found = score_lookup(run, list(keys), scorer.subject) if keys else []
-    with database.transaction():
-        for key, measured in zip(keys.values(), found, strict=True):
-            database.add_scores(key, scorer.name, METHOD, VERSION, measured)
+    scores = dict(zip(keys.values(), found, strict=True))
+    database.add_scores(scorer.name, METHOD, VERSION, scores)
 
 
 def _score_layer(
@@ -174,9 +173,8 @@ def _score_layer(
     scale = strongest.max(axis=(1, 2), initial=-np.inf)
     found = scorer.measure(test, (fitted_on.true, fitted_on.simulated), scale)
     means.add(str(layer), found.sets, test.top)
-    with database.transaction():
-        for index, key in lookups.items():
-            database.add_scores(key, scorer.name, METHOD, VERSION, found.measured(index))
+    scores = {key: found.measured(index) for index, key in lookups.items()}
+    database.add_scores(scorer.name, METHOD, VERSION, scores)
 
 
 def _score_one(
@@ -197,4 +195,4 @@ def _score_one(
         if not isinstance(measured, list):
             raise UsageError(f"the scorer '{scorer.name}' has to give a list, and at once")
         rows: list[Measured] = measured
-        database.add_scores(explanation, scorer.name, judge, version, rows)
+        database.add_scores(scorer.name, judge, version, {explanation: rows})

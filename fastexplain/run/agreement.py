@@ -66,12 +66,11 @@ class Agreement:
         lacks = None
         if share < _ENOUGH:
             lacks = f"rests on {share:.0%} of the tokens: the others have no simulated value"
+        ends = self.values[neuron].tolist(), self.low[neuron].tolist(), self.high[neuron].tolist()
+        numbers = dict(zip(MEASURES, zip(*ends, strict=True), strict=True))
         for name in names:
-            place = neuron, MEASURES.index(name)
-            value, low, high = (
-                None if np.isnan(each[place]) else float(each[place])
-                for each in (self.values, self.low, self.high)
-            )
+            # NaN, the one number that is not itself, is undefined.
+            value, low, high = (each if each == each else None for each in numbers[name])
             reason = lacks
             if value is None and excerpts:
                 reason = lacking.get(name) or self._why_undefined(name, neuron)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,11 @@ import numpy as np
 from fastexplain.records import CORRELATION, ExplanationRow, Mean, Measured, NeuronId, Steering
 from fastexplain.run.reading import Reading
 from fastexplain.run.rows import hash_rows
+
+# The hash is taken with the insertion, of numbers as the columns hold them.
+_SCORE = ", ".join(f"CAST(?{n} AS REAL)" if n in (7, 8, 9) else f"?{n}" for n in range(1, 13))
+_INSERT_SCORE = f"""INSERT OR REPLACE INTO scores SELECT {_SCORE}, row_hash({_SCORE})
+    WHERE EXISTS (SELECT 1 FROM explanations WHERE id = ?1)"""
 
 
 class Database(Reading):
@@ -64,12 +69,12 @@ class Database(Reading):
             sqlite.executemany(hash_rows("explanations", "id = ?"), ((kept[key],) for key in added))
             _insert_scores(
                 sqlite,
-                [
+                (
                     (kept[_key(r)], CORRELATION, r.model, r.version, m)
                     for r in rows
                     if r.scores is not None
                     for m in r.scores.measured()
-                ],
+                ),
                 created,
             )
         return [kept[_key(row)] for row in rows]
@@ -115,22 +120,29 @@ class Database(Reading):
 
     def add_scores(
         self,
-        explanation: int,
         scorer: str,
         judge: str,
         version: str,
-        measured: Sequence[Measured],
+        measured: Mapping[int, Sequence[Measured]],
     ) -> None:
-        """Store what a scorer gives an explanation, in place of what it gave before.
+        """Store what a scorer gives explanations, in place of what it gave them before.
 
-        Nothing is stored if another command has replaced the explanation.
+        Nothing is stored of one that another command has replaced.
 
         Args:
             scorer, judge, version: as in `Score`.
+            measured: by the explanation's id.
         """
         with self.transaction() as sqlite:
-            rows = [(explanation, scorer, judge, version, each) for each in measured]
-            _insert_scores(sqlite, rows, now())
+            _insert_scores(
+                sqlite,
+                (
+                    (explanation, scorer, judge, version, each)
+                    for explanation, rows in measured.items()
+                    for each in rows
+                ),
+                now(),
+            )
 
     def add_means(self, method: str, scorer: str, means: Sequence[Mean]) -> None:
         """Store means over neurons of what a scorer gave, in place of those that were there."""
@@ -161,22 +173,16 @@ def _key(row: ExplanationRow) -> tuple[Any, ...]:
 
 def _insert_scores(
     sqlite: sqlite3.Connection,
-    rows: Sequence[tuple[int, str, str, str, Measured]],
+    rows: Iterable[tuple[int, str, str, str, Measured]],
     created: str,
 ) -> None:
     """Store scores of explanations that are there; others are left out."""
     sqlite.executemany(
-        """INSERT OR REPLACE INTO scores SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
-            NULL
-        WHERE EXISTS (SELECT 1 FROM explanations WHERE id = ?1)""",
+        _INSERT_SCORE,
         (
             (*row, m.split, m.measure, m.value, m.low, m.high, m.excerpts, m.reason, created)
             for *row, m in rows
         ),
-    )
-    sqlite.executemany(
-        hash_rows("scores", "explanation = ? AND hash IS NULL"),
-        ((explanation,) for explanation in dict.fromkeys(row[0] for row in rows)),
     )
 
 

@@ -63,19 +63,44 @@ def _centre(values):
 
 @njit
 def _falling(values):
-    """The places of float64 `[n]` by falling value, equal ones in order; int64 `[n]`."""
+    """The places of float64 `[n]` by falling value, equal ones in order; int32 `[n]`.
+
+    Those that float32 holds are sorted by their bits, a byte at a time from the last: 640 take a
+    third of the time of a sort by comparing.
+    """
+    count = len(values)
     narrow = values.astype(np.float32)
     if (narrow != values).any():
-        return np.argsort(-values, kind="mergesort")
-    # float32 by its bits, the place below them: integers are sorted in 20 us where 640 floats and
-    # their places take 36.
-    bits = narrow.view(np.int32)
-    keys = np.empty(len(values), np.int64)
-    for place in range(len(values)):
-        key = np.int64(bits[place])
-        keys[place] = (-(key if key >= 0 else -(key & 0x7FFFFFFF)) << 32) + place
-    keys.sort()
-    return keys & 0xFFFFFFFF
+        return np.argsort(-values, kind="mergesort").astype(np.int32)
+    narrow += np.float32(0)  # -0 is 0
+    bits = narrow.view(np.uint32)
+    keys, places = np.empty((2, count), np.uint32), np.empty((2, count), np.int32)
+    starts = np.zeros((4, 256), np.int32)
+    for place in range(count):
+        key = bits[place]
+        if not key & np.uint32(0x80000000):
+            key ^= np.uint32(0x7FFFFFFF)
+        keys[0, place], places[0, place] = key, place
+        for byte in range(4):
+            starts[byte, (key >> np.uint32(8 * byte)) & np.uint32(255)] += 1
+    now = 0
+    for byte in range(4):
+        own, first, only = starts[byte], 0, False
+        for value in range(256):
+            there = own[value]
+            only |= there == count
+            own[value] = first
+            first += there
+        if only:
+            continue
+        for place in range(count):
+            key = keys[now, place]
+            value = (key >> np.uint32(8 * byte)) & np.uint32(255)
+            keys[1 - now, own[value]] = key
+            places[1 - now, own[value]] = places[now, place]
+            own[value] += 1
+        now = 1 - now
+    return places[now]
 
 
 @njit

@@ -20,7 +20,7 @@ def test_baselines_stand_beside_each_explanation(run) -> None:
         beside = demo._beside(run, [row])[row.id]
         assert list(beside) == ["mismatched", "token", "position"]
         assert beside["token"] < 0.8
-        database.add_scores(row.id, "mismatched", "m", "1", rows)
+        database.add_scores("mismatched", "m", "1", {row.id: rows})
     # A language model's own takes its place.
     assert demo._beside(run, [row])[row.id] == beside | {"mismatched": 0.125}
 

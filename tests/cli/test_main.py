@@ -190,7 +190,7 @@ def test_show_keeps_explanations_apart(cli, swept, tmp_path) -> None:
             values[0] = np.inf
             database.add_simulation(explanation, "s", "1", record.top[3].excerpt, "test", values)
             measured = Scores(None, 0.5, None, 0, 1).measured()
-            database.add_scores(explanation, "correlation", "s", "1", measured)
+            database.add_scores("correlation", "s", "1", {explanation: measured})
     code, out, _ = cli("show", run, "0:3", "--json")
     data = json.loads(out.splitlines()[-1])
     said = {row["id"]: row["explanation"] for row in data["explanations"]}

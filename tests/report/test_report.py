@@ -38,7 +38,7 @@ def scored(planted_run, tmp_path_factory):
             rows = [
                 Measured("corpus", "auprc", value, 15, 0.1, 0.492, "none" if index == 2 else None)
             ]
-            database.add_scores(key, "corpus", HOSTILE, "json", rows)
+            database.add_scores("corpus", HOSTILE, "json", {key: rows})
     return run
 
 

@@ -404,7 +404,7 @@ def test_no_flipped_bit_of_the_database_changes_what_is_read(copied: Path) -> No
                 values = rng.random(64).astype(np.float32)
                 database.add_simulation(number, "s", "1", excerpt, "test", values)
             measured = Scores(0.5, 0.25, None, 5, 5).measured()
-            database.add_scores(number, CORRELATION, "s", "1", measured)
+            database.add_scores(CORRELATION, "s", "1", {number: measured})
         Responses(database, "now").add("key", "m", "explanation", Answer("said", "stop"), 0.5)
     path = copied / "run.sqlite"
     whole, expected = path.read_bytes(), stored_of(open_run(copied))

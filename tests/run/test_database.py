@@ -123,7 +123,7 @@ def test_scores_are_kept_for_each_simulator(database):
     [key] = database.add_explanations([said(neuron)])
     for simulator, value in [("a", 0.1), ("b", 0.2), ("a", 0.3)]:
         measured = Scores(None, value, None, 4, 5).measured()
-        database.add_scores(key, "correlation", simulator, "v", measured)
+        database.add_scores("correlation", simulator, "v", {key: measured})
     found = [(e.simulator, e.scores.top_and_random) for e in database.explanations(neuron)]
     assert found == [("a", 0.3), ("b", 0.2)]
 
@@ -140,7 +140,7 @@ def test_a_new_explanation_takes_the_old_ones_simulations_along(database):
 def test_the_same_explanation_again_keeps_its_row(database):
     neuron = NeuronId(0, 0)
     [first] = database.add_explanations([said(neuron)])
-    database.add_scores(first, "correlation", "s", "v", Scores(0.5, 0.5, None, 5, 5).measured())
+    database.add_scores("correlation", "s", "v", {first: Scores(0.5, 0.5, None, 5, 5).measured()})
     assert database.add_explanations([said(neuron)]) == [first]
     assert scores_of(database, first) == Scores(0.5, 0.5, None, 5, 5)
     assert database.add_explanations([said(neuron, "another")]) != [first]
@@ -152,9 +152,9 @@ def test_what_hangs_on_an_explanation_that_was_replaced_is_dropped(database):
     [first] = database.add_explanations([said(neuron)])
     [second] = database.add_explanations([said(neuron, "another")])
     database.add_simulation(first, "s", "v", 3, "test", np.ones(4))
-    database.add_scores(first, "correlation", "s", "v", Scores(0.5, 0.5, None, 5, 5).measured())
+    database.add_scores("correlation", "s", "v", {first: Scores(0.5, 0.5, None, 5, 5).measured()})
     assert failures(database, first) == {} and database.scores(first) == []
-    database.add_scores(second, "correlation", "s", "v", Scores(0.5, 0.5, None, 5, 5).measured())
+    database.add_scores("correlation", "s", "v", {second: Scores(0.5, 0.5, None, 5, 5).measured()})
     assert scores_of(database, second) == Scores(0.5, 0.5, None, 5, 5)
 
 
@@ -255,7 +255,7 @@ def test_other_measures_stand_beside_the_correlation(database):
     [key] = database.add_explanations([lookup(NEURON)])
     balanced = Measured("held_out", "balanced_accuracy", 0.75, 20, low=0.6, high=0.9)
     missing = Measured("held_out", "recall", None, 0, reason="no answer")
-    database.add_scores(key, "detection", "gpt-x", "detection-1", [balanced, missing])
+    database.add_scores("detection", "gpt-x", "detection-1", {key: [balanced, missing]})
     *correlations, first, second = database.scores(key)
     assert len(correlations) == 3
     assert first == Score("detection", "gpt-x", "detection-1", balanced)
@@ -270,7 +270,7 @@ def test_explanations_are_found_by_their_words(database):
     keys = database.add_explanations(rows)
     for value in (0.1, 0.9):
         measured = Scores(None, value, None, 5, 5).measured()
-        database.add_scores(keys[0], "correlation", f"judge {value}", "v", measured)
+        database.add_scores("correlation", f"judge {value}", "v", {keys[0]: measured})
     found = {e.neuron.index: e for e in database.search("river")}
     assert set(found) == {0, 1} and found[0].scores.top_and_random == 0.9
     assert [e.neuron.index for e in database.search("verb rivers")] == [1]

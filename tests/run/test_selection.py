@@ -247,7 +247,7 @@ def explain(database, index, text, *scores, model="m"):
     [key] = database.add_explanations([row])
     for number, score in enumerate(scores):
         values = Scores(None if score is None else score / 2, score, None, 5, 5)
-        database.add_scores(key, "correlation", "s", f"readout {number}", values.measured())
+        database.add_scores("correlation", "s", f"readout {number}", {key: values.measured()})
 
 
 def test_conditions_read_the_newest_explanation_by_a_model(run, tmp_path):

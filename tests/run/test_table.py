@@ -28,7 +28,7 @@ def explain(run, name, text, *scores, model="someone", method="model"):
         for number, score in enumerate(scores):
             own = Scores(-0.5, score, 0.25, 5, 5)
             judge = f"simulator {number}"
-            database.add_scores(explanation, CORRELATION, judge, "v1", own.measured())
+            database.add_scores(CORRELATION, judge, "v1", {explanation: own.measured()})
 
 
 def test_rows_are_all_neurons_by_layer_and_index(run):
