@@ -255,12 +255,20 @@ class _Work:
                     self.database.add_scores(scorer.name, *self._judge(scorer), own)
 
     def _stored_scores(self, explanation: int) -> dict[str, list[Measured]]:
-        """What scorers gave an explanation before, by their names; only of those that did."""
+        """What scorers gave an explanation before, by their names; only of those that did.
+
+        Those whose judge left a question without an answer are to be done again: it is asked for
+        that alone, as the other answers are stored.
+        """
         found: dict[str, list[Measured]] = {}
         asked = {scorer.name: self._judge(scorer) for scorer in self.scorers}
         for score in self.database.scores(explanation):
             if asked.get(score.scorer) == (score.judge, score.version):
                 found.setdefault(score.scorer, []).append(score.measured)
+        for scorer in self.scorers:
+            rows = found.get(scorer.name, ())
+            if scorer.judge and any(m.reason and m.value is not None for m in rows):
+                del found[scorer.name]
         return found
 
     def _judge(self, scorer: Scorer) -> tuple[str, str]:

@@ -464,6 +464,36 @@ def test_neurons_are_explained_in_two_batches(server, run):
     assert server.creations == 2
 
 
+def test_judges_are_asked_in_batches_and_one_that_has_no_answer_costs_no_other(server, run):
+    neurons = [run.neuron(f"0:{planted.MOON_AFTER_BRIGHT}").id]
+    server.faulty.judge = lambda explanation, text: "bright<<moon" in text or "brightmoon" in text
+    judged = settings(server.url, scorers=["detection", "intruder"])
+    failures = []
+
+    def explained():
+        failures.clear()
+        return in_batches(run, neurons, judged, on_failure=lambda n, why: failures.append(why))
+
+    def scores():
+        with run.database() as database:
+            [row] = database.explanations(neurons[0])
+            found = {(s.scorer, s.measured.measure): s.measured for s in database.scores(row.id)}
+            assert database.query("SELECT count(*) FROM simulations") == [(0,)]
+        return found
+
+    server.broken, server.states = {1}, ["in_progress", "completed"]
+    assert (explained().explained, server.creations) == (1, 2)
+    partial = scores()["detection", "balanced_accuracy"]
+    assert "1 of 5 questions have no answer: the batch has no answer: too hard" in partial.reason
+    server.broken = set()
+    assert explained().finished and not failures
+    found = scores()
+    assert found["detection", "balanced_accuracy"][:4] == (*partial[:2], 1, 25)
+    assert found["intruder", "accuracy"].value == 1
+    sent = server.creations
+    assert explained().finished and server.creations == sent and scores() == found
+
+
 def test_an_address_may_be_written_in_other_ways(server, run):
     neurons = [run.neuron(f"0:{n}").id for n in NEURONS]
     url = server.url.replace("127.0.0.1", "LOCALHOST") + "/"
