@@ -36,6 +36,15 @@ Local = Annotated[
 SimulatorLocal = Annotated[
     bool, typer.Option("--simulator-local", help="Run only the simulator in this process.")
 ]
+PromptName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="How to ask the explainer: exemplars, full (with the tables' tokens and contrasts), "
+        "thinking, short (for small models) or list (the tables' tokens alone, cheap); if left "
+        "out, thinking for models that think, else exemplars.",
+    ),
+]
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests in flight at a server at once.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that a request may take.")]
 MaxCost = Annotated[

@@ -18,6 +18,7 @@ from fastexplain.cli.common import (
     Local,
     MaxCost,
     MaxRequests,
+    PromptName,
     RunPath,
     SimulatorLocal,
     SimulatorPrice,
@@ -83,6 +84,7 @@ def explain(
         str,
         typer.Option(help="expected, or contrast: the difference to an empty explanation."),
     ] = "expected",
+    prompt: PromptName = None,
     scorers: Annotated[
         str,
         typer.Option(
@@ -145,7 +147,7 @@ def explain(
         from fastexplain.cli import jobs
 
         jobs.explain_by_lookup(opened, fresh=fresh)
-        _print_explained(opened, chosen, explainer, as_json)
+        _print_explained(opened, chosen, explainer, None, as_json)
         return
 
     from fastexplain.cli import requests
@@ -178,7 +180,7 @@ def explain(
     settings = Settings(
         explaining, simulating, simulation, readout, limits,
         fresh=fresh, max_cost=max_cost, max_requests=max_requests,
-        scorers=[name.strip() for name in scorers.split(",")],
+        scorers=[name.strip() for name in scorers.split(",")], prompt=prompt,
     )  # fmt: skip
     everything = "all" in (neurons or []) and sample is None and where is None
     many = everything or len(chosen) > _MANY
@@ -199,7 +201,7 @@ def explain(
         outcome = requests.explain_by_model(opened, chosen, settings)
     if outcome.finished and outcome.stopped is None and not outcome.explained:
         raise LLMError(f"{explainer} explained none of the {len(chosen)} neurons; see above")
-    _print_explained(opened, chosen, explainer, as_json)
+    _print_explained(opened, chosen, explainer, outcome.version, as_json)
     if outcome.stopped is not None:
         raise outcome.stopped
 
@@ -270,8 +272,13 @@ def _confirm(neurons: int) -> None:
         raise typer.Exit(1)
 
 
-def _print_explained(run: Run, neurons: list[NeuronId], explainer: str, as_json: bool) -> None:
-    """Print the explanations of neurons by one explainer; of very many the best."""
+def _print_explained(
+    run: Run, neurons: list[NeuronId], explainer: str, version: str | None, as_json: bool
+) -> None:
+    """Print the explanations of neurons by one explainer; of very many the best.
+
+    Those of named neurons are of one version of its prompt, if one is given.
+    """
     method = "lookup" if explainer == "lookup" else "model"
     best = not neurons or (len(neurons) > _SHOWN and not as_json)
     with run.database() as database:
@@ -282,7 +289,7 @@ def _print_explained(run: Run, neurons: list[NeuronId], explainer: str, as_json:
                 row
                 for neuron in neurons
                 for row in database.explanations(neuron)
-                if row.method == method and row.model == explainer
+                if (row.method, row.model) == (method, explainer) and version in (None, row.version)
             ]
     undefined = f"None of the {len(neurons):,} neurons has a score that is defined."
     print_rows(

@@ -17,6 +17,7 @@ from fastexplain.cli.common import (
     Local,
     MaxCost,
     MaxRequests,
+    PromptName,
     SimulatorLocal,
     SimulatorPrice,
     SimulatorUrl,
@@ -56,6 +57,7 @@ def puzzles(
     readout: Annotated[
         str, typer.Option(help="expected or contrast, as for explain.")
     ] = "expected",
+    prompt: PromptName = None,
     scorers: Annotated[
         str, typer.Option(metavar="NAMES", help="How to score; several by commas.")
     ] = "correlation",
@@ -110,7 +112,7 @@ def puzzles(
         explaining, simulating, simulation, readout,
         {"concurrency": concurrency, "timeout": timeout},
         fresh=fresh, max_cost=max_cost, max_requests=max_requests,
-        scorers=[name.strip() for name in scorers.split(",")],
+        scorers=[name.strip() for name in scorers.split(",")], prompt=prompt,
     )  # fmt: skip
     solved = _solve(settings, half, directory)
     if as_json:

@@ -1,15 +1,13 @@
-"""A language model explains: it is shown a neuron's exemplars and names what they share."""
+"""A language model explains: it is shown what is known of a neuron, and names what it reacts to."""
 
 from __future__ import annotations
 
+from fastexplain.explainers.evidence import NoTables, Source, exemplars_of, gather
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Chat, key
-from fastexplain.prompts import explainer as explainer_prompt
+from fastexplain.prompts.wordings import PROMPTS, Prompt
 from fastexplain.records import Explanation, NeuronRecord
-from fastexplain.run.splits import EXPLANATION_RANKS
 
-# A phrase of some 20 words; what goes on for longer is cut off.
-MAX_TOKENS = 60
 TEMPERATURE = 0.0
 SEED = 0
 
@@ -19,36 +17,46 @@ class ModelExplainer:
 
     Args:
         connection: to the model.
+        prompt: the way it is asked.
+        source: of the tables' entries, where the prompt shows some.
 
     Attributes:
         method, model, version: as explanations by it are stored.
     """
 
     method = "model"
-    version = explainer_prompt.VERSION
 
-    def __init__(self, connection: Connection) -> None:
-        self.model = connection.model
-        self._connection = connection
+    def __init__(
+        self,
+        connection: Connection,
+        prompt: Prompt = PROMPTS["exemplars"],
+        source: Source | None = None,
+    ) -> None:
+        self.model, self.version = connection.model, prompt.version
+        self._connection, self._prompt = connection, prompt
+        self._source = source or NoTables()
 
     async def explain(self, record: NeuronRecord) -> Explanation:
-        """Have a neuron explained from the top exemplars of its explanation split.
+        """Have a neuron explained from its explanation split, and from what else the prompt shows.
 
         Raises:
-            LLMError: the explainer failed or gave no phrase, or the neuron is never above 0.
+            LLMError: the explainer failed or gave no phrase, the neuron is never above 0, or
+                nothing of what the prompt shows is known of it.
         """
-        shown = [record.top[rank] for rank in EXPLANATION_RANKS if rank < len(record.top)]
-        chat = explainer_prompt.messages(shown, record.skip)
-        request = Chat(tuple(chat), MAX_TOKENS, TEMPERATURE, SEED)
+        shown = exemplars_of(record)
+        evidence = gather(record, shown, self._source, self._prompt.shows)
+        chat = self._prompt.messages(evidence)
+        request = Chat(tuple(chat), self._prompt.max_tokens, TEMPERATURE, SEED)
         answer = await self._connection.ask(request)
         assert isinstance(answer, Answer)
         return Explanation(
-            explainer_prompt.parse(answer.text),
+            self._prompt.parse(answer.text),
             parameters={
-                "max_tokens": MAX_TOKENS,
+                "prompt": self._prompt.name,
+                "max_tokens": self._prompt.max_tokens,
                 "temperature": TEMPERATURE,
                 "seed": SEED,
-                "exemplars": [exemplar.excerpt for exemplar in shown],
+                "exemplars": [exemplar.excerpt for exemplar in shown] if evidence.texts else [],
                 "request": key(self.model, request),
                 "prompt_tokens": answer.usage.prompt_tokens,
                 "completion_tokens": answer.usage.completion_tokens,

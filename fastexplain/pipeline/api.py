@@ -103,6 +103,7 @@ async def explain_async(
     scorers: Sequence[Scorer | str] = (CORRELATION,),
     simulation: str | None = None,
     readout: str = "expected",
+    prompt: str | None = None,
     max_cost: float | None = None,
     max_requests: int | None = None,
     concurrency: int = 64,
@@ -130,6 +131,8 @@ async def explain_async(
         simulation: how to simulate, one of `simulators.model.MODES`; the best that the simulator
             can do if None.
         readout: "expected", or "contrast" with an empty explanation.
+        prompt: how a language model is asked to explain: "exemplars", "full", "thinking", "short"
+            or "list" (see `prompts.wordings`); what suits it by its probe if None.
         max_cost: in US dollars; the call stops before it is passed.
         max_requests: the call stops before more are sent.
         concurrency: requests in flight at a server at once.
@@ -160,7 +163,8 @@ async def explain_async(
         given = {"simulator": simulator, "simulation": simulation, "max_cost": max_cost,
                  "max_requests": max_requests, "requests_per_minute": requests_per_minute,
                  "tokens_per_minute": tokens_per_minute,
-                 "readout": None if readout == "expected" else readout}  # fmt: skip
+                 "readout": None if readout == "expected" else readout,
+                 "prompt": prompt}  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise UsageError(
@@ -188,9 +192,12 @@ async def explain_async(
     _check(explainer, simulator, scorers)
     if not isinstance(simulator, Model) and (simulation is not None or readout != "expected"):
         raise UsageError("`simulation` and `readout` are for language models that simulate")
+    if prompt is not None and not isinstance(explainer, Model):
+        raise UsageError("`prompt` is for language models that explain")
     settings = Settings(
         explainer, simulator, simulation, readout, limits,
         fresh=fresh, max_cost=max_cost, max_requests=max_requests, scorers=scorers,
+        prompt=prompt,
     )  # fmt: skip
     name = explainer.name if isinstance(explainer, Model) else explainer.model
     method = ModelExplainer.method if isinstance(explainer, Model) else explainer.method
@@ -209,7 +216,7 @@ async def explain_async(
     return Explained(
         name,
         chosen,
-        _stored(run, chosen, method, name, (judge, outcome.simulation)),
+        _stored(run, chosen, (method, name, outcome.version), (judge, outcome.simulation)),
         failures,
         state.meter.cost,
         state.meter.answered,
@@ -294,23 +301,33 @@ async def _by_lookup(
     if fresh or not lookup_is_stored(run):
         with reported(progress, "Explaining by lookup", len(run.layers), "layers") as report:
             await asyncio.to_thread(store_lookup, run, report)
-    return Explained(METHOD, neurons, _stored(run, neurons, METHOD, METHOD, (METHOD, VERSION)))
+    return Explained(
+        METHOD, neurons, _stored(run, neurons, (METHOD, METHOD, None), (METHOD, VERSION))
+    )
 
 
 def _stored(
-    run: Run, neurons: list[NeuronId], method: str, model: str, scored_by: tuple[str, str | None]
+    run: Run,
+    neurons: list[NeuronId],
+    made_by: tuple[str, str, str | None],
+    scored_by: tuple[str, str | None],
 ) -> list[StoredExplanation]:
     """The neurons' newest explanations by a model, with the correlations by one simulator.
 
-    Where `scored_by` has no way of simulating, with any that there are.
+    Args:
+        made_by: method, model, and version, or None for the newest of any.
+        scored_by: simulator and its version; where that is None, with any scores that there are.
     """
+    method, model, version = made_by
     found = []
     with run.database(read_only=True) as database:
         for neuron in neurons:
             rows = [
                 row
                 for row in database.explanations(neuron)  # the newest first, once for each scores
-                if row.method == method and row.model == model and row.text is not None
+                if (row.method, row.model) == (method, model)
+                and version in (None, row.version)
+                and row.text is not None
             ]
             if not rows:
                 continue

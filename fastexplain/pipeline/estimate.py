@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from fastexplain.explainers.model import ModelExplainer
+from fastexplain.explainers.evidence import RunTables
 from fastexplain.ledger.budget import Budget, Estimate
 from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost, price_of
 from fastexplain.ledger.responses import Responses
@@ -30,7 +30,7 @@ from fastexplain.llm.requests import (
     key,
 )
 from fastexplain.pipeline.batches.files import recorded_for_files
-from fastexplain.pipeline.models import Model, Settings, simulates
+from fastexplain.pipeline.models import Model, Settings, explainer_of, offline, simulates
 from fastexplain.pipeline.neurons import explain_neurons, in_turn
 from fastexplain.prompts.simulator import FILLERS
 from fastexplain.records import NeuronId
@@ -127,6 +127,8 @@ async def rehearse(
         places = np.random.default_rng(0).choice(len(neurons), _REHEARSED, replace=False)
         chosen = [neurons[place] for place in np.sort(places)]
     total = Estimate()
+    if files:
+        settings = offline(settings)
     Budget(settings.max_cost, settings.max_requests)  # raises UsageError for what is no limit
     with (
         run.database(read_only=True) as database,
@@ -157,7 +159,9 @@ async def rehearse(
             mode = choose_mode(stand_in_simulator.capabilities, settings.mode, settings.readout)
             simulating = Simulator(stand_in_simulator, mode, settings.readout)
 
-        explaining = ModelExplainer(stand_in(explainer, "explanation"))
+        asked = stand_in(explainer, "explanation")
+        assert asked.capabilities is not None
+        explaining = explainer_of(asked, asked.capabilities, settings, RunTables(run))
         for own in in_turn(scorers):
             async for _ in explain_neurons(
                 (run.neuron(neuron) for neuron in chosen),

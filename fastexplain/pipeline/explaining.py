@@ -63,12 +63,14 @@ class Outcome:
         finished: whether nothing waits for the answers to a batch.
         simulation: how it was simulated: the prompt's version, mode and readout. None of a batch,
             and where no scorer goes by simulations.
+        version: of the way in which the explainer was asked.
     """
 
     explained: int
     stopped: BudgetError | None = None
     finished: bool = True
     simulation: str | None = None
+    version: str | None = None
 
 
 async def explain_by_model(
@@ -143,4 +145,4 @@ async def explain_by_model(
             except BudgetError as error:
                 stopped = error
     simulation = None if ready.simulator is None else ready.simulator.version
-    return Outcome(explained, stopped, simulation=simulation)
+    return Outcome(explained, stopped, simulation=simulation, version=ready.explainer.version)

@@ -7,11 +7,12 @@ import functools
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fastexplain.errors import UnusableError, UsageError
+from fastexplain.explainers.evidence import RunTables, Source
 from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import Price, price_of
@@ -21,6 +22,7 @@ from fastexplain.llm import Connection, address_of, connect
 from fastexplain.llm.requests import Capabilities
 from fastexplain.pipeline.protocols import Explainer, OtherText, Scorer, Simulator
 from fastexplain.prompts.simulator import trial
+from fastexplain.prompts.wordings import DEFAULT, choose
 from fastexplain.records import CORRELATION
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import HELD_OUT
@@ -108,6 +110,8 @@ class Settings:
         scorers: score the explanations; by their names in `scorers.registry`, or objects.
         mode: a way to simulate, one of `simulators.model.MODES`; the best that there is if None.
         readout: one of `simulators.model.READOUTS`.
+        prompt: how a language model is asked to explain, one of `prompts.wordings.PROMPTS`; what
+            suits it by its probe if None.
         limits: of the server connections: concurrency, requests_per_minute, tokens_per_minute
             and timeout; see `ServerConnection`.
         fresh: ask again for what is stored.
@@ -124,6 +128,7 @@ class Settings:
     max_cost: float | None = None
     max_requests: int | None = None
     scorers: Sequence[Scorer | str] = (CORRELATION,)
+    prompt: str | None = None
 
     @property
     def models(self) -> tuple[Model, Model]:
@@ -196,6 +201,7 @@ async def put_behind_store(
     responses: Responses,
     meter: Meter,
     interrupted: threading.Event | None = None,
+    source: Source | None = None,
 ) -> Ready:
     """Put language models behind the store, and see that they can do what is asked.
 
@@ -203,11 +209,12 @@ async def put_behind_store(
         run: whose neurons are explained.
         explaining, simulating: from `connections`.
         interrupted: set when the user wants no more to be sent.
+        source: of what an explainer's prompt shows beside texts; the run's tables if None.
 
     Raises:
         UnusableError: one of them can't.
-        UsageError: a limit on the cost was set, and a price is not known; or a scorer lacks the
-            model that it asks.
+        UsageError: a limit on the cost was set, and a price is not known; a scorer lacks the
+            model that it asks; or there is no such prompt, or nothing that it could show.
     """
     budget = Budget(settings.max_cost, settings.max_requests, interrupted)
     prices: dict[str, Price | None] = {}
@@ -258,7 +265,8 @@ async def put_behind_store(
         await each.probe_for(functools.partial(_check_chats, each, "judge"))
     if isinstance(explainer, Model):
         await asked.probe_for(functools.partial(_check_chats, asked, "explain"))
-        explainer = ModelExplainer(asked)
+        assert asked.capabilities is not None
+        explainer = explainer_of(asked, asked.capabilities, settings, source or RunTables(run))
     others = 1 + sum(getattr(scorer, "most_requests", 0) for scorer in scorers)
     texts = 1 + sum(isinstance(scorer, OtherText) for scorer in scorers)
 
@@ -266,6 +274,29 @@ async def put_behind_store(
         return others + HELD_OUT * texts * simulations(tokens)
 
     return Ready(explainer, simulator, scorers, prices, concurrency, requests)
+
+
+def explainer_of(
+    connection: Connection, can: Capabilities, settings: Settings, source: Source
+) -> ModelExplainer:
+    """What explains by a language model, with the prompt that the settings or its probe name.
+
+    Raises:
+        UsageError: there is no such prompt, or nothing that it could show.
+    """
+    prompt = choose(settings.prompt, thinks=can.thinks)
+    if prompt.shows == {"entries"} and not source.has_entries:
+        raise UsageError(
+            f"`prompt={prompt.name!r}` puts the tokens of a sweep's tables into words, and this "
+            "run was swept without tables; choose another"
+        )
+    return ModelExplainer(connection, prompt, source)
+
+
+def offline(settings: Settings) -> Settings:
+    """Settings for files of requests: whether a model thinks shows by its first answers only, and
+    its prompt must not change between two files."""
+    return replace(settings, prompt=settings.prompt or DEFAULT)
 
 
 def check_judge(simulator: object, scorer: str) -> None:

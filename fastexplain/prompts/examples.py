@@ -23,7 +23,7 @@ class Example:
     texts: list[list[tuple[str, int]]]
 
 
-def _text(marked: str) -> list[tuple[str, int]]:
+def marked_text(marked: str) -> list[tuple[str, int]]:
     """Read tokens set apart by `|`, values above 0 after `~`."""
     parts = (piece.partition("~") for piece in marked.split("|"))
     return [(token, int(value or 0)) for token, _, value in parts]
@@ -33,11 +33,11 @@ EXAMPLES = [
     Example(
         "pots, pans and other things to cook with",
         [
-            _text(
+            marked_text(
                 "She| put| the| kettle~9| back| on| the| stove~6|,| scrubbed| the| pan~10| and"
                 "| went| looking| for| a| clean| lad~4|le~8|."
             ),
-            _text(
+            marked_text(
                 "Nobody| had| packed| a| corks~1|crew~5|,| so| the| evening| ended| with| tea"
                 "| from| a| dented| sauce~7|pan~10|."
             ),
@@ -46,11 +46,11 @@ EXAMPLES = [
     Example(
         "years and dates",
         [
-            _text(
+            marked_text(
                 "Founded| in~1| 18~7|74~10|,| closed| on| 3~5| May~8| 1~6|931~9|,| sold| by"
                 "| auction| that| June~6|."
             ),
-            _text(
+            marked_text(
                 "From| April~7| 2~5|009~10| to~3| 2~6|012~10| the| road| to| the| lighthouse"
                 "| was| shut|."
             ),
@@ -59,11 +59,11 @@ EXAMPLES = [
     Example(
         "the word “than”",
         [
-            _text(
+            marked_text(
                 "The| new| bridge| is| longer| than~10| the~1| old| one|,| but| it| sways| more"
                 "| than~9| anyone| likes| to| admit|."
             ),
-            _text(
+            marked_text(
                 "Rain| fell| for| weeks|.| Our| cellar| took| in| less| water| than~10| theirs"
                 "|,| which| was| lucky|."
             ),

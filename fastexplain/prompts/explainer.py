@@ -32,9 +32,9 @@ with "This neuron reacts to"."""
 
 # The examples' answers begin like this, and `parse` takes it off: small models that are to answer
 # with a bare phrase repeat a line of the prompt instead (seen with SmolLM2-135M).
-_LEAD = "This neuron reacts to"
+LEAD = "This neuron reacts to"
 
-_QUESTION = "What does this neuron react to?"
+QUESTION = "What does this neuron react to?"
 
 # A phrase that is quoted as a whole; quotation marks around its last word are its own.
 _QUOTED = re.compile(r"""(?:(["'`])(?P<a>(?:(?!\1).)*)\1|\u201c(?P<b>[^\u201c\u201d]*)\u201d)""")
@@ -49,7 +49,8 @@ _INTRODUCTION = re.compile(
     re.IGNORECASE,
 )
 
-_Texts = Sequence[Sequence[tuple[str, int]]]
+Text = list[tuple[str, int]]
+"""Tokens with their values."""
 
 
 def messages(exemplars: Sequence[Exemplar], skip: int) -> list[dict[str, str]]:
@@ -62,6 +63,25 @@ def messages(exemplars: Sequence[Exemplar], skip: int) -> list[dict[str, str]]:
     Raises:
         LLMError: the neuron is above 0 nowhere in the exemplars, so there is nothing to explain.
     """
+    return chat_of(discretised(exemplars, skip)[0])
+
+
+def chat_of(texts: Sequence[Text]) -> list[dict[str, str]]:
+    """The same of texts whose values stand from 0 to 10."""
+    chat = [{"role": "system", "content": _INSTRUCTIONS}]
+    for example in EXAMPLES:
+        chat.append({"role": "user", "content": _request(example.texts)})
+        chat.append({"role": "assistant", "content": f"{LEAD} {example.explanation}."})
+    chat.append({"role": "user", "content": _request(texts)})
+    return chat
+
+
+def discretised(exemplars: Sequence[Exemplar], skip: int) -> tuple[list[Text], float]:
+    """Counted tokens with their values from 0 to 10, and the largest activation, which is 10.
+
+    Raises:
+        LLMError: the neuron is above 0 nowhere in the exemplars.
+    """
     shown = [np.asarray(e.activations[skip:], dtype=np.float32) for e in exemplars]
     largest = np.float32(max((a.max() for a in shown if a.size), default=0))
     if not largest > 0:
@@ -71,12 +91,7 @@ def messages(exemplars: Sequence[Exemplar], skip: int) -> list[dict[str, str]]:
         list(zip(e.tokens[skip:], discretize(a[None], scale)[0].tolist(), strict=True))
         for e, a in zip(exemplars, shown, strict=True)
     ]
-    chat = [{"role": "system", "content": _INSTRUCTIONS}]
-    for example in EXAMPLES:
-        chat.append({"role": "user", "content": _request(example.texts)})
-        chat.append({"role": "assistant", "content": f"{_LEAD} {example.explanation}."})
-    chat.append({"role": "user", "content": _request(texts)})
-    return chat
+    return texts, float(largest)
 
 
 def parse(answer: str) -> str:
@@ -104,11 +119,16 @@ def _bare(text: str) -> str:
         text = bare
 
 
-def _request(texts: _Texts) -> str:
+def _request(texts: Sequence[Text]) -> str:
+    return "\n".join([*shown(texts), "", QUESTION])
+
+
+def shown(texts: Sequence[Text]) -> list[str]:
+    """Texts as parts of a prompt, and the tokens with values once more where these are few."""
     parts = [block(text) for text in texts]
     lines = [line for text in texts for line in text]
     active = [(token, value) for token, value in lines if value > 0]
     if len(active) * _SPARSE < len(lines):
         again = "\n".join(f"{escape(token)}\t{value}" for token, value in active)
         parts.append(f"Without the zeros:\n{again}")
-    return "\n".join([*parts, "", _QUESTION])
+    return parts

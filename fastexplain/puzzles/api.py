@@ -25,6 +25,7 @@ async def solve_puzzles_async(
     out: str | Path = "puzzles-run",
     simulation: str | None = None,
     readout: str = "expected",
+    prompt: str | None = None,
     max_cost: float | None = None,
     max_requests: int | None = None,
     concurrency: int = 64,
@@ -42,7 +43,8 @@ async def solve_puzzles_async(
         scorers: names, or objects that score; see `pipeline.protocols`.
         half: "reporting", or "choosing" for the half by which models and prompts are chosen.
         out: a directory in which answers are stored; the same call again asks nothing.
-        simulation, readout, max_cost, max_requests, concurrency, timeout, fresh: as in `explain`.
+        simulation, readout, prompt, max_cost, max_requests, concurrency, timeout, fresh: as in
+            `explain`.
         progress: True shows a bar. A function is called with the number of descriptions done.
 
     Raises:
@@ -61,6 +63,7 @@ async def solve_puzzles_async(
         explaining, simulator_of(simulator, puzzles), simulation, readout,
         {"concurrency": concurrency, "timeout": timeout},
         fresh=fresh, max_cost=max_cost, max_requests=max_requests, scorers=scorers,
+        prompt=prompt,
     )  # fmt: skip
     total = len(puzzles) * (len(DESCRIPTIONS) + 1)
     with reported(progress, "Solving puzzles", total, "descriptions") as report:

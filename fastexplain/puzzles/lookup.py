@@ -48,6 +48,7 @@ class Lookup:
     method = "words"  # the method "lookup" is that of a run's tables
     model = NAME
     version = "lookup-words-1"
+    has_entries = True  # as an `explainers.evidence.Source`
 
     def explain(self, record: NeuronRecord) -> Explanation:
         """List the strongest tokens and pairs.
@@ -55,6 +56,13 @@ class Lookup:
         Raises:
             LLMError: the neuron is above 0 nowhere outside its test split.
         """
+        entries = self.entries(record)
+        if not entries:
+            raise LLMError("the neuron is above 0 on none of its texts: nothing to explain")
+        return Explanation(text_of(entries), data=entries)
+
+    def entries(self, record: NeuronRecord) -> list[dict[str, Any]]:
+        """The strongest tokens and pairs; none where the neuron is above 0 on none of its texts."""
         tested = {sample.excerpt for sample in samples(record)}
         sums: dict[tuple[str | None, str], float] = defaultdict(float)
         counts: dict[tuple[str | None, str], int] = defaultdict(int)
@@ -71,7 +79,7 @@ class Lookup:
         total = sum(counts[key] for key in singles)
         mean = sum(sums[key] for key in singles) / max(total, 1)
         if not mean:
-            raise LLMError("the neuron is above 0 on none of its texts: nothing to explain")
+            return []
         estimates = {key: (sums[key] + 0.5 * mean) / (counts[key] + 0.5) for key in singles}
         for key in counts.keys() - singles:
             alone = estimates[None, key[1]]
@@ -82,12 +90,11 @@ class Lookup:
             (key for key in estimates if estimates[key] > mean and sums[key] > 0),
             key=lambda key: (-estimates[key], -counts[key], key[1], key[0] or ""),
         )
-        entries = [
+        return [
             {"token": token, "previous": before, "mean": estimates[before, token],
              "count": counts[before, token]}
             for before, token in best[:_ENTRIES]
         ]  # fmt: skip
-        return Explanation(text_of(entries), data=entries)
 
     def simulate(self, explanation: str, tokens: Sequence[str]) -> np.ndarray:
         """float64 `[tokens]`, what the explanation says of each word for word."""

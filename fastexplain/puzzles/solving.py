@@ -233,7 +233,7 @@ async def solve(
             progress.stage = "Finding out what the models can do"
             ready = await put_behind_store(
                 cast(Run, _NoRun()), explaining, simulating, settings,
-                Responses(database), progress.meter, progress.interrupted,
+                Responses(database), progress.meter, progress.interrupted, lookup.Lookup(),
             )  # fmt: skip
             simulator = settings.simulator
             judge = simulator.name if isinstance(simulator, Model) else simulator.model

@@ -31,7 +31,7 @@ from fastexplain.pipeline.batches.files import (
     write_files,
 )
 from fastexplain.pipeline.explaining import OnFailure, Outcome
-from fastexplain.pipeline.models import Model, Settings, put_behind_store, reach
+from fastexplain.pipeline.models import Model, Settings, offline, put_behind_store, reach
 from fastexplain.pipeline.neurons import explain_neurons
 from fastexplain.pipeline.protocols import OtherText
 from fastexplain.records import NeuronId
@@ -63,6 +63,8 @@ async def explain_in_batches(
         raise UsageError("local models answer immediately; drop `batch` or `batch_file`")
     if settings.fresh:
         raise UsageError("`fresh` and batches exclude each other")
+    if file is not None:
+        settings = offline(settings)
     explained: set[NeuronId] = set()
     waiting, stopped = list(neurons), None
     with run.database() as database:
@@ -128,7 +130,9 @@ async def explain_in_batches(
                         f"{len(noted):,} requests written to {', '.join(map(str, written))}; "
                         f"take the answers with: fastexplain ingest {run.path} FILE"
                     )
-                    return Outcome(len(explained), stopped, finished=False)
+                    return Outcome(
+                        len(explained), stopped, finished=False, version=ready.explainer.version
+                    )
                 for collector in collectors:
                     await clients[collector.address].submit(_requests(responses, collector.noted))
                     collector.noted.clear()
@@ -138,7 +142,7 @@ async def explain_in_batches(
                         "the batches ended without an answer to any request; the same command "
                         "submits them again"
                     )
-    return Outcome(len(explained), stopped)
+    return Outcome(len(explained), stopped, version=ready.explainer.version)
 
 
 def take_answers(run: Run, file: Path, price: Price | None) -> Ingested:
