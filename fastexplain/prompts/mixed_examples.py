@@ -71,7 +71,7 @@ KNOWN = [
         ),
     ),
     Known(
-        "“gale”, “storm”, “thunder” and other words for rough weather",
+        "rough weather, such as a gale, a storm or thunder",
         Evidence(
             [
                 marked_text(

@@ -39,7 +39,7 @@ def test_a_dry_run_sends_nothing_and_says_what_would_be_sent(explain, server):
     assert explain(*NEURONS, "--dry-run", "--fresh")[1]["requests"] == 33
 
 
-@pytest.mark.parametrize(("model", "tokens"), [("gpt-4.1", 60), ("gpt-5-mini", 60 + 4096)])
+@pytest.mark.parametrize(("model", "tokens"), [("gpt-4.1", 60), ("gpt-5-mini", 800 + 4096)])
 def test_a_dry_run_counts_thoughts(cli, run, monkeypatch, model, tokens):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     code, out, _ = cli("explain", run.path, NEURONS[0], "--explainer", model, "--dry-run", "--json")
@@ -127,6 +127,35 @@ def test_many_explanations_without_a_score_are_not_passed_over(explain, cli, run
     assert code == 0 and "None of the 3 neurons has a score that is defined" in out
 
 
+def test_each_prompt_has_explanations_of_its_own(explain, server):
+    said = {}
+    for name in ("exemplars", "full", "short", "list"):
+        server.content = f"This neuron reacts to {name} things."
+        code, found, err = explain(NEURONS[0], "--prompt", name)
+        assert code == 0, err
+        [row] = found["explanations"]  # those of other prompts are in the run, and not shown
+        said[name] = row["explanation"]
+    assert said == {name: f"{name} things" for name in said}
+    sent = len(server.requests)
+    code, found, _ = explain(NEURONS[0], "--prompt", "full")
+    assert (code, len(server.requests)) == (0, sent)
+    assert [row["explanation"] for row in found["explanations"]] == ["full things"]
+
+
+def test_the_prompt_of_a_list_shows_the_tables_and_costs_less(explain, server):
+    counts = {}
+    for name in ("exemplars", "full", "list"):
+        _, estimate, _ = explain(NEURONS[0], "--prompt", name, "--dry-run")
+        counts[name] = estimate["purposes"]["explanation"]["prompt_tokens"]
+    assert counts["list"] < counts["exemplars"] / 2 < counts["full"]
+    server.content = "Words"
+    assert explain(NEURONS[0], "--prompt", "list")[0] == 0
+    asked = [
+        body["messages"][-1]["content"] for _, body, _ in server.requests if "messages" in body
+    ]
+    assert any(content.startswith('"cat"\t10\t') for content in asked)
+
+
 def test_readouts_stand_beside_each_other(explain):
     explain(NEURONS[0])
     code, found, _ = explain(NEURONS[0], "--readout", "contrast")
@@ -199,6 +228,7 @@ def test_ctrl_c_at_a_question_is_no_error(cli, run, server, monkeypatch):
         ),
         (["--simulation", "telepathy"], "there is no simulation 'telepathy'"),
         (["--readout", "tea leaves"], "there is no readout 'tea leaves'"),
+        (["--prompt", "tea leaves"], "there is no prompt 'tea leaves'; --prompt is one of"),
         (["--price", "cheap"], "'cheap' is no price"),
         (["--max-requests", "-1"], "--max-requests is -1"),
         (["--timeout", "0"], "timeout has to be above 0"),
@@ -213,7 +243,13 @@ def test_what_makes_no_sense_is_said_in_a_line(explain, options, said):
 
 
 def test_options_of_language_models_are_refused_without_one(cli, run):
-    for option in (["--dry-run"], ["--max-cost", "1"], ["--batch"], ["--simulator-local"]):
+    for option in (
+        ["--dry-run"],
+        ["--prompt", "list"],
+        ["--max-cost", "1"],
+        ["--batch"],
+        ["--simulator-local"],
+    ):
         code, _, err = cli("explain", run.path, *option)
         assert code == 2 and f"{option[0]} is for language models" in err
 

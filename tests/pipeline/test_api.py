@@ -163,6 +163,29 @@ def test_a_language_model_and_a_class_of_the_users_own_may_work_together(run, mo
     assert explained.explanations[0].simulator == "mentions" and explained.requests == 1
 
 
+def test_the_call_gives_the_explanations_of_its_own_prompt(run, model, server):
+    for name in ("short", "list", "short"):
+        server.content = f"This neuron reacts to {name}."
+        found = fastexplain.explain(run, "0:0", explainer=model, prompt=name)
+        assert [row.text for row in found.explanations] == [name]
+        assert [row.parameters["prompt"] for row in found.explanations] == [name]
+
+
+def test_a_list_can_not_be_put_in_words_without_tables(
+    planted_subject, planted_corpus, model, tmp_path
+):
+    run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", table_bytes=0)
+    with pytest.raises(UsageError, match=r"`prompt='list'` puts .* was swept without tables"):
+        fastexplain.explain(run, "0:0", explainer=model, prompt="list")
+
+
+def test_a_model_that_thinks_is_asked_with_room_to_think(run, server):
+    server.shape, server.content = "tagged", "Explanation: cats"
+    found = fastexplain.explain(run, "0:0", explainer=Model("m", server.url), simulator=Mentions())
+    [row] = found.explanations
+    assert (row.text, row.parameters["prompt"]) == ("cats", "thinking")
+
+
 def test_an_explainer_of_the_users_own_needs_a_simulator(run):
     with pytest.raises(UsageError, match="name a simulator too"):
         fastexplain.explain(run, "0:0", explainer=LongestToken())
@@ -201,6 +224,7 @@ class Silent(Mentions):
             {"simulation": "json"},
             "`simulation` and `readout` are for language models",
         ),
+        ({"prompt": "list"}, "`prompt` is for language models that explain"),
         ({"concurrency": 0}, "`concurrency` is 0; give a whole number"),
         ({"concurrency": "4"}, "`concurrency` is '4'"),
         ({"max_cost": "5"}, "`max_cost` is '5'; give a number"),
