@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastexplain.pipeline.api import Explained, explain, explain_async
     from fastexplain.pipeline.models import Model
     from fastexplain.pipeline.scoring import Scored, score
-    from fastexplain.puzzles.api import solve_puzzles, solve_puzzles_async
+    from fastexplain.puzzles.api import solve_puzzles, solve_puzzles_async, tune_simulator
     from fastexplain.puzzles.solving import Solved
     from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
     from fastexplain.run.directory import Run, open_run
@@ -57,6 +57,7 @@ _HOMES = {
     "solve_puzzles_async": "puzzles.api",
     "steer": "pipeline.ablating",
     "sweep": "sweeping.loop",
+    "tune_simulator": "puzzles.api",
 }
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "solve_puzzles_async",
     "steer",
     "sweep",
+    "tune_simulator",
 ]
 
 

@@ -13,7 +13,7 @@ Report = Callable[[int], None]
 
 @contextlib.contextmanager
 def reported(
-    progress: bool | Report | None, what: str, total: int, unit: str, *, done: int = 0
+    progress: bool | Report | None, what: str, total: int | None, unit: str, *, done: int = 0
 ) -> Iterator[Report]:
     """Give the function to call with how much is done.
 
@@ -21,7 +21,7 @@ def reported(
         progress: True for a bar, in a notebook one of its widgets; a function to be called; False
             or None for neither.
         what: is being done, for the bar.
-        total: how much there is in all.
+        total: how much there is in all; None if that is not known.
         unit: what is counted.
         done: how much of it was done before.
     """

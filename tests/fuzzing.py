@@ -22,7 +22,8 @@ VALUES = [
 ]  # fmt: skip
 KNOWN = {
     "simulation": ["prompt-logprobs", "generated-logprobs", "json", "one-at-a-time", "x", ""],
-    "readout": ["expected", "contrast", "x"],
+    "readout": ["expected", "contrast", "contrast-others", "x"],
+    "prompt": ["exemplars", "full", "thinking", "short", "list", "x", ""],
     "scorers": [
         "correlation", "simulation", "corpus", "ablation", "mismatched,empty", "detection",
         "fuzzing,intruder", "correlation,,x", "", ",",

@@ -81,9 +81,13 @@ def explain(
         ),
     ] = None,
     readout: Annotated[
-        str,
-        typer.Option(help="expected, or contrast: the difference to an empty explanation."),
-    ] = "expected",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="expected; contrast with an empty explanation, or contrast-others with those of "
+            "other neurons. If left out, as puzzles --tune has found for this run, else expected.",
+        ),
+    ] = None,
     prompt: PromptName = None,
     scorers: Annotated[
         str,

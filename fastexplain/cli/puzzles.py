@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -24,15 +25,21 @@ from fastexplain.cli.common import (
     Timeout,
 )
 from fastexplain.cli.terminal import interrupts, out, print_json
+from fastexplain.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fastexplain.pipeline.models import Settings
     from fastexplain.puzzles.solving import Solved
+    from fastexplain.puzzles.tuning import Tuned
+    from fastexplain.run.directory import Run
+
+_T = TypeVar("_T")
 
 
 def puzzles(
+    context: typer.Context,
     explainer: Annotated[
         str,
         typer.Option(
@@ -55,8 +62,9 @@ def puzzles(
         str | None, typer.Option(metavar="MODE", help="How to simulate, as for explain.")
     ] = None,
     readout: Annotated[
-        str, typer.Option(help="expected or contrast, as for explain.")
-    ] = "expected",
+        str | None,
+        typer.Option(metavar="NAME", help="expected, contrast or contrast-others, as for explain."),
+    ] = None,
     prompt: PromptName = None,
     scorers: Annotated[
         str, typer.Option(metavar="NAMES", help="How to score; several by commas.")
@@ -65,6 +73,13 @@ def puzzles(
         str,
         typer.Option(help="reporting, or choosing for the puzzles by which prompts are chosen."),
     ] = "reporting",
+    tune: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Choose by puzzles how the simulator is best asked and read, for explain on RUN.",
+        ),
+    ] = None,
     directory: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where answers are stored.")
     ] = Path("puzzles-run"),
@@ -114,6 +129,16 @@ def puzzles(
         fresh=fresh, max_cost=max_cost, max_requests=max_requests,
         scorers=[name.strip() for name in scorers.split(",")], prompt=prompt,
     )  # fmt: skip
+    if tune is not None:
+        _reject_choices(context)
+        from fastexplain.run.directory import open_run
+
+        tuned = _tune(open_run(tune), settings, directory)
+        if as_json:
+            print_json(tuned.data())
+        else:
+            out.print(tuning_table(tuned))
+        return
     solved = _solve(settings, half, directory)
     if as_json:
         print_json(solved.data())
@@ -122,23 +147,76 @@ def puzzles(
     out.print(measures_table(solved))
 
 
+def _reject_choices(context: typer.Context) -> None:
+    """Raise UsageError where an option was given that tuning chooses or does not go by."""
+    for name in ("half", "readout", "scorers", "prompt"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--tune and --{name} exclude each other")
+
+
 def _solve(settings: Settings, half: str, directory: Path) -> Solved:
-    """Solve puzzles with progress and failures on the terminal, as `requests.explain_by_model`."""
+    from fastexplain.puzzles.solving import solve
+
+    return _shown(settings, lambda **shown: solve(settings, half=half, out=directory, **shown))
+
+
+def _tune(run: Run, settings: Settings, directory: Path) -> Tuned:
+    from fastexplain.puzzles.tuning import tune
+
+    return _shown(settings, lambda **shown: tune(run, settings, out=directory, **shown))
+
+
+def _shown(settings: Settings, work: Callable[..., Coroutine[Any, Any, _T]]) -> _T:
+    """Do work with progress and failures on the terminal, as `requests.explain_by_model`."""
     from fastexplain.cli.live import display
     from fastexplain.cli.requests import Failures
     from fastexplain.pipeline.explaining import Progress
-    from fastexplain.puzzles.solving import solve
 
     progress, failures = Progress(0), Failures()
     with contextlib.ExitStack() as stack:
         if not settings.local:
             progress.interrupted = stack.enter_context(interrupts())
         stack.enter_context(display(progress))
-        solved = asyncio.run(
-            solve(settings, half=half, out=directory, progress=progress, on_failure=failures.add)
-        )
+        result = asyncio.run(work(progress=progress, on_failure=failures.add))
     failures.summary()
-    return solved
+    return result
+
+
+def tuning_table(tuned: Tuned) -> Table:
+    """The ways that were tried, best first, and what the best and the usual one are worth."""
+    from rich.table import Table
+
+    from fastexplain.cli.tables import score_text
+    from fastexplain.cli.terminal import visible
+
+    table = Table(
+        title=f"Ways to simulate by {visible(tuned.simulator)}; the first is recorded for this run",
+        title_justify="left",
+        header_style="bold",
+    )
+    for heading in ("puzzles", "readout", "filler", "examples"):
+        table.add_column(heading)
+    for heading in ("AUC", "true first", "true", "false"):
+        table.add_column(heading, justify="right")
+    rows = [("choosing", *each) for each in tuned.tried]
+    rows += [
+        ("reporting", tuned.best, tuned.reported),
+        ("reporting, usual", tuned.usual, tuned.usual_reported),
+    ]
+    for number, (half, way, found) in enumerate(rows, start=1):
+        table.add_row(
+            half,
+            way.readout,
+            way.filler or "",
+            way.examples,
+            f"{found.auc:.2f} ± {found.auc_error:.2f}",
+            f"{found.first:.0%} ± {found.first_error:.0%}",
+            score_text(found.true),
+            score_text(found.false),
+            end_section=number == len(tuned.tried),
+        )
+    return table
 
 
 def levels_table(solved: Solved) -> Table:

@@ -46,6 +46,7 @@ def explain_by_model(run: Run, neurons: list[NeuronId], settings: Settings) -> O
             print_line("All answers so far are stored; the same command continues from there.")
             raise
     failures.summary()
+    _tell_tuned(outcome)
     return outcome
 
 
@@ -67,7 +68,13 @@ def explain_in_batches(
             )
         raise
     failures.summary()
+    _tell_tuned(outcome)
     return outcome
+
+
+def _tell_tuned(outcome: Outcome) -> None:
+    if outcome.tuned is not None:
+        print_line(f"Simulated as tuned by puzzles: {outcome.tuned}; --readout overrides that.")
 
 
 class Failures:

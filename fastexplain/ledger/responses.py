@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastexplain.ledger.claims import Claims
 from fastexplain.llm.requests import (
@@ -174,6 +174,23 @@ class Responses:
                 (model, address, json.dumps(asdict(found)), now()),
             )
             sqlite.execute(hash_rows("connections", "model = ? AND address = ?"), (model, address))
+
+    def tuning(self, model: str, address: str) -> dict[str, Any] | None:
+        """How simulations by this connection were found to be made best, if that was looked for."""
+        rows = self.database.stored(
+            "tunings", "tuning", "model = ? AND address = ?", (model, address)
+        )
+        with self.database.understood():
+            return dict(json.loads(rows[0][0])) if rows else None
+
+    def record_tuning(self, model: str, address: str, found: dict[str, Any]) -> None:
+        """Record what `tuning` gives from then on, in place of a former record."""
+        with self.database.transaction() as sqlite:
+            sqlite.execute(
+                "INSERT OR REPLACE INTO tunings VALUES (?, ?, ?, ?, NULL)",
+                (model, address, json.dumps(found), now()),
+            )
+            sqlite.execute(hash_rows("tunings", "model = ? AND address = ?"), (model, address))
 
     def add_pending(self, requests: Iterable[PendingRequest]) -> None:
         """Note requests that a batch is to ask; those noted already stay as they are."""

@@ -102,7 +102,7 @@ async def explain_async(
     simulator: Model | Simulator | None = None,
     scorers: Sequence[Scorer | str] = (CORRELATION,),
     simulation: str | None = None,
-    readout: str = "expected",
+    readout: str | None = None,
     prompt: str | None = None,
     max_cost: float | None = None,
     max_requests: int | None = None,
@@ -130,7 +130,9 @@ async def explain_async(
             `pipeline.protocols`.
         simulation: how to simulate, one of `simulators.model.MODES`; the best that the simulator
             can do if None.
-        readout: "expected", or "contrast" with an empty explanation.
+        readout: "expected"; "contrast" with an empty explanation, or "contrast-others" with those
+            of other neurons; if None, as the simulator was tuned for this run (`tune_simulator`),
+            else "expected".
         prompt: how a language model is asked to explain: "exemplars", "full", "thinking", "short"
             or "list" (see `prompts.wordings`); what suits it by its probe if None.
         max_cost: in US dollars; the call stops before it is passed.
@@ -163,7 +165,7 @@ async def explain_async(
         given = {"simulator": simulator, "simulation": simulation, "max_cost": max_cost,
                  "max_requests": max_requests, "requests_per_minute": requests_per_minute,
                  "tokens_per_minute": tokens_per_minute,
-                 "readout": None if readout == "expected" else readout,
+                 "readout": readout,
                  "prompt": prompt}  # fmt: skip
         for name, value in given.items():
             if value is not None:
@@ -190,7 +192,7 @@ async def explain_async(
             raise UsageError("the explainer is no language model; name a simulator too")
         simulator = explainer
     _check(explainer, simulator, scorers)
-    if not isinstance(simulator, Model) and (simulation is not None or readout != "expected"):
+    if not isinstance(simulator, Model) and (simulation or readout):
         raise UsageError("`simulation` and `readout` are for language models that simulate")
     if prompt is not None and not isinstance(explainer, Model):
         raise UsageError("`prompt` is for language models that explain")

@@ -30,14 +30,21 @@ from fastexplain.llm.requests import (
     key,
 )
 from fastexplain.pipeline.batches.files import recorded_for_files
-from fastexplain.pipeline.models import Model, Settings, explainer_of, offline, simulates
+from fastexplain.pipeline.models import (
+    Model,
+    Settings,
+    explainer_of,
+    offline,
+    recorded_tuning,
+    simulates,
+    simulator_of,
+)
 from fastexplain.pipeline.neurons import explain_neurons, in_turn
 from fastexplain.prompts.simulator import FILLERS
 from fastexplain.records import NeuronId
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.scorers import registry
-from fastexplain.simulators.model import Simulator, choose_mode
 
 # Of more neurons, so many are rehearsed in place of all: a second or two, whatever the run.
 _REHEARSED = 200
@@ -156,8 +163,10 @@ async def rehearse(
         if simulates(scorers):
             stand_in_simulator = stand_in(simulator, "simulation")
             assert stand_in_simulator.capabilities is not None
-            mode = choose_mode(stand_in_simulator.capabilities, settings.mode, settings.readout)
-            simulating = Simulator(stand_in_simulator, mode, settings.readout)
+            tuned = recorded_tuning(responses, stand_in_simulator, settings)
+            simulating = simulator_of(
+                stand_in_simulator, stand_in_simulator.capabilities, settings, tuned
+            )
 
         asked = stand_in(explainer, "explanation")
         assert asked.capabilities is not None

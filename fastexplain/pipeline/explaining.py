@@ -23,6 +23,7 @@ from fastexplain.pipeline.neurons import explain_neurons, in_turn
 from fastexplain.progress import Report
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
+from fastexplain.simulators.tuning import Tuning
 
 OnFailure = Callable[[NeuronId, str], None]
 """Called with a neuron and, in a line, what failed and why."""
@@ -64,6 +65,7 @@ class Outcome:
         simulation: how it was simulated: the prompt's version, mode and readout. None of a batch,
             and where no scorer goes by simulations.
         version: of the way in which the explainer was asked.
+        tuned: how it was simulated, where that was as recorded by `puzzles.tuning`.
     """
 
     explained: int
@@ -71,6 +73,7 @@ class Outcome:
     finished: bool = True
     simulation: str | None = None
     version: str | None = None
+    tuned: Tuning | None = None
 
 
 async def explain_by_model(
@@ -145,4 +148,5 @@ async def explain_by_model(
             except BudgetError as error:
                 stopped = error
     simulation = None if ready.simulator is None else ready.simulator.version
-    return Outcome(explained, stopped, simulation=simulation, version=ready.explainer.version)
+    version = ready.explainer.version
+    return Outcome(explained, stopped, simulation=simulation, version=version, tuned=ready.tuned)

@@ -27,8 +27,9 @@ from fastexplain.records import CORRELATION
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import HELD_OUT
 from fastexplain.scorers import registry
+from fastexplain.simulators.model import READOUTS, choose_mode
 from fastexplain.simulators.model import Simulator as ModelSimulator
-from fastexplain.simulators.model import choose_mode
+from fastexplain.simulators.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,11 @@ class Settings:
         explainer, simulator: language models, or what else explains and simulates.
         scorers: score the explanations; by their names in `scorers.registry`, or objects.
         mode: a way to simulate, one of `simulators.model.MODES`; the best that there is if None.
-        readout: one of `simulators.model.READOUTS`.
+        readout: one of `simulators.model.READOUTS`; if None, all is as the simulator was tuned for
+            this run (`puzzles.tuning`), or where it was not, "expected".
         prompt: how a language model is asked to explain, one of `prompts.wordings.PROMPTS`; what
             suits it by its probe if None.
+        tuning: how to simulate, in place of `mode`, `readout` and what is recorded.
         limits: of the server connections: concurrency, requests_per_minute, tokens_per_minute
             and timeout; see `ServerConnection`.
         fresh: ask again for what is stored.
@@ -122,13 +125,14 @@ class Settings:
     explainer: Model | Explainer
     simulator: Model | Simulator
     mode: str | None = None
-    readout: str = "expected"
+    readout: str | None = None
     limits: dict[str, Any] = field(default_factory=dict)
     fresh: bool = False
     max_cost: float | None = None
     max_requests: int | None = None
     scorers: Sequence[Scorer | str] = (CORRELATION,)
     prompt: str | None = None
+    tuning: Tuning | None = None
 
     @property
     def models(self) -> tuple[Model, Model]:
@@ -150,6 +154,7 @@ class Ready(NamedTuple):
     `simulator` is None where a language model would simulate, but no scorer goes by simulations.
     `concurrency` is how many neurons are worth working on at a time: each has at least one request
     in flight. `requests` is how many a neuron takes at the most, with excerpts of so many tokens.
+    `tuned` is how it is simulated, where that is as recorded by `puzzles.tuning`.
     """
 
     explainer: Explainer
@@ -158,6 +163,7 @@ class Ready(NamedTuple):
     prices: dict[str, Price | None]
     concurrency: int
     requests: Callable[[int], int]
+    tuned: Tuning | None = None
 
 
 def reach(model: Model, settings: Settings) -> Connection:
@@ -202,6 +208,7 @@ async def put_behind_store(
     meter: Meter,
     interrupted: threading.Event | None = None,
     source: Source | None = None,
+    budget: Budget | None = None,
 ) -> Ready:
     """Put language models behind the store, and see that they can do what is asked.
 
@@ -210,13 +217,14 @@ async def put_behind_store(
         explaining, simulating: from `connections`.
         interrupted: set when the user wants no more to be sent.
         source: of what an explainer's prompt shows beside texts; the run's tables if None.
+        budget: that of the settings if None.
 
     Raises:
         UnusableError: one of them can't.
         UsageError: a limit on the cost was set, and a price is not known; a scorer lacks the
             model that it asks; or there is no such prompt, or nothing that it could show.
     """
-    budget = Budget(settings.max_cost, settings.max_requests, interrupted)
+    budget = budget or Budget(settings.max_cost, settings.max_requests, interrupted)
     prices: dict[str, Price | None] = {}
 
     def behind(connection: Connection, model: Model, purpose: str) -> StoredConnection:
@@ -248,6 +256,7 @@ async def put_behind_store(
     scorers = registry.make(settings.scorers, run, judge)
     concurrency = settings.limits.get("concurrency") or 1
     simulations: Callable[[int], int] = lambda tokens: 0  # noqa: E731
+    tuned: Tuning | None = None
     if isinstance(explainer, Model):
         assert explaining is not None
         asked = behind(explaining, explainer, "explanation")
@@ -258,8 +267,8 @@ async def put_behind_store(
     if isinstance(simulator, Model):
         assert simulating is not None
         stored = behind(simulating, simulator, "simulation")
-        mode = await stored.probe_for(lambda can: choose_mode(can, settings.mode, settings.readout))
-        simulator = ModelSimulator(stored, mode, settings.readout)
+        tuned = recorded_tuning(responses, stored, settings)
+        simulator = await stored.probe_for(lambda can: simulator_of(stored, can, settings, tuned))
         simulations = simulator.requests
     for each in judging:
         await each.probe_for(functools.partial(_check_chats, each, "judge"))
@@ -273,7 +282,7 @@ async def put_behind_store(
     def requests(tokens: int) -> int:
         return others + HELD_OUT * texts * simulations(tokens)
 
-    return Ready(explainer, simulator, scorers, prices, concurrency, requests)
+    return Ready(explainer, simulator, scorers, prices, concurrency, requests, tuned)
 
 
 def explainer_of(
@@ -291,6 +300,32 @@ def explainer_of(
             "run was swept without tables; choose another"
         )
     return ModelExplainer(connection, prompt, source)
+
+
+def recorded_tuning(
+    responses: Responses, connection: Connection, settings: Settings
+) -> Tuning | None:
+    """How this simulator was tuned for the run, unless the settings want it another way."""
+    if settings.readout is not None or settings.tuning is not None:
+        return None
+    stored = responses.tuning(connection.model, connection.address)
+    found = None if stored is None else Tuning.of(stored)
+    return found if found is not None and settings.mode in (None, found.mode) else None
+
+
+def simulator_of(
+    connection: Connection, can: Capabilities, settings: Settings, tuned: Tuning | None
+) -> ModelSimulator:
+    """What simulates by a language model, as it was tuned or as the settings say.
+
+    Raises:
+        UnusableError: the connection lacks what is needed.
+        UsageError: there is no such mode or readout.
+    """
+    way = settings.tuning or tuned or Tuning(settings.mode, settings.readout or READOUTS[0])
+    mode = choose_mode(can, way.mode, way.readout)
+    connection.capabilities = can
+    return ModelSimulator(connection, mode, way.readout, way.filler, way.examples)
 
 
 def offline(settings: Settings) -> Settings:

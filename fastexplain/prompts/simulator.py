@@ -18,6 +18,7 @@ from functools import cache, lru_cache
 from fastexplain.llm.requests import Reading
 from fastexplain.prompts.examples import EXAMPLES, Example
 from fastexplain.prompts.lines import START, block, escape, line
+from fastexplain.prompts.mixed_examples import MIXED
 
 VERSION = "simulator-2"
 
@@ -27,7 +28,11 @@ ZERO = "0"
 FILLERS = (UNKNOWN, "?", ZERO)
 
 # In the first text of each example, this many tokens come before the first number.
-_HIDDEN = (4, 9, 1)
+_HIDDEN = (4, 9, 1, 6)
+
+STANDARD = "standard"
+EXAMPLE_SETS = {STANDARD: EXAMPLES, "mixed": MIXED}
+"""Invented neurons that a prompt may have as its examples."""
 
 # Examples of single tokens: which neuron, which of its texts, up to which token.
 _SINGLE = [(0, 0, 3), (2, 0, 2), (1, 0, 5), (1, 0, 3), (0, 1, 7), (2, 0, 5), (0, 1, 5), (1, 1, 9)]
@@ -45,15 +50,20 @@ neuron reacts to that token there: 0 is not at all, {largest} is as strongly as 
 
 
 def reading(
-    explanation: str, tokens: Sequence[str], largest: int, filler: str = UNKNOWN
+    explanation: str,
+    tokens: Sequence[str],
+    largest: int,
+    filler: str = UNKNOWN,
+    examples: str = STANDARD,
 ) -> Reading:
     """Asks for a neuron's values on all of `tokens`, on the scale 0..`largest`.
 
-    With "0" as the filler it reads as though the neuron had reacted to nothing so far.
+    With "0" as the filler it reads as though the neuron had reacted to nothing so far. The
+    examples are one of `EXAMPLE_SETS`.
     """
     head = f" {escape(explanation)}\n{START}\n"
     lines = tuple([_line(token) for token in tokens])
-    return Reading(_prefix(largest, filler), head, lines, filler, largest)
+    return Reading(_prefix(largest, filler, examples), head, lines, filler, largest)
 
 
 def trial(filler: str, largest: int) -> Reading:
@@ -99,18 +109,19 @@ def single_examples(largest: int) -> list[tuple[Example, list[str], int]]:
 
 
 @cache
-def _prefix(largest: int, filler: str) -> str:
+def _prefix(largest: int, filler: str, examples: str) -> str:
     task = _TASK.format(largest=largest)
     if filler != ZERO:
         task += f" Where a value has not been filled in yet, it says {filler}."
     parts = [task]
-    for number, (example, hidden) in enumerate(zip(EXAMPLES, _HIDDEN, strict=True), start=1):
+    chosen = EXAMPLE_SETS[examples]
+    for number, (example, hidden) in enumerate(zip(chosen, _HIDDEN, strict=False), start=1):
         lines = [
             (token, filler if place < hidden and filler != ZERO else value * largest // 10)
             for place, (token, value) in enumerate(example.texts[0])
         ]
         parts.append(f"Neuron {number} reacts to: {example.explanation}\n{block(lines)}")
-    parts.append(f"Neuron {len(EXAMPLES) + 1} reacts to:")
+    parts.append(f"Neuron {len(chosen) + 1} reacts to:")
     return "\n\n".join(parts)
 
 

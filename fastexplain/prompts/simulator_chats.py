@@ -11,9 +11,8 @@ from functools import cache
 from typing import Any
 
 from fastexplain.llm.requests import Chat, Message
-from fastexplain.prompts.examples import EXAMPLES
 from fastexplain.prompts.lines import END, START, block, escape, json_string
-from fastexplain.prompts.simulator import single_examples, so_far
+from fastexplain.prompts.simulator import EXAMPLE_SETS, STANDARD, single_examples, so_far
 
 # The scale of numbers that are read as text, so that no tokenizer matters.
 LARGEST = 10
@@ -63,26 +62,34 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def repeating(explanation: str, tokens: Sequence[str], largest: int) -> Chat:
-    """Has the tokens repeated with values on the scale 0..`largest`, and their probabilities."""
+def repeating(
+    explanation: str, tokens: Sequence[str], largest: int, examples: str = STANDARD
+) -> Chat:
+    """Has the tokens repeated with values on the scale 0..`largest`, and their probabilities.
+
+    The examples are one of `simulator.EXAMPLE_SETS`.
+    """
     text = "\n".join([START, *map(escape, tokens), END])
     # No tokenizer makes more tokens of a text than it has bytes.
     most = len(text.encode()) + 3 * len(tokens)
     question = _question(explanation, text)
-    return Chat((*_repeat_examples(largest), question), max_tokens=most, integers=True)
+    return Chat((*_repeat_examples(largest, examples), question), max_tokens=most, integers=True)
 
 
-def structured(explanation: str, tokens: Sequence[str], *, held: bool = True) -> Chat:
+def structured(
+    explanation: str, tokens: Sequence[str], *, held: bool = True, examples: str = STANDARD
+) -> Chat:
     """Has a JSON object of tokens and values on the scale 0..10 written.
 
     Args:
         held: hold the answer to the schema; else the examples alone show the form.
+        examples: one of `simulator.EXAMPLE_SETS`.
     """
     text = _json_list(tokens)
     most = len(text.encode()) + _JSON_TOKENS * (len(tokens) + 1)
     question = _question(explanation, text)
     schema = _SCHEMA if held else None
-    return Chat((*_json_examples(), question), max_tokens=most, schema=schema)
+    return Chat((*_json_examples(examples), question), max_tokens=most, schema=schema)
 
 
 def single_chat(explanation: str, tokens: Sequence[str], largest: int) -> Chat:
@@ -106,9 +113,9 @@ def _task(task: str, largest: int) -> Message:
 
 
 @cache
-def _repeat_examples(largest: int) -> tuple[Message, ...]:
+def _repeat_examples(largest: int, examples: str) -> tuple[Message, ...]:
     chat = [_task(_REPEAT, largest)]
-    for example in EXAMPLES:
+    for example in EXAMPLE_SETS[examples]:
         lines = [(token, value * largest // 10) for token, value in example.texts[0]]
         text = "\n".join([START, *(escape(token) for token, _ in lines), END])
         chat += [_question(example.explanation, text), _answer(block(lines))]
@@ -116,9 +123,9 @@ def _repeat_examples(largest: int) -> tuple[Message, ...]:
 
 
 @cache
-def _json_examples() -> tuple[Message, ...]:
+def _json_examples(examples: str) -> tuple[Message, ...]:
     chat = [_task(_JSON, LARGEST)]
-    for example in EXAMPLES:
+    for example in EXAMPLE_SETS[examples]:
         lines = example.texts[0]
         items = ", ".join(f'{{"token": {json_string(t)}, "value": {value}}}' for t, value in lines)
         text = _json_list([token for token, _ in lines])

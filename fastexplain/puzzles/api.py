@@ -10,10 +10,12 @@ from fastexplain.pipeline.api import waiting
 from fastexplain.pipeline.models import Model, Settings
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.progress import Report, reported
-from fastexplain.puzzles.oracle import DESCRIPTIONS
+from fastexplain.puzzles.oracle import DESCRIPTIONS, Given
 from fastexplain.puzzles.solving import Solved, explainer_of, simulator_of, solve
 from fastexplain.puzzles.texts import load
+from fastexplain.puzzles.tuning import Tuned, tune
 from fastexplain.records import CORRELATION
+from fastexplain.run.directory import Run
 
 
 async def solve_puzzles_async(
@@ -24,7 +26,7 @@ async def solve_puzzles_async(
     half: str = "reporting",
     out: str | Path = "puzzles-run",
     simulation: str | None = None,
-    readout: str = "expected",
+    readout: str | None = None,
     prompt: str | None = None,
     max_cost: float | None = None,
     max_requests: int | None = None,
@@ -71,3 +73,42 @@ async def solve_puzzles_async(
 
 
 solve_puzzles = waiting(solve_puzzles_async, "solve_puzzles")
+
+
+async def tune_simulator_async(
+    run: Run,
+    simulator: Model,
+    *,
+    out: str | Path = "puzzles-run",
+    simulation: str | None = None,
+    max_cost: float | None = None,
+    max_requests: int | None = None,
+    concurrency: int = 64,
+    timeout: float = 120.0,
+    progress: bool | Report = False,
+) -> Tuned:
+    """Choose by puzzles how a simulator is asked and read; `explain` on this run goes by it then.
+
+    Args:
+        run: from `sweep` or `open_run`; the choice is kept in its database.
+        simulator: a language model.
+        out: a directory in which answers are stored; the same call again asks nothing.
+        simulation: the only mode to try; the best that the simulator can do if None.
+        max_cost, max_requests, concurrency, timeout: as in `explain`.
+        progress: True shows a bar. A function is called with the number of descriptions done.
+
+    Raises:
+        UsageError: an argument makes no sense.
+        RunError: `out` or the run can't be written.
+        LLMError: the model can't be reached or can't simulate, or nothing could be scored.
+        BudgetError: a limit was reached; the same call with a higher one goes on from there.
+    """
+    settings = Settings(
+        Given([]), simulator, simulation, None, {"concurrency": concurrency, "timeout": timeout},
+        max_cost=max_cost, max_requests=max_requests,
+    )  # fmt: skip
+    with reported(progress, "Tuning a simulator", None, "descriptions") as report:
+        return await tune(run, settings, out=Path(out), report=report)
+
+
+tune_simulator = waiting(tune_simulator_async, "tune_simulator")

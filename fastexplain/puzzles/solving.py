@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from fastexplain.errors import LLMError, RunError, StoppedError, UsageError
-from fastexplain.ledger.budget import INTERRUPTED
+from fastexplain.ledger.budget import INTERRUPTED, Budget
 from fastexplain.ledger.responses import Responses
+from fastexplain.llm import Connection
 from fastexplain.pipeline.explaining import OnFailure, Progress
 from fastexplain.pipeline.models import Model, Settings, connections, put_behind_store
 from fastexplain.pipeline.neurons import NeuronResult, explain_neurons
@@ -226,40 +227,61 @@ async def solve(
         )
     progress = progress or Progress(0)
     progress.total = len(puzzles) * (len(DESCRIPTIONS) + 1)
+    with database(out) as opened:
+        async with connections(settings) as connected:
+            return await solve_with(connected, opened, settings, half, progress, report, on_failure)
+
+
+async def solve_with(
+    connected: tuple[Connection | None, Connection | None],
+    database: Database,
+    settings: Settings,
+    half: str,
+    progress: Progress,
+    report: Report,
+    on_failure: OnFailure,
+    budget: Budget | None = None,
+) -> Solved:
+    """As `solve`, over connections and a database that are open already.
+
+    Args:
+        connected: to explainer and simulator.
+        budget: that of the settings if None.
+    """
+    puzzles = load(half)
+    explaining, simulating = connected
     records = [puzzle.record() for puzzle in puzzles]
     results: dict[str, dict[int, NeuronResult]] = {}
-    with _database(out) as database:
-        async with connections(settings) as (explaining, simulating):
-            progress.stage = "Finding out what the models can do"
-            ready = await put_behind_store(
-                cast(Run, _NoRun()), explaining, simulating, settings,
-                Responses(database), progress.meter, progress.interrupted, lookup.Lookup(),
-            )  # fmt: skip
-            simulator = settings.simulator
-            judge = simulator.name if isinstance(simulator, Model) else simulator.model
-            progress.stage = f"Solving puzzles by {judge}"
-            progress.requests_a_neuron = ready.requests(1)
-            inner = {id(c): c for c in (explaining, simulating) if c is not None}.values()
-            given: list[tuple[str, Explainer]] = [(d, Given(puzzles, d)) for d in DESCRIPTIONS]
-            for which, explainer in [*given, (WRITTEN, ready.explainer)]:
-                results[which] = {}
-                wanted = itertools.takewhile(lambda _: not progress.interrupted.is_set(), records)
-                async for result in explain_neurons(
-                    wanted,
-                    database,
-                    explainer=explainer,
-                    simulator=ready.simulator,
-                    scorers=ready.scorers,
-                    concurrency=max([ready.concurrency, *(c.concurrency for c in inner)]),
-                    fresh=settings.fresh,
-                ):
-                    results[which][result.neuron.index] = result
-                    progress.done += 1
-                    progress.before += result.complete
-                    progress.retried = sum(connection.retried for connection in inner)
-                    report(progress.done)
-                    for failure in result.failures:
-                        on_failure(result.neuron, failure)
+    progress.stage = "Finding out what the models can do"
+    ready = await put_behind_store(
+        cast(Run, _NoRun()), explaining, simulating, settings,
+        Responses(database), progress.meter, progress.interrupted, lookup.Lookup(), budget,
+    )  # fmt: skip
+    simulator = settings.simulator
+    judge = simulator.name if isinstance(simulator, Model) else simulator.model
+    progress.stage = f"Solving puzzles by {judge}"
+    progress.requests_a_neuron = ready.requests(1)
+    inner = {id(c): c for c in (explaining, simulating) if c is not None}.values()
+    given: list[tuple[str, Explainer]] = [(d, Given(puzzles, d)) for d in DESCRIPTIONS]
+    for which, explainer in [*given, (WRITTEN, ready.explainer)]:
+        results[which] = {}
+        wanted = itertools.takewhile(lambda _: not progress.interrupted.is_set(), records)
+        async for result in explain_neurons(
+            wanted,
+            database,
+            explainer=explainer,
+            simulator=ready.simulator,
+            scorers=ready.scorers,
+            concurrency=max([ready.concurrency, *(c.concurrency for c in inner)]),
+            fresh=settings.fresh,
+        ):
+            results[which][result.neuron.index] = result
+            progress.done += 1
+            progress.before += result.complete
+            progress.retried = sum(connection.retried for connection in inner)
+            report(progress.done)
+            for failure in result.failures:
+                on_failure(result.neuron, failure)
     if progress.interrupted.is_set() and progress.done < progress.total:
         raise StoppedError(INTERRUPTED)
     return _solved(ready.explainer.model, judge, half, puzzles, results, progress)
@@ -299,7 +321,8 @@ def _solved(
     return solved
 
 
-def _database(out: Path) -> Database:
+def database(out: Path) -> Database:
+    """The file in a directory where answers are stored. Raises RunError if it can't be made."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -225,6 +225,16 @@ MIGRATIONS: dict[str, tuple[str, ...]] = {
             PRIMARY KEY (site, unit)
         ) WITHOUT ROWID""",
     ),
+    "8 tunings": (
+        """CREATE TABLE tunings (  -- apart from what a probe finds, which is replaced by the next
+            model TEXT NOT NULL,
+            address TEXT NOT NULL,
+            tuning TEXT NOT NULL,  -- JSON
+            created TEXT NOT NULL,
+            hash INTEGER,
+            PRIMARY KEY (model, address)
+        ) WITHOUT ROWID""",
+    ),
 }
 
 

@@ -20,6 +20,7 @@ HASHED = {
     "responses": "request, model, content, prompt_tokens, completion_tokens, cached_tokens, cost, "
     "created",
     "connections": "model, address, capabilities, created",
+    "tunings": "model, address, tuning, created",
     "pending": "request, model, purpose, content",
     "steering": "site, unit, steps, created",
 }

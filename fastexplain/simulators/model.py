@@ -24,7 +24,7 @@ from fastexplain.prompts import answers, simulator, simulator_chats
 from fastexplain.simulators.readouts import contrast, expected
 
 MODES = ("prompt-logprobs", "generated-logprobs", "json", "one-at-a-time")
-READOUTS = ("expected", "contrast")
+READOUTS = ("expected", "contrast", "contrast-others")
 
 # The modes that read one prompt's distributions as they are, so that the same prompt can be read
 # under another explanation. In the others what the model wrote before comes in between.
@@ -32,6 +32,12 @@ _CONTRASTED = ("prompt-logprobs", "one-at-a-time")
 
 # The empty explanation of a contrast: one that is true of every token.
 EMPTY = "something"
+
+# Explanations of other neurons, of different kinds. They are the same for all, so that a neuron's
+# score does not depend on which others were explained.
+OTHERS = ("names of rivers and lakes", "the word “which”", "signs that end a line of code")
+
+_NULLS = {"expected": (), "contrast": (EMPTY,), "contrast-others": OTHERS}
 
 # Of the requests for one excerpt's single tokens, so many are there at once. Excerpts are
 # simulated many at a time, and their prompts would add up.
@@ -58,17 +64,17 @@ def choose_mode(capabilities: Capabilities, wanted: str | None, readout: str) ->
     Args:
         capabilities: of the simulator's connection.
         wanted: one of `MODES`, or None for the best.
-        readout: one of `READOUTS`; "contrast" needs distributions that depend on the text alone.
+        readout: one of `READOUTS`; contrasts need distributions that depend on the text alone.
 
     Raises:
         UnusableError: the connection lacks what is needed.
         UsageError: there is no such mode or readout.
     """
     _check(wanted, readout)
-    fitting = _CONTRASTED if readout == "contrast" else MODES
+    fitting = _CONTRASTED if _NULLS[readout] else MODES
     if wanted is not None and wanted not in fitting:
         raise UnusableError(
-            f"the contrast readout can't be had with `simulation={wanted!r}`, only with "
+            f"the {readout} readout can't be had with `simulation={wanted!r}`, only with "
             f"{' or '.join(fitting)}; choose one of these, or `readout='expected'`"
         )
     lacking = {mode: _lacking(mode, capabilities) for mode in MODES}
@@ -76,7 +82,7 @@ def choose_mode(capabilities: Capabilities, wanted: str | None, readout: str) ->
     if wanted in usable or (wanted is None and usable):
         return wanted or usable[0]
     ways = [f"`simulation={mode!r}`" for mode in usable[:1]]
-    if not ways and readout == "contrast" and None in lacking.values():
+    if not ways and _NULLS[readout] and None in lacking.values():
         ways = ["`readout='expected'`"]
     needed = dict.fromkeys(str(lacking[mode]) for mode in ((wanted,) if wanted else fitting))
     use = ", ".join(["use vLLM", "a local model", *ways])
@@ -89,32 +95,44 @@ class Simulator:
 
     Args:
         connection: the model; it was probed. Where requests that are alike are asked once only,
-            as by a `StoredConnection`, a contrast's second reading costs once an excerpt.
+            as by a `StoredConnection`, a contrast's other readings cost once an excerpt.
         mode: one of `MODES`, see `choose_mode`.
         readout: one of `READOUTS`.
+        filler: what stands at the places of a prompt; what suits the readout if None.
+        examples: of the prompt, one of `prompts.simulator.EXAMPLE_SETS`; the mode one-at-a-time
+            knows only the first of these.
 
     Attributes:
         model: the model's name.
-        version: names the prompts, the mode and the readout.
+        version: names the prompts, the mode, the readout, and what of the rest is not as usual.
 
     Raises:
         UsageError: there is no such mode or readout.
     """
 
-    def __init__(self, connection: Connection, mode: str, readout: str = "expected") -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        mode: str,
+        readout: str = "expected",
+        filler: str | None = None,
+        examples: str = simulator.STANDARD,
+    ) -> None:
         _check(mode, readout)
         self.model = connection.model
         self.version = f"{simulator.VERSION} {mode} {readout}"
         self._connection = connection
         self._mode = mode
-        self._contrast = readout == "contrast"
+        self._nulls, self._examples = _NULLS[readout], examples
         if mode == "prompt-logprobs":
-            liked = simulator.ZERO if self._contrast else simulator.UNKNOWN
+            liked = simulator.ZERO if self._nulls else simulator.UNKNOWN
             usable = (connection.capabilities or Capabilities()).fillers or (liked,)
-            order = (liked, *simulator.FILLERS)
+            order = (filler or liked, liked, *simulator.FILLERS)
             self._filler = next((each for each in order if each in usable), liked)
             if self._filler != liked:
                 self.version += f" with-{self._filler}"
+        if examples != simulator.STANDARD:
+            self.version += f" {examples}-examples"
 
     async def simulate(self, explanation: str, tokens: Sequence[str]) -> Simulation:
         """Predict a neuron's values on the counted tokens of an excerpt.
@@ -134,23 +152,26 @@ class Simulator:
         largest = self._capabilities.largest
         if self._mode == "json":
             held = self._capabilities.schema is not None
-            chat = simulator_chats.structured(explanation, tokens, held=held)
+            chat = simulator_chats.structured(
+                explanation, tokens, held=held, examples=self._examples
+            )
             answer = await self._answer(chat)
             return Simulation(*answers.structured(answer, tokens, simulator_chats.LARGEST))
         if self._mode == "generated-logprobs":
-            answer = await self._answer(simulator_chats.repeating(explanation, tokens, largest))
+            chat = simulator_chats.repeating(explanation, tokens, largest, self._examples)
+            answer = await self._answer(chat)
             rows, reason = answers.repeated(answer, tokens, largest)
             return Simulation(expected(rows), reason)
-        explanations = [explanation, EMPTY] if self._contrast else [explanation]
+        explanations = [explanation, *self._nulls]
         ask = self._singles if self._mode == "one-at-a-time" else self._at_once
         read = await ask(explanations, tokens)
         reason = next((why for _, why in read if why), None)
-        values = contrast if self._contrast else expected
-        return Simulation(values(*(rows for rows, _ in read)), reason)
+        own, *nulls = (rows for rows, _ in read)
+        return Simulation(contrast(own, *nulls) if nulls else expected(own), reason)
 
     def requests(self, tokens: int) -> int:
         """How many requests a simulation of so many tokens takes at the most."""
-        return (tokens if self._mode == "one-at-a-time" else 1) * (2 if self._contrast else 1)
+        return (tokens if self._mode == "one-at-a-time" else 1) * (1 + len(self._nulls))
 
     @property
     def _capabilities(self) -> Capabilities:
@@ -167,7 +188,10 @@ class Simulator:
         """Logarithms of probabilities `[tokens, largest + 1]` under each of the explanations."""
         largest = self._capabilities.largest
         responses = await self._ask_all(
-            [simulator.reading(text, tokens, largest, self._filler) for text in explanations]
+            [
+                simulator.reading(text, tokens, largest, self._filler, self._examples)
+                for text in explanations
+            ]
         )
         result: list[answers.Read] = []
         for response in responses:

@@ -2,7 +2,8 @@
 
 `expected` is the value of Bills et al. 2023, "Step 2: Simulate the neuron's activations".
 `contrast` takes from it what the simulator says of the same text under an explanation that is
-true of everything: small models put most of their answer into that.
+true of everything, or under several that are not about it: small models put most of their answer
+into that.
 
 The form of `contrast`, and the "0" that stands in its prompts in place of "unknown", were chosen
 by the 24 even ones of 48 invented neurons with SmolLM2-135M, where they gave a mean correlation of
@@ -34,16 +35,17 @@ def expected(log_probabilities: np.ndarray) -> np.ndarray:
     return relative @ np.arange(rows.shape[1]) / relative.sum(axis=1)
 
 
-def contrast(log_probabilities: np.ndarray, null: np.ndarray) -> np.ndarray:
+def contrast(log_probabilities: np.ndarray, *nulls: np.ndarray) -> np.ndarray:
     """By how much an explanation raises the expected integer at each token.
 
     Args:
         log_probabilities: `[tokens, integers]`, as in `expected`.
-        null: the same of the same text under an empty explanation.
+        nulls: the same of the same text under an empty explanation, or under each of some others;
+            at least one.
 
     Returns:
-        float64 `[tokens]`: the logarithm of the quotient of the two expectations, 0 where the
-        explanation lowers it; NaN where a row of either is.
+        float64 `[tokens]`: the logarithm of the quotient of its expectation and the nulls' mean,
+        0 where the explanation lowers it; NaN where a row of any is.
     """
-    raised, plain = (np.maximum(expected(rows), _SMALLEST) for rows in (log_probabilities, null))
-    return np.maximum(np.log(raised / plain), 0)
+    raised, *plain = (np.maximum(expected(r), _SMALLEST) for r in (log_probabilities, *nulls))
+    return np.maximum(np.log(raised / np.mean(plain, axis=0)), 0)

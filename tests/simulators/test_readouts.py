@@ -46,6 +46,13 @@ def test_a_contrast_is_how_much_the_explanation_raises_a_value():
     assert contrast(rows, null) == pytest.approx([np.log(4), np.log(2), 0])
 
 
+def test_a_contrast_with_several_is_with_their_mean():
+    rows = np.log([[0.2, 0.8], [0.9, 0.1]])
+    nulls = [np.log([[0.9, 0.1], [0.8, 0.2]]), np.log([[0.7, 0.3], [0.6, 0.4]])]
+    assert contrast(rows, *nulls) == pytest.approx([np.log(0.8 / 0.2), 0])
+    assert contrast(rows, nulls[0], nulls[0]) == pytest.approx(contrast(rows, nulls[0]))
+
+
 def test_what_a_server_does_not_list_raises_little():
     """The second is next to nothing too; only the first server did not list it."""
     none, little, much = [0.0, -np.inf], np.log([0.999, 0.001]), np.log([0.5, 0.5])

@@ -14,9 +14,11 @@ from fastexplain.ledger.stored import StoredConnection
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Reading, Token
 from fastexplain.prompts import answers
+from fastexplain.prompts.examples import EXAMPLES
 from fastexplain.prompts.lines import END, START, escape
+from fastexplain.prompts.mixed_examples import MIXED
 from fastexplain.run.database import Database
-from fastexplain.simulators.model import MODES, Simulator, choose_mode
+from fastexplain.simulators.model import MODES, OTHERS, Simulator, choose_mode
 
 FILLERS = ("unknown", "?", "0")
 ABLE = Capabilities(
@@ -102,6 +104,42 @@ def answer(text, pattern=CUTS["apart"][1], finish="stop"):
 def items(tokens, values):
     both = zip(tokens, values, strict=True)
     return json.dumps({"activations": [{"token": t, "value": v} for t, v in both]})
+
+
+def test_a_contrast_with_others_reads_the_text_under_each_of_them():
+    def rise(request, _):
+        return certain([3 + (" rivers" in request.head) for _ in request.lines])
+
+    model = Model(rise)
+    found = simulate(model, TOKENS, "prompt-logprobs", "contrast-others")
+    assert found.values == pytest.approx([np.log(4 / np.mean([3, 3, 4]))] * len(TOKENS))
+    assert [request.head.split("\n")[0][1:] for request in model.asked] == ["rivers", *OTHERS]
+    assert {(request.lines, request.filler) for request in model.asked} == {
+        (model.asked[0].lines, "0")
+    }
+    simulator = Simulator(model, "prompt-logprobs", "contrast-others")
+    assert simulator.version.endswith(" prompt-logprobs contrast-others")
+    assert simulator.requests(64) == 4
+
+
+@pytest.mark.parametrize("mode", ["prompt-logprobs", "generated-logprobs", "json"])
+def test_fillers_and_examples_may_be_chosen_and_are_named(mode):
+    model = Model(lambda request, _: LLMError("no"))
+    for filler, examples in ((None, "standard"), ("?", "mixed")):
+        simulator = Simulator(model, mode, "expected", filler, examples)
+        with pytest.raises(LLMError):
+            asyncio.run(simulator.simulate("rivers", TOKENS))
+    usual, other = model.asked
+    shown = [
+        r.shared if isinstance(r, Reading) else " ".join(m["content"] for m in r.messages)
+        for r in (usual, other)
+    ]
+    assert [MIXED[-1].explanation in each for each in shown] == [False, True]
+    assert [EXAMPLES[-1].explanation in each for each in shown] == [True, False]
+    named = simulator.version.removeprefix(Simulator(model, mode).version)
+    assert named == (" with-?" if mode == "prompt-logprobs" else "") + " mixed-examples"
+    if mode == "prompt-logprobs":
+        assert (usual.filler, other.filler) == ("unknown", "?")
 
 
 # A model that answers perfectly.

@@ -142,7 +142,7 @@ async def explain_in_batches(
                         "the batches ended without an answer to any request; the same command "
                         "submits them again"
                     )
-    return Outcome(len(explained), stopped, version=ready.explainer.version)
+    return Outcome(len(explained), stopped, version=ready.explainer.version, tuned=ready.tuned)
 
 
 def take_answers(run: Run, file: Path, price: Price | None) -> Ingested:
