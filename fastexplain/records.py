@@ -238,6 +238,9 @@ class Scores:
 CORRELATION = "correlation"
 """The scorer of Bills et al. 2023, and its measure: Pearson's correlation."""
 
+LIST = "list"
+"""The judge of a lookup explanation's text, which is scored as it stands beside its table."""
+
 
 class Measured(NamedTuple):
     """One number that a scorer gives an explanation.
@@ -373,6 +376,8 @@ class ExplanationRow:
         scores: where the explainer predicts activations by itself, as the lookup does; they are
             stored with the explainer as simulator.
         parent: id of the explanation that this one was made from.
+        text_scores: by lookup, where `scores` are those of the whole table: what the text alone
+            predicts; stored with `LIST` as simulator.
     """
 
     neuron: NeuronId
@@ -385,6 +390,7 @@ class ExplanationRow:
     failure: str | None = None
     scores: Scores | None = None
     parent: int | None = None
+    text_scores: Scores | None = None
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,17 @@ It is the token-lookup baseline of Bills et al. 2023 ("Assessing explanation qua
 tables over the whole corpus instead of over the exemplars, with token pairs that back off to
 tokens, and the excerpts that score it held out. For every layer:
 
-1. The explanation is the table's strongest entries: the tokens, and tokens after a given token,
-   with the largest estimated mean activation.
-2. The simulation predicts the test excerpts from the tables (`fastexplain.kernels.lookup`).
-3. The scores are the correlations of the two, as for any explanation, but over all random excerpts
-   of the split: predicting one is free here.
+1. The explanation is the whole table. Its text is a short list of entries (`lists.py`): the tokens,
+   and tokens after a given token, that say most of the neuron, with their mean activations.
+2. The test excerpts are predicted from the tables (`fastexplain.kernels.lookup`), and from the text
+   alone.
+3. The scores are the correlations of these with the truth, as for any explanation, but over all
+   random excerpts of the split: predicting one is free here. Those of the text have the judge
+   "list".
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,9 +22,17 @@ import numpy as np
 
 import fastexplain.kernels as kernels
 from fastexplain.errors import RunError
-from fastexplain.kernels.cpu.strongest import strongest
+from fastexplain.explainers.lists import (
+    ENTRIES,
+    check_entries,
+    choose_lists,
+    entry_maker,
+    second_rows,
+    shortened,
+    text_of,
+)
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
-from fastexplain.records import CORRELATION, ExplanationRow, NeuronId, NeuronRecord, Scores
+from fastexplain.records import CORRELATION, LIST, ExplanationRow, NeuronId, NeuronRecord, Scores
 from fastexplain.run.agreement import Agreement, Means, agreement
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import held_out
@@ -31,53 +40,69 @@ from fastexplain.run.splits import held_out
 _NOTHING = "nothing: no token that the tables know drives it more than others"
 
 METHOD = "lookup"
-VERSION = "lookup-2"  # 1 scored on five random excerpts
+VERSION = "lookup-3"  # 1 scored on five random excerpts; 2 listed the strongest entries, unscored
 
 _MEASURES = (CORRELATION,)
-_ENTRIES = 8  # of an explanation: as many as a reader takes in at a glance
-_PAIR_GAIN = 1.5  # a pair is named where it is so much stronger than its token alone
 
 
-def explain_by_lookup(run: Run) -> Iterator[list[ExplanationRow]]:
+def explain_by_lookup(run: Run, *, entries: int = ENTRIES) -> Iterator[list[ExplanationRow]]:
     """Explain and score every neuron of a run, layer by layer, a row a neuron; stores nothing.
 
-    A row's `data` are its entries, strongest first: `token`, `previous` (of a pair, else None),
-    `mean` (the estimated mean of max(activation, 0) there) and `count` (the counted tokens of the
-    corpus that it rests on).
+    A row's `data` are its list's entries in the order in which they were chosen: `token`,
+    `previous` (of a pair, else None), their `ids`, `mean` (of max(activation, 0) there, without the
+    test excerpts) and `count` (the tokens that it rests on). In `parameters` are `entries`, as
+    given, and `default`, what the list says of everything else.
 
     Raises:
+        UsageError: no list has so many entries.
         RunError: the sweep kept no tables.
     """
-    for rows, _, _ in _layers(run):
-        yield rows
+    for explained in _layers(run, check_entries(entries)):
+        yield explained.rows
 
 
-def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], np.ndarray]]:
-    """By layer the explanations, what their scores are from, and which excerpts are top ones."""
+class _Layer(NamedTuple):
+    """A layer's explanations, what the scores of table and text are from, and the top excerpts."""
+
+    rows: list[ExplanationRow]
+    by_table: list[Agreement]
+    by_text: list[Agreement]
+    top: np.ndarray
+
+
+def _layers(run: Run, entries: int) -> Iterator[_Layer]:
     rows = run.tables.rows(run.excerpts)
-    entries_of = _entry_finder(run)
+    second, entries_of = second_rows(run.tables), entry_maker(run)
     for layer in run.layers:
         tables = layer_tables(run, layer)
-        predicted = _predict(run, layer, tables, rows)
-        found = agreement(predicted.true, predicted.simulated, predicted.top)
-        yield (
-            [
-                ExplanationRow(
-                    NeuronId(layer, index),
-                    METHOD,
-                    METHOD,
-                    VERSION,
-                    text_of(entries) or _NOTHING,
-                    data=entries,
-                    scores=Scores.of(
-                        [m for each in found for m in each.measured(index, _MEASURES)]
-                    ),
-                )
-                for index, entries in enumerate(entries_of(tables))
-            ],
-            found,
-            predicted.top,
+        ids, activations, top = split_excerpts(run, layer)
+        excerpts = HeldOut(ids, activations, *rows, run.skip)
+        lists = shortened(choose_lists(tables, excerpts, second, entries), entries)
+        true = activations[:, :, run.skip :]
+        by_table, by_text = (
+            agreement(true, simulated[:, :, run.skip :], top)
+            for simulated in (kernels.lookup(tables, excerpts), lists.predict(excerpts, tables))
         )
+        defaults = lists.default.tolist()
+        explanations = [
+            ExplanationRow(
+                NeuronId(layer, index),
+                METHOD,
+                METHOD,
+                VERSION,
+                text_of(own, defaults[index]) if own else _NOTHING,
+                data=own,
+                parameters={"entries": entries, "default": defaults[index]},
+                scores=_scores(by_table, index),
+                text_scores=_scores(by_text, index),
+            )
+            for index, own in enumerate(entries_of(lists))
+        ]
+        yield _Layer(explanations, by_table, by_text, top)
+
+
+def _scores(found: list[Agreement], index: int) -> Scores:
+    return Scores.of([m for each in found for m in each.measured(index, _MEASURES)])
 
 
 class Predicted(NamedTuple):
@@ -126,43 +151,45 @@ def _predict(
     return Predicted(activations[:, :own, run.skip :], simulated[:, :own, run.skip :], top)
 
 
-def store_lookup(run: Run, progress: Callable[[int], None] | None = None) -> int:
+def store_lookup(
+    run: Run, progress: Callable[[int], None] | None = None, *, entries: int | None = None
+) -> int:
     """Explain every neuron of a run by lookup and store it in the run; returns the neurons.
 
     Former lookup explanations are replaced.
 
     Args:
         progress: called with the number of layers done, after each.
+        entries: of a list, at most; `lists.ENTRIES` if None.
 
     Raises:
+        UsageError: no list has so many entries.
         RunError: the sweep kept no tables, or the database can't be written.
     """
-    neurons, means = 0, Means()
+    count = check_entries(ENTRIES if entries is None else entries)
+    neurons, by_table, by_text = 0, Means(), Means()
     with run.database() as database:
-        for done, (layer, found, top) in enumerate(_layers(run), start=1):
-            database.add_explanations(layer)
-            means.add(layer[0].neuron.site if layer else "", found, top)
-            neurons += len(layer)
+        for done, layer in enumerate(_layers(run, count), start=1):
+            database.add_explanations(layer.rows)
+            site = layer.rows[0].neuron.site if layer.rows else ""
+            by_table.add(site, layer.by_table, layer.top)
+            by_text.add(site, layer.by_text, layer.top)
+            neurons += len(layer.rows)
             if progress is not None:
                 progress(done)
-        database.add_means(METHOD, CORRELATION, means.rows(_MEASURES))
+        database.add_means(METHOD, CORRELATION, by_table.rows(_MEASURES))
+        database.add_means(LIST, CORRELATION, by_text.rows(_MEASURES))
     return neurons
 
 
-def lookup_is_stored(run: Run) -> bool:
-    """Whether `store_lookup` was done. Raises RunError if the database can't be read."""
+def lookup_is_stored(run: Run, entries: int | None = None) -> bool:
+    """Whether `store_lookup` was done, with lists of so many entries (of any length if None).
+
+    Raises RunError if the database can't be read.
+    """
     with run.database(read_only=True) as database:
-        return database.explained(METHOD, VERSION) == run.manifest["sweep"]["neurons"]
-
-
-def text_of(entries: list[dict[str, Any]]) -> str:
-    """A lookup explanation as one line, such as `' order' after ' in' 3.1, ' sort' 2.4`."""
-    return ", ".join(
-        repr(entry["token"])
-        + (f" after {entry['previous']!r}" if entry["previous"] is not None else "")
-        + (f" {entry['mean']:.2g}" if entry["mean"] < 100 else f" {entry['mean']:.0f}")
-        for entry in entries
-    )
+        stored = database.explained(METHOD, VERSION, entries=entries)
+    return stored == run.manifest["sweep"]["neurons"]
 
 
 def simulate_by_lookup(
@@ -222,34 +249,6 @@ def predict_by_lookup(
         ids, true = (np.ascontiguousarray(x[:, one]) for x in (places, activations))
         predicted[:, one] = kernels.lookup(tables, HeldOut(ids, true, *rows, run.skip))
     return predicted
-
-
-def _entry_finder(run: Run) -> Callable[[LookupTables], list[list[dict[str, Any]]]]:
-    """What finds each neuron's entries in a layer's tables; texts are made once for all layers."""
-    known = run.tables
-    second = known.rows(known.pairs[:, 1:])[0][:, 0]
-    table_counts = np.concatenate([known.token_counts, known.pair_counts])
-
-    @functools.cache
-    def shown(row: int) -> dict[str, str | None]:
-        if row < len(known.tokens):
-            return {"token": run.token_text(int(known.tokens[row])), "previous": None}
-        previous, token = run.token_texts(known.pairs[row - len(known.tokens)].tolist())
-        return {"token": token, "previous": previous}
-
-    def entries_of(tables: LookupTables) -> list[list[dict[str, Any]]]:
-        rows, means = strongest(tables, second, count=_ENTRIES, gain=_PAIR_GAIN)
-        found = (x.tolist() for x in (rows, means, table_counts[rows]))
-        return [
-            [
-                shown(row) | {"mean": mean, "count": count}
-                for row, mean, count in zip(*own, strict=True)
-                if row >= 0
-            ]
-            for own in zip(*found, strict=True)
-        ]
-
-    return entries_of
 
 
 def layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTables:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fastexplain.errors import LLMError
-from fastexplain.explainers.lookup import text_of
+from fastexplain.explainers.lists import text_of
 from fastexplain.records import Explanation, NeuronRecord
 from fastexplain.run.splits import samples
 
@@ -23,6 +23,7 @@ _MOST = 10.0
 
 _TEXT = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _ENTRY = re.compile(rf"{_TEXT}(?: after {_TEXT})? (\d[\d.e+-]*)(?:, |$)")
+_NUMBER = re.compile(r"\d[\d.e+-]*")
 _QUOTED = re.compile(r"“([^”]+)”")
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 
@@ -98,24 +99,34 @@ class Lookup:
 
     def simulate(self, explanation: str, tokens: Sequence[str]) -> np.ndarray:
         """float64 `[tokens]`, what the explanation says of each word for word."""
-        listed = {(e["previous"], e["token"]): e["mean"] for e in _listed(explanation)}
-        if listed:
+        entries, default = _listed(explanation)
+        if entries:
+            listed = {(e["previous"], e["token"]): e["mean"] for e in entries}
             pairs = zip([None, *tokens], tokens, strict=False)
-            return np.array([listed.get(p, listed.get((None, p[1]), 0.0)) for p in pairs])
+            return np.array([listed.get(p, listed.get((None, p[1]), default)) for p in pairs])
         quoted = [each.lower() for each in _QUOTED.findall(explanation)]
         words = _WORD.findall(explanation.lower())
         named = set(quoted or [word for word in words if len(word) >= _SHORTEST])
         return np.array([_MOST * (token.strip().lower() in named) for token in tokens])
 
 
-def _listed(explanation: str) -> Iterator[dict[str, Any]]:
-    """The entries of a text that `explainers.lookup.text_of` wrote; none if it is no such text."""
-    matches = list(_ENTRY.finditer(explanation))
-    if "".join(match[0] for match in matches) != explanation:
-        return
-    for token, previous, mean in (match.groups() for match in matches):
-        yield {
+def _listed(explanation: str) -> tuple[list[dict[str, Any]], float]:
+    """The entries of a text that `explainers.lists.text_of` wrote, and its default.
+
+    No entries if it is no such text.
+    """
+    listed, _, default = explanation.rpartition("; else ")
+    if not _NUMBER.fullmatch(default) or not listed:
+        listed, default = explanation, "0"
+    matches = list(_ENTRY.finditer(listed))
+    if "".join(match[0] for match in matches) != listed:
+        return [], 0.0
+    entries = [
+        {
             "token": ast.literal_eval(token),
             "previous": None if previous is None else ast.literal_eval(previous),
             "mean": float(mean),
         }
+        for token, previous, mean in (match.groups() for match in matches)
+    ]
+    return entries, float(default)

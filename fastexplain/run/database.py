@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from fastexplain.records import CORRELATION, ExplanationRow, Mean, Measured, NeuronId, Steering
+from fastexplain.records import (
+    CORRELATION,
+    LIST,
+    ExplanationRow,
+    Mean,
+    Measured,
+    NeuronId,
+    Steering,
+)
 from fastexplain.run.reading import Reading
 from fastexplain.run.rows import hash_rows
 
@@ -70,10 +78,11 @@ class Database(Reading):
             _insert_scores(
                 sqlite,
                 (
-                    (kept[_key(r)], CORRELATION, r.model, r.version, m)
+                    (kept[_key(r)], CORRELATION, judge, r.version, m)
                     for r in rows
-                    if r.scores is not None
-                    for m in r.scores.measured()
+                    for judge, scores in ((r.model, r.scores), (LIST, r.text_scores))
+                    if scores is not None
+                    for m in scores.measured()
                 ),
                 created,
             )

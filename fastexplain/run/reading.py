@@ -11,6 +11,7 @@ import numpy as np
 from fastexplain.errors import UsageError
 from fastexplain.records import (
     CORRELATION,
+    LIST,
     LayerMeans,
     Mean,
     Measured,
@@ -26,12 +27,16 @@ from fastexplain.run.rows import whole
 
 _SPLITS = ("random_only", "top_and_random", "top_only")
 
-# The scores by which explanations are listed; they stand as s beside an explanation e.
-_CORRELATIONS = (
+# The scores by which explanations are listed; they stand as s beside an explanation e. Those of a
+# lookup explanation's text stand beside its table's.
+_EVERY_CORRELATION = (
     f"scores s ON s.explanation = e.id AND s.scorer = '{CORRELATION}' "
     f"AND s.measure = '{CORRELATION}'"
 )
+_OF_TEXT = f"(e.method = 'lookup' AND s.judge = '{LIST}')"
+_CORRELATIONS = f"{_EVERY_CORRELATION} AND NOT {_OF_TEXT}"
 _HEADLINES = f"{_CORRELATIONS} AND s.split = 'top_and_random'"
+_TEXTS = f"{_EVERY_CORRELATION} AND {_OF_TEXT} AND s.split = 'top_and_random'"
 
 # A column of the row that has the same judge's correlation over another split.
 _OTHER = (
@@ -39,7 +44,20 @@ _OTHER = (
     "AND version = s.version AND measure = s.measure AND split = '{}')"
 )
 
+# The same of a lookup explanation's text, whose headline stands as l beside it.
+_TEXT_HEADLINES = (
+    f"scores l ON e.method = 'lookup' AND l.explanation = e.id AND l.scorer = '{CORRELATION}' "
+    f"AND l.judge = '{LIST}' AND l.version = e.version AND l.measure = '{CORRELATION}' "
+    "AND l.split = 'top_and_random'"
+)
+
+
+def _of_text(column: str, split: str) -> str:
+    return _OTHER.format(column, split).replace(" s.", " l.")
+
+
 # An explanation's scores by one judge are three rows, which make one `Scores`.
+_SCORES = 8
 _SELECT = f"""
     SELECT e.site, e.unit, e.method, e.model, e.version, e.text, e.data, e.parameters, e.failure,
         e.parent, e.id, e.created, s.judge, s.version, r.cost,
@@ -47,8 +65,12 @@ _SELECT = f"""
         s.excerpts - {_OTHER.format("excerpts", "top_only")},
         {_OTHER.format("excerpts", "top_only")},
         iif(s.value IS NULL, NULL, s.reason), s.low, s.high,
+        l.judge, {_of_text("value", "random_only")}, l.value, {_of_text("value", "top_only")},
+        l.excerpts - {_of_text("excerpts", "top_only")}, {_of_text("excerpts", "top_only")},
+        iif(l.value IS NULL, NULL, l.reason), l.low, l.high,
         {whole("explanations", "e")}
     FROM explanations e LEFT JOIN {_HEADLINES}
+        LEFT JOIN {_TEXT_HEADLINES}
         LEFT JOIN responses r ON r.request = json_extract(e.parameters, '$.request')
 """
 
@@ -123,12 +145,17 @@ class Reading(Connections):
             name for (name,) in self.query("SELECT DISTINCT method FROM explanations ORDER BY 1")
         ]
 
-    def explained(self, method: str, version: str) -> int:
-        """How many neurons are explained by a method, in this version of it."""
+    def explained(self, method: str, version: str, entries: int | None = None) -> int:
+        """How many neurons are explained by a method, in this version of it.
+
+        Args:
+            entries: with this number of them as a parameter, if not None.
+        """
         [(count,)] = self.query(
             """SELECT count(*) FROM (SELECT DISTINCT site, unit FROM explanations
-            WHERE method = ? AND version = ? AND text IS NOT NULL)""",
-            (method, version),
+            WHERE method = ?1 AND version = ?2 AND text IS NOT NULL
+            AND (?3 IS NULL OR json_extract(parameters, '$.entries') = ?3))""",
+            (method, version, entries),
         )
         return count
 
@@ -140,7 +167,9 @@ class Reading(Connections):
         layer: int | None = None,
         model: str | None = None,
     ) -> list[StoredExplanation]:
-        """The explanations with the highest correlations.
+        """The explanations whose texts have the highest correlations.
+
+        A lookup explanation of an earlier version, whose text has none, is listed by its table's.
 
         Args:
             limit: how many at most.
@@ -157,7 +186,7 @@ class Reading(Connections):
         return self._read(
             f"""JOIN scores b ON b.explanation = e.id AND b.scorer = '{CORRELATION}'
                 AND b.measure = '{CORRELATION}' AND b.split = '{by}'
-                AND b.judge = s.judge AND b.version = s.version
+                AND b.judge = coalesce(l.judge, s.judge) AND b.version = s.version
             WHERE b.value IS NOT NULL AND (? IS NULL OR e.method = ?)
                 AND (? IS NULL OR e.layer = ?) AND (? IS NULL OR e.model = ?)
             ORDER BY b.value DESC, e.layer, e.site, e.unit LIMIT ?""",
@@ -185,12 +214,13 @@ class Reading(Connections):
         return [Mean(*row) for row in rows]
 
     def layer_scores(
-        self, layer: int, *, lookup: bool
+        self, layer: int, *, lookup: bool, text: bool = False
     ) -> list[tuple[int, float | None, float | None]]:
         """The correlations of a layer's MLP neurons, oldest first, so that the last one counts.
 
         Args:
             lookup: of explanations by lookup; else of those by other methods.
+            text: of lookup those of the text, not of the table.
 
         Returns:
             Index, correlation over top and random excerpts, and over random ones, for each
@@ -198,7 +228,7 @@ class Reading(Connections):
         """
         return self.query(
             f"""SELECT e.unit, s.value, {_OTHER.format("value", "random_only")}
-            FROM explanations e LEFT JOIN {_HEADLINES}
+            FROM explanations e LEFT JOIN {_TEXTS if text else _HEADLINES}
             WHERE e.site = ? AND (e.method = 'lookup') = ? AND e.text IS NOT NULL
             ORDER BY e.id, s.created, s.judge, s.version""",
             (str(layer), lookup),
@@ -208,13 +238,14 @@ class Reading(Connections):
         """The correlations of all explanations, those with the best headline last.
 
         Returns:
-            Method, site, index, correlation over top and random excerpts, over random ones and over
-            top ones, for each explanation and judge. None where they are undefined.
+            Method ("list" for the texts of lookup explanations), site, index, correlation over top
+            and random excerpts, over random ones and over top ones, for each explanation and judge.
+            None where they are undefined.
         """
         return self.query(
-            f"""SELECT e.method, e.site, e.unit, s.value, {_OTHER.format("value", "random_only")},
-                {_OTHER.format("value", "top_only")}
-            FROM explanations e JOIN {_HEADLINES}
+            f"""SELECT iif({_OF_TEXT}, '{LIST}', e.method), e.site, e.unit, s.value,
+                {_OTHER.format("value", "random_only")}, {_OTHER.format("value", "top_only")}
+            FROM explanations e JOIN {_EVERY_CORRELATION} AND s.split = 'top_and_random'
             ORDER BY s.value NULLS FIRST, s.created, e.id"""
         )
 
@@ -329,11 +360,14 @@ class Reading(Connections):
 def _explanation(site: str, unit: int, *row: Any) -> StoredExplanation:
     """A row of `_SELECT`."""
     method, model, version, text, data, parameters, failure, parent, *own = row
-    key, created, judge, simulation, cost, *scores = own
+    key, created, judge, simulation, cost, *found = own
+    scores, (of_text, *text_scores) = found[:_SCORES], found[_SCORES:]
     return StoredExplanation(
         NeuronId.of(site, operator.index(unit)),
         *(method, model, version, text),
         *(json.loads(data), json.loads(parameters), failure),
         None if judge is None else Scores(*scores),
-        *(parent, key, created, judge, simulation, cost),
+        parent,
+        None if of_text is None else Scores(*text_scores),
+        *(key, created, judge, simulation, cost),
     )

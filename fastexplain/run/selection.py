@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,14 +40,16 @@ _STATISTICS = (
     "maximum",
 )  # fmt: skip
 _LOOKUP = ("lookup_score", "lookup_random_score")
+_TEXT = ("text_score", "text_random_score")
 _MODEL = ("score", "random_score", "explained")
 
-CONDITION_NAMES = ("layer", "index", *_STATISTICS, *_LOOKUP, *_MODEL)
+CONDITION_NAMES = ("layer", "index", *_STATISTICS, *_LOOKUP, *_TEXT, *_MODEL)
 """What `where` may speak of.
 
-`lookup_score` and `lookup_random_score` are the lookup's correlations on top and random and on
-random excerpts, `score` and `random_score` those of the newest explanation by a language model, and
-`explained` is whether there is one. The others are the statistics of `Statistics`.
+`lookup_score` and `lookup_random_score` are the correlations of the lookup's tables on top and
+random and on random excerpts, `text_score` and `text_random_score` those of its text, `score` and
+`random_score` those of the newest explanation by a language model, and `explained` is whether there
+is one. The others are the statistics of `Statistics`.
 """
 
 
@@ -236,19 +238,27 @@ def _values(run: Run, database: Database, layer: int, names: set[str]) -> dict[s
     values = {"layer": np.full(width, float(layer)), "index": np.arange(width, dtype=np.float64)}
     if not names.isdisjoint(_STATISTICS):
         values |= run.statistics(layer)
-    for columns, lookup in ((_LOOKUP, True), (_MODEL, False)):
+    for columns, of in (
+        (_LOOKUP, {"lookup": True}),
+        (_TEXT, {"lookup": True, "text": True}),
+        (_MODEL, {"lookup": False}),
+    ):
         if not names.isdisjoint(columns):
             # `explained` is the third: the lookup explains all or none.
-            scores = _scores(database, layer, width, lookup)
+            scores = _scores(database.layer_scores(layer, **of), database, width)
             values |= dict(zip(columns, scores, strict=False))
     return {name: values[name] for name in {"index", *names}}
 
 
-def _scores(database: Database, layer: int, width: int, lookup: bool) -> np.ndarray:
-    """Both correlations, NaN where undefined, and 1 where explained, else 0: `[3, neurons]`."""
+def _scores(rows: list[Any], database: Database, width: int) -> np.ndarray:
+    """Both correlations, NaN where undefined, and 1 where explained, else 0: `[3, neurons]`.
+
+    Args:
+        rows: of `Database.layer_scores`.
+    """
     values = np.full((3, width), np.nan)
     values[2] = 0
-    if rows := database.layer_scores(layer, lookup=lookup):
+    if rows:
         with database.understood():
             units, *scores = np.array(rows, dtype=np.float64).T  # None becomes NaN
             # Of a neuron's rows the last one counts: its newest explanation's newest scores.
@@ -258,7 +268,7 @@ def _scores(database: Database, layer: int, width: int, lookup: bool) -> np.ndar
 
 
 def _hint(undefined: set[str]) -> str:
-    if not undefined.isdisjoint(_LOOKUP):
+    if not undefined.isdisjoint((*_LOOKUP, *_TEXT)):
         return "; by lookup none is scored yet: fastexplain explain RUN does that"
     if not undefined.isdisjoint(("score", "random_score")):
         return "; by a language model none is scored yet"

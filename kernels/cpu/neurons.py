@@ -196,7 +196,7 @@ def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
 
 
 @njit
-def _add_by_row(rows, ids, activations, skip, sums, counts):
+def add_by_row(rows, ids, activations, skip, sums, counts):
     """Add a neuron's activations up by table row.
 
     Args:
@@ -235,8 +235,8 @@ def _lookup(block_width, tables, excerpts, result):
         part_pairs, part_pair_counts = np.zeros((2, len(pair_counts)))
         for neuron in range(block * block_width, min((block + 1) * block_width, neurons)):
             neuron_ids, neuron_acts = excerpts.ids[neuron], excerpts.activations[neuron]
-            _add_by_row(token_rows, neuron_ids, neuron_acts, skip, part_tokens, part_token_counts)
-            _add_by_row(pair_rows, neuron_ids, neuron_acts, skip, part_pairs, part_pair_counts)
+            add_by_row(token_rows, neuron_ids, neuron_acts, skip, part_tokens, part_token_counts)
+            add_by_row(pair_rows, neuron_ids, neuron_acts, skip, part_pairs, part_pair_counts)
             part_sum, part_count = 0.0, 0
             for place in range(places):
                 if neuron_ids[place] >= 0:

@@ -7,12 +7,13 @@ import planted
 import pytest
 
 import fastexplain
-from fastexplain.errors import RunError
+from fastexplain.errors import RunError, UsageError
+from fastexplain.explainers.lists import rounded, simulate_list, text_of
 from fastexplain.explainers.lookup import (
     explain_by_lookup,
+    lookup_is_stored,
     simulate_by_lookup,
     store_lookup,
-    text_of,
 )
 from fastexplain.run.splits import held_out, samples
 
@@ -50,7 +51,8 @@ def test_entries_name_what_drives_the_neuron(layer) -> None:
     assert sorted(tokens(planted.DIGIT)) == list("012345")
     row = layer[planted.MOON_AFTER_BRIGHT]
     assert (row.data[0]["previous"], row.data[0]["token"]) == ("bright", "moon")
-    assert row.text == text_of(row.data)
+    assert row.text == text_of(row.data, row.parameters["default"])
+    assert row.data[0]["ids"] == [planted.WORDS.index("bright"), planted.WORDS.index("moon")]
     assert row.text.startswith("'moon' after 'bright' 2.")
     assert layer[planted.NEVER].data == []
     assert layer[planted.NEVER].text.startswith("nothing: no token")
@@ -81,11 +83,82 @@ def test_one_neurons_simulation_is_what_its_score_rests_on(planted_run, layer) -
         assert found.excerpts == count and found.low <= found.value <= found.high
 
 
+def test_the_text_alone_scores_planted_neurons_as_their_tables_do(layer) -> None:
+    """One entry, or six, say all of them; what is scored is the text as it stands."""
+    for neuron in (*TOKEN_NEURONS, planted.MOON_AFTER_BRIGHT):
+        row = layer[neuron]
+        assert row.text_scores.top_and_random > 0.9 and row.text_scores.random_only > 0.9
+        assert row.text_scores.low <= row.text_scores.top_and_random <= row.text_scores.high
+        assert row.text_scores.excerpts_random == 5
+    assert layer[planted.NEVER].text_scores.top_and_random is None
+
+
+def test_a_stored_list_predicts_what_its_score_rests_on(planted_run, layer) -> None:
+    record, row = planted_run.neuron(f"0:{planted.DIGIT}"), layer[planted.DIGIT]
+    assert all(entry["count"] >= 0 for entry in row.data)
+    excerpts = {e.excerpt: e for e in [*record.top, *record.random]}
+    used = [excerpts[excerpt] for excerpt in simulate_by_lookup(planted_run, record)]
+    true, said = (
+        np.concatenate([values[record.skip :] for values in own])
+        for own in (
+            [np.maximum(e.activations, 0) for e in used],
+            [simulate_list(row.data, row.parameters["default"], e.token_ids) for e in used],
+        )
+    )
+    # Over all excerpts, where a stored score is over a set of them: near it, not it.
+    assert np.corrcoef(true, said)[0, 1] > 0.95
+    assert len(set(said.tolist())) == len({e["mean"] for e in row.data}) + 1
+
+
+def test_means_are_rounded_as_the_text_shows_them() -> None:
+    values = np.array([0.0, 1.25, 0.0123456, 99.6, 100.4, 12345.6, 3e-30, 9.96])
+    entries = [{"token": "a", "previous": None, "mean": mean} for mean in rounded(values).tolist()]
+    shown = [float(part.split()[1]) for part in text_of(entries).split(", ")]
+    assert shown == pytest.approx(rounded(values).tolist(), abs=1e-22)
+    assert text_of(entries[1:3], 0.5) == "'a' 1.2, 'a' 0.012; else 0.5"
+    assert rounded(values).tolist()[3:6] == [100, 100, 12346]
+
+
+def test_lists_have_as_many_entries_as_are_asked_for(run) -> None:
+    store_lookup(run, entries=4)
+    assert lookup_is_stored(run) and lookup_is_stored(run, 4) and not lookup_is_stored(run, 8)
+    with run.database() as database:
+        [row] = database.explanations(fastexplain.NeuronId(0, planted.DIGIT))
+    assert len(row.data) == 4 and row.parameters["entries"] == 4
+    with pytest.raises(UsageError, match=r"`entries` is 5; choose one of 4, 8, 16, 32"):
+        store_lookup(run, entries=5)
+    assert lookup_is_stored(run, 4)  # nothing is lost
+
+
+def test_both_scores_of_a_lookup_explanation_come_back_and_texts_rank_it(run) -> None:
+    store_lookup(run)
+    neuron = fastexplain.NeuronId(0, planted.DIGIT)
+    with run.database() as database:
+        [row] = database.explanations(neuron)
+        judges = {(score.judge, score.version) for score in database.scores(row.id)}
+        best = database.best(50, "lookup")
+        means = database.means("list")
+        [layer_mean] = database.layer_means("lookup")
+    assert judges == {("lookup", row.version), ("list", row.version)}
+    assert len({each.neuron for each in best}) == len(best)
+    texts = [each.text_scores.top_and_random for each in best]
+    assert texts == sorted(texts, reverse=True)
+    own = {mean.split: mean.value for mean in means if not mean.site}
+    assert own["top_and_random"] == pytest.approx(np.mean(texts))
+    tables = [each.scores.top_and_random for each in best]
+    assert layer_mean.top_and_random == pytest.approx(np.mean(tables), abs=0.1)
+    table = run.table()
+    place = neuron.index
+    assert table["list_top_and_random"][place] == pytest.approx(row.text_scores.top_and_random)
+    assert table["lookup_top_and_random"][place] == pytest.approx(row.scores.top_and_random)
+
+
 def test_means_over_neurons_have_an_error_over_the_excerpts_that_they_share(run) -> None:
     store_lookup(run)
     with run.database() as database:
         means = {(mean.site, mean.split): mean for mean in database.means("lookup")}
-        values = [row.scores.random_only for row in database.best(1000, "lookup", "random_only")]
+        rows = database.best(1000, "lookup", "top_only")
+    values = [row.scores.random_only for row in rows if row.scores.random_only is not None]
     assert set(means) == {
         (site, split)
         for site in ("", "0")

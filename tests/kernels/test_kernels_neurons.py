@@ -13,8 +13,6 @@ from test_kernels import DTYPES, Case, as_dtype, assert_same, cases, ordered
 from fastexplain import kernels
 from fastexplain.kernels import reference
 from fastexplain.kernels.cpu import capture as cpu
-from fastexplain.kernels.cpu.strongest import strongest
-from fastexplain.kernels.scalars import pair_estimate, token_estimate
 from fastexplain.kernels.summary import Agreement, HeldOut, LookupTables, widen
 
 SHAPES = [(6, 40), (6, 1), (6, 0), (0, 5), (5, 3, 17), (4, 1, 9), (3, 0, 4), (3, 4, 0), (0, 2, 3)]
@@ -329,47 +327,3 @@ def test_lookup_refuses_shapes_that_do_not_fit_together(name: str) -> None:
         held_out = held_out._replace(**{name: getattr(held_out, name)[..., :-1]})
     with pytest.raises(ValueError, match="do not fit together"):
         kernels.lookup(tables, held_out)
-
-
-def plain_strongest(tables: LookupTables, second: np.ndarray, count: int, gain: float):
-    """One neuron at a time, every entry sorted."""
-    for neuron, total in enumerate(tables.positive_sums):
-        mean = total / max(tables.count, 1)
-        tokens = [
-            token_estimate(float(own[neuron]), n, mean)
-            for own, n in zip(tables.token_sums, tables.token_counts, strict=True)
-        ]
-        found = [(-e, row) for row, e in enumerate(tokens) if e > mean]
-        for pair, (own, n) in enumerate(zip(tables.pair_sums, tables.pair_counts, strict=True)):
-            around = tokens[second[pair]] if second[pair] >= 0 else mean
-            estimate = pair_estimate(float(own[neuron]), n, around)
-            if estimate > gain * around:
-                found.append((-estimate, len(tokens) + pair))
-        yield [(row, -negated) for negated, row in sorted(found)[:count] if negated < 0]
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 2**32),
-    st.sampled_from([(0, 0), (1, 0), (0, 3), (4, 5), (30, 60)]),
-    st.sampled_from([1, 130]),
-    st.integers(0, 8),
-    st.booleans(),
-)
-def test_strongest_are_those_that_sorting_finds(seed, rows, neurons, count, ties) -> None:
-    rng = np.random.default_rng(seed)
-    sums = [rng.exponential(size=(n, neurons)) ** 3 for n in rows]
-    sums = [np.round(each) if ties else each for each in sums]
-    tables = LookupTables(
-        *(each.astype(np.float32) for each in sums),
-        *(rng.integers(0, 3 if ties else 9, n) for n in rows),
-        positive_sums=rng.random(neurons) * rng.integers(0, 20, neurons),
-        count=10,
-    )
-    second = rng.integers(-1, max(rows[0], 0), rows[1]).astype(np.int32)
-    found = strongest(tables, second, count=count, gain=1.5)
-    expected = plain_strongest(tables, second, count, 1.5)
-    for own_rows, own_estimates, own in zip(*found, expected, strict=True):
-        kept = own_rows >= 0
-        assert list(zip(own_rows[kept], own_estimates[kept], strict=True)) == own
-        assert not kept[len(own) :].any()

@@ -161,13 +161,15 @@ def test_lookup_takes_descriptions_word_for_word(explanation, values):
 )
 @settings(derandomize=True, max_examples=30)
 def test_a_list_that_lookup_writes_it_can_read(entries):
-    from fastexplain.explainers.lookup import text_of
+    from fastexplain.explainers.lists import text_of
 
     text = text_of([{"token": t, "previous": p, "mean": 5.0, "count": 1} for t, p in entries])
     singles = {t for t, p in entries if p is None}
     for token, previous in entries:
         tokens = [token] if previous is None else [previous, token]
         assert Lookup().simulate(text, tokens)[-1] == 5
+        assert Lookup().simulate(f"{text}; else 0.25", tokens)[-1] == 5
+    assert Lookup().simulate(f"{text}; else 0.25", ["\0" * 8]) in (0.25, 5)
     assert Lookup().simulate(text, ["\0" * 9])[0] == 5 * ("\0" * 9 in singles)
 
 
