@@ -15,8 +15,11 @@ from fastexplain.version import __version__
 
 if TYPE_CHECKING:
     from fastexplain.errors import FastexplainError
+    from fastexplain.finding.results import Hit
+    from fastexplain.finding.search import find
     from fastexplain.ledger.prices import Price
     from fastexplain.pipeline.ablating import Ablated, ablate, steer
+    from fastexplain.pipeline.activating import Activated, activate
     from fastexplain.pipeline.api import Explained, explain, explain_async
     from fastexplain.pipeline.models import Model
     from fastexplain.pipeline.scoring import Scored, score
@@ -32,11 +35,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Ablated": "pipeline.ablating",
+    "Activated": "pipeline.activating",
     "Activations": "subject.activations",
     "Corpus": "text.corpus",
     "Exemplar": "records",
     "Explained": "pipeline.api",
     "FastexplainError": "errors",
+    "Hit": "finding.results",
     "Model": "pipeline.models",
     "NeuronId": "records",
     "NeuronRecord": "records",
@@ -48,8 +53,10 @@ _HOMES = {
     "Statistics": "records",
     "Subject": "subject.model",
     "ablate": "pipeline.ablating",
+    "activate": "pipeline.activating",
     "explain": "pipeline.api",
     "explain_async": "pipeline.api",
+    "find": "finding.search",
     "load_subject": "subject.model",
     "open_run": "run.directory",
     "score": "pipeline.scoring",
@@ -62,11 +69,13 @@ _HOMES = {
 
 __all__ = [
     "Ablated",
+    "Activated",
     "Activations",
     "Corpus",
     "Exemplar",
     "Explained",
     "FastexplainError",
+    "Hit",
     "Model",
     "NeuronId",
     "NeuronRecord",
@@ -79,8 +88,10 @@ __all__ = [
     "Subject",
     "__version__",
     "ablate",
+    "activate",
     "explain",
     "explain_async",
+    "find",
     "load_subject",
     "open_run",
     "score",

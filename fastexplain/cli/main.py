@@ -13,9 +13,11 @@ import typer
 from rich.markup import escape
 
 from fastexplain.cli.ablate import ablate, steer
+from fastexplain.cli.activate import activate
 from fastexplain.cli.check import check
 from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows
 from fastexplain.cli.explain import cost, explain, ingest
+from fastexplain.cli.find import find, search
 from fastexplain.cli.puzzles import puzzles
 from fastexplain.cli.report import report
 from fastexplain.cli.score import score
@@ -284,19 +286,9 @@ def top(
     print_rows(rows, as_json, otherwise=f"Nothing is explained yet; run: fastexplain explain {run}")
 
 
-@app.command()
-def search(
-    run: RunPath,
-    words: Annotated[list[str], typer.Argument(metavar="WORD", help="Words that must all occur.")],
-    limit: Limit = 20,
-    as_json: AsJson = False,
-) -> None:
-    """Find explanations by their words, or by other forms of these."""
-    from fastexplain.run.directory import open_run
-
-    with open_run(run).database(read_only=True) as database:
-        rows = database.search(" ".join(words), limit)
-    print_rows(rows, as_json, otherwise=f"No explanation has: {' '.join(words)}")
+app.command()(find)
+app.command(hidden=True)(search)
+app.command()(activate)
 
 
 @app.command()

@@ -58,7 +58,12 @@ def activations_of(
     subject: Subject, text: Text, names: str | NeuronId | Iterable[str | NeuronId]
 ) -> Activations:
     """The activations of a subject's neurons on a text; see `Subject.activations`."""
-    ids = _token_ids(subject, text)
+    ids = token_ids(subject, text)
+    if subject.longest is not None and len(ids) > subject.longest:
+        raise UsageError(
+            f"the text has {len(ids):,} tokens, but the subject takes {subject.longest:,} at "
+            "most; shorten it"
+        )
     units = list(dict.fromkeys(_units(subject, names)))
     if not units:
         raise UsageError("no neurons are named; name some, such as 5:131, or 5:* for a layer")
@@ -113,9 +118,16 @@ def activations_at(
     return values
 
 
-def _token_ids(subject: Subject, text: Text) -> np.ndarray:
-    """The text's token ids, int64 `[tokens]`, without the lead, which the subject adds."""
+def token_ids(subject: Subject, text: Text) -> np.ndarray:
+    """The text's token ids, int64 `[tokens]`, without the lead, which the subject adds.
+
+    Raises UsageError for a text that can't be one, or has no tokens; it may be of any length.
+    """
     if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # of an argument in another encoding
+            raise UsageError("the text is not UTF-8; convert it first") from error
         text = subject.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
@@ -135,11 +147,6 @@ def _token_ids(subject: Subject, text: Text) -> np.ndarray:
         raise UsageError(
             f"the text has token ids {ids.min()} to {ids.max()}, the subject 0 to "
             f"{subject.vocabulary_size - 1}; use the subject's own tokenizer"
-        )
-    if subject.longest is not None and len(ids) > subject.longest:
-        raise UsageError(
-            f"the text has {len(ids):,} tokens, but the subject takes {subject.longest:,} at "
-            "most; shorten it"
         )
     return ids.astype(np.int64)
 

@@ -1,0 +1,173 @@
+"""The command that finds neurons: by words, by a condition, and by ready-made searches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from fastexplain.cli.common import AsJson, Limit, RunPath, print_rows
+from fastexplain.cli.terminal import out, print_json, progress, visible
+from fastexplain.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastexplain.finding.results import Evidence, Hit
+    from fastexplain.run.directory import Run
+
+_BEFORE, _AFTER = 32, 12  # characters of an exemplar around its peak
+
+# Beyond this no explanation is looked at when words and a condition are asked for together.
+_MOST = 100_000
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="WORD", help="Words that must all occur in an explanation."),
+]
+
+
+def find(
+    run: RunPath,
+    words: Words = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A ready-made search; --kinds lists them."),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="CONDITION", help="Only neurons that meet this, as for explain."),
+    ] = None,
+    kinds: Annotated[
+        bool,
+        typer.Option(
+            "--kinds",
+            help="List the ready-made searches.",
+            is_eager=True,
+            callback=lambda wanted: _print_kinds(wanted),
+        ),
+    ] = False,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Find neurons by words, conditions and ready-made searches.
+
+    Words are those of explanations, in other forms too. The searches are for what the method's
+    authors found by eye: neurons of pattern breaks, repetition, single tokens and others.
+    """
+    from fastexplain.run.directory import open_run
+
+    opened = open_run(run)
+    if kind is not None and words:
+        raise UsageError("--kind and words exclude each other; --where goes with both")
+    if kind is not None:
+        _print_hits(opened, kind, where, limit, as_json)
+    elif words:
+        _print_explanations(opened, words, where, limit, as_json)
+    elif where is not None:
+        _print_fulfilling(opened, where, limit, as_json)
+    else:
+        raise UsageError("say what to find: words, --where CONDITION or --kind NAME")
+
+
+def search(run: RunPath, words: Words = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """Find explanations by their words: the same as `find RUN WORD...`."""
+    from fastexplain.run.directory import open_run
+
+    _print_explanations(open_run(run), words or [], None, limit, as_json)
+
+
+def _print_kinds(wanted: bool) -> None:
+    if not wanted:
+        return
+    from fastexplain.finding.kinds import KINDS
+
+    table = Table(header_style="bold")
+    for column in ("kind", "neurons that", "found where"):
+        table.add_column(column, no_wrap=column == "kind")
+    for name, kind in KINDS.items():
+        table.add_row(name, kind.finds, kind.criterion)
+    out.print(table)
+    raise typer.Exit
+
+
+def _print_explanations(
+    run: Run, words: list[str], where: str | None, limit: int, as_json: bool
+) -> None:
+    from fastexplain.run.selection import select_neurons
+
+    chosen = None if where is None else set(select_neurons(run, [], where=where))
+    with run.database(read_only=True) as database:
+        rows = database.search(" ".join(words), limit if chosen is None else _MOST)
+    if chosen is not None:
+        rows = [row for row in rows if row.neuron in chosen][:limit]
+    print_rows(rows, as_json, otherwise=f"No explanation has: {' '.join(words)}")
+
+
+def _print_fulfilling(run: Run, where: str, limit: int, as_json: bool) -> None:
+    """Print neurons that meet a condition, in their order, with what they are and say."""
+    from fastexplain.finding.search import described
+    from fastexplain.run.selection import select_neurons
+
+    chosen = select_neurons(run, [], where=where)
+    _print_found(described(run, chosen[:limit]), as_json)
+    if len(chosen) > limit and not as_json:
+        out.print(f"{len(chosen):,} neurons meet it; --limit shows more than {limit}.")
+
+
+def _print_hits(run: Run, kind: str, where: str | None, limit: int, as_json: bool) -> None:
+    from fastexplain.finding.search import find as find_kind
+
+    with progress(f"Searching for {kind}", len(run.layers)) as advance:
+        hits = find_kind(run, kind, where=where, limit=limit, progress=advance)
+    _print_found(hits, as_json, otherwise=f"No neuron is of the kind {kind}; see find --kinds")
+
+
+def _print_found(hits: list[Hit], as_json: bool, otherwise: str = "") -> None:
+    from fastexplain.report.finding import hit_data
+
+    if as_json:
+        print_json({"found": [hit_data(hit) for hit in hits]})
+    elif hits:
+        out.print(_hits_table(hits))
+    else:
+        out.print(otherwise, markup=False)
+
+
+def _hits_table(hits: list[Hit]) -> Table:
+    table = Table(header_style="bold")
+    table.add_column("neuron", no_wrap=True)
+    valued = hits[0].value is not None
+    if valued:
+        table.add_column("value", justify="right")
+    for name in hits[0].details:
+        table.add_column(name, justify="right")
+    table.add_column("where it is strongest", ratio=3)
+    table.add_column("score", justify="right")
+    table.add_column("explanation", ratio=2)
+    for hit in hits:
+        lines = Text("\n").join(_evidence_text(each) for each in hit.evidence)
+        table.add_row(
+            str(hit.neuron),
+            *([f"{hit.value:.2f}"] if valued else []),
+            *(_shown(value) for value in hit.details.values()),
+            lines,
+            "" if hit.score is None else f"{hit.score:.2f}",
+            Text(visible(hit.explanation or "")),
+        )
+    return table
+
+
+def _shown(value: float | int | str) -> Text:
+    return Text(visible(f"{value:.2f}" if isinstance(value, float) else str(value)))
+
+
+def _evidence_text(found: Evidence) -> Text:
+    """The tokens around the peak, which is in brackets and bold."""
+    before, after = (
+        visible("".join(found.tokens[part]))
+        for part in (slice(0, found.place), slice(found.place + 1, None))
+    )
+    return Text.assemble(
+        before[-_BEFORE:], ("[" + visible(found.tokens[found.place]) + "]", "bold"), after[:_AFTER]
+    )

@@ -1,0 +1,1 @@
+"""Ready-made searches for neurons of kinds that are worth a look."""
