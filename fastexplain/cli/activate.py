@@ -143,7 +143,7 @@ def _tokens_table(found: Activated) -> Table:
 
 def _values_table(found: Activated) -> Table:
     """The values of the neurons that were named, at every token."""
-    table = Table(title="Activations by token", title_justify="left", header_style="bold")
+    table = Table(title="Activations", title_justify="left", header_style="bold")
     table.add_column("token")
     for neuron in found.values:
         table.add_column(str(neuron), justify="right")

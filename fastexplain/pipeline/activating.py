@@ -41,7 +41,7 @@ class Active(NamedTuple):
         place: the token, from 0.
         activation: its value there.
         quantile: the share of the sweep's excerpts that stay below that value at all of their
-            counted tokens, 0 to 1.
+            counted tokens; 1 beyond the largest.
         of_largest: the value over the largest one of the sweep; above 1 where it passes that, and
             NaN where that is not above 0.
     """
@@ -225,7 +225,9 @@ class _Ranking:
         """What was found."""
         ranks = np.concatenate(
             [
-                self._quantiles[layer].ranks(self._largest[start : start + self._run.width(layer)])
+                self._quantiles[layer].ranks(
+                    self._largest[None, start : start + self._run.width(layer)]
+                )[0]
                 for layer, start in zip(self._run.layers, self._first, strict=False)
             ]
         )

@@ -1,0 +1,138 @@
+"""The commands that find neurons and rank them on a text."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import planted
+import pytest
+
+from fastexplain import Run
+from fastexplain.explainers.lookup import store_lookup
+
+TEXT = "the cat walks under a rare moon"
+
+
+@pytest.fixture(scope="module")
+def explained(planted_run: Run, tmp_path_factory) -> Path:
+    path = shutil.copytree(planted_run.path, tmp_path_factory.mktemp("find") / "run")
+    store_lookup(Run(path))
+    return path
+
+
+def test_find_by_words_is_search(cli, explained) -> None:
+    code, out, _ = cli("find", explained, "moon", "bright")
+    assert code == 0 and "0:2" in out and out == cli("search", explained, "moon", "bright")[1]
+    _, out, _ = cli("find", explained, "moon", "--where", "index = 2", "--json")
+    assert [row["neuron"] for row in json.loads(out.splitlines()[-1])["explanations"]] == ["0:2"]
+    assert "No explanation has: moon" in cli("find", explained, "moon", "--where", "index < 2")[1]
+
+
+def test_find_by_a_condition_shows_where_neurons_are_strongest(cli, explained) -> None:
+    code, out, _ = cli("find", explained, "--where", "kurtosis > 3 and index < 6", "--limit", 2)
+    assert code == 0 and "[cat]" in out and "neurons meet it" in out
+    _, out, _ = cli("find", explained, "--where", "index = 0", "--json")
+    [found] = json.loads(out.splitlines()[-1])["found"]
+    assert found["neuron"] == "0:0" and found["value"] is None and found["score"] > 0.9
+    best = found["evidence"][0]
+    assert best["tokens"][best["place"]] == "cat" and best["activation"] > 0
+
+
+def test_find_by_kind(cli, explained) -> None:
+    code, out, err = cli("find", explained, "--kind", "single-token")
+    assert code == 0 and "Searching for single-token" in err
+    assert "0:0" in out and "cat" in out and "0:4" in out and "rare" in out
+    _, out, _ = cli("find", explained, "--kind", "single-token", "--json", "--limit", 1)
+    [found] = json.loads(out.splitlines()[-1])["found"]
+    assert {"value", "token", "count", "evidence", "explanation"} <= found.keys()
+    code, out, _ = cli("find", explained, "--kind", "position")
+    assert code == 0 and "No neuron is of the kind position" in out
+
+
+def test_find_lists_its_kinds(cli) -> None:
+    code, out, _ = cli("find", "--kinds")
+    assert code == 0 and all(kind in out for kind in ("pattern-break", "simile", "beyond-lookup"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "say what to find"),
+        (["--kind", "x"], "there is no kind 'x'"),
+        (["moon", "--kind", "position"], "exclude each other"),
+        (["--where", "mean >"], "can't be used"),
+        (["--where", "index > 999"], "none has"),
+        (["--kind", "beyond-lookup"], "no scores of other explanations"),
+    ],
+)
+def test_find_says_what_it_lacks(cli, explained, arguments: list[str], message: str) -> None:
+    code, _, err = cli("find", explained, *arguments)
+    assert code == 2 and message in err
+
+
+def test_activate_ranks_and_shows_tokens(cli, explained) -> None:
+    code, out, err = cli("activate", explained, TEXT, "--top", 3)
+    assert code == 0 and "Over the text" in out and "By token" in out and "not counted" in out
+    assert "[rare]" in out and "0:4" in out and "Loading" in err
+    _, out, _ = cli("activate", explained, TEXT, "--json", "--neuron", "0:0", "--neuron", "0:4")
+    data = json.loads(out.splitlines()[-1])
+    assert data["tokens"][1] == "cat" and len(data["by_token"]) == 7 and not data["by_token"][0]
+    assert data["values"]["0:0"][0] is None and np.argmax(data["values"]["0:0"][1:]) == 0
+    assert {each["neuron"] for each in data["over_text"][:4]} >= {f"0:{planted.RARE}"}
+
+
+def test_activate_shows_one_neurons_values(cli, explained) -> None:
+    code, out, _ = cli("activate", explained, TEXT, "--neuron", "0:0")
+    assert code == 0 and "Activations" in out and "By token" not in out
+
+
+def test_activate_reads_standard_input_and_files(cli, explained, tmp_path, monkeypatch) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    shown = cli("activate", explained, TEXT)[1]
+    assert cli("activate", explained, "--file", tmp_path / "text")[1] == shown
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(TEXT.encode())))
+    assert cli("activate", explained, "-")[1] == shown
+
+
+def test_activate_leaves_a_long_texts_tokens_to_json(cli, explained, tmp_path) -> None:
+    (tmp_path / "text").write_text("cat moon " * 100)
+    code, out, _ = cli("activate", explained, "--file", tmp_path / "text")
+    assert code == 0 and "The text has 200 tokens; --json has them one by one." in out
+
+
+def test_activate_shows_hostile_text_by_signs(cli, explained) -> None:
+    code, out, _ = cli("activate", explained, "cat \x1b[2J [bold] :smile: \u202emoon\n\t")
+    assert code == 0 and "\x1b[2J" not in out and "\u202e" not in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give one text"),
+        (["cat", "--file", "x"], "give one text"),
+        (["cat"], "has 1 of the 2 tokens it needs"),
+        (["a\udc80 b c"], "is not UTF-8"),
+        (["--file", "/no/such"], "/no/such can't be read"),
+        ([TEXT, "--neuron", "0:999"], "there is no neuron 0:999"),
+        ([TEXT, "--subject", "/no/such"], "--subject"),
+    ],
+)
+def test_activate_says_what_it_lacks(cli, explained, arguments: list[str], message: str) -> None:
+    code, _, err = cli("activate", explained, *arguments)
+    assert code in (1, 2) and message in err and "unexpected" not in err
+
+
+@pytest.mark.parametrize(
+    "content, message", [(b"\xff\xfe\x00", "is not UTF-8 text"), (b"cat " * 2**19, "more than")]
+)
+def test_activate_refuses_files_that_are_no_texts(
+    cli, explained, tmp_path, content: bytes, message: str
+) -> None:
+    (tmp_path / "text").write_bytes(content)
+    code, _, err = cli("activate", explained, "--file", tmp_path / "text")
+    assert code == 2 and message in err
