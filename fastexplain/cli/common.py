@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastexplain.cli.terminal import out, print_json
+from fastexplain.errors import UsageError
 
 if TYPE_CHECKING:
     from fastexplain.records import StoredExplanation
@@ -62,6 +64,20 @@ SimulatorPrice = Annotated[
     typer.Option(metavar="IN,OUT", help="The simulator's; the explainer's if it is that."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Ask again for what is already stored.")]
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size such as 4GB, 1.5gb or 500 MB; a GB has 2**30.
+
+    Raises UsageError for what is none.
+    """
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) ?([KMGT]?)B?", text.strip().upper())
+    if found is None:
+        raise UsageError(f"'{text}' is no size; give bytes, or a size such as 4GB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def print_rows(

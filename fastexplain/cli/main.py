@@ -15,7 +15,7 @@ from rich.markup import escape
 from fastexplain.cli.ablate import ablate, steer
 from fastexplain.cli.activate import activate
 from fastexplain.cli.check import check
-from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows
+from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows, size_of
 from fastexplain.cli.explain import cost, explain, ingest
 from fastexplain.cli.find import find, search
 from fastexplain.cli.puzzles import puzzles
@@ -100,14 +100,16 @@ def _with_options(message: str) -> str:
         for command in group.commands.values()
         for parameter in command.params
     }
-    options |= {"skip": "--skip-positions", "compile": "--compile", "table_bytes": "--no-tables"}
+    options |= {"skip": "--skip-positions", "compile": "--compile", "table_bytes": "--table-memory"}
 
     def option(argument: re.Match[str]) -> str:
         name, value = argument.groups()
         found = options.get(name)
         if found is None:
             return argument[0]
-        return found if value is None or name == "table_bytes" else f"{found} {value}"
+        if (name, value) == ("table_bytes", "0"):
+            return "--no-tables"
+        return found if value is None else f"{found} {value}"
 
     return re.sub(r"`(\w+)(?:='?([^`']*)'?)?`", option, message)
 
@@ -174,6 +176,12 @@ def sweep(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the shuffle and of the random exemplars.")] = 0,
+    table_memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE", help="Memory for the tables of all layers, such as 4GB or 500MB."
+        ),
+    ] = "1GB",
     no_tables: Annotated[
         bool, typer.Option("--no-tables", help="Keep no tables: less memory, but no lookup.")
     ] = False,
@@ -205,6 +213,7 @@ def sweep(
     from fastexplain.run.selection import parse_layers
     from fastexplain.run.writing import check_free
 
+    table_bytes = 0 if no_tables else size_of(table_memory)
     check_free(run)
     chosen = None if layers is None else parse_layers(layers)
     loaded = jobs.load(subject, device=device, dtype=dtype, revision=revision,
@@ -224,7 +233,7 @@ def sweep(
         batch_size=batch_size,
         skip=skip_positions,
         compile=compiled,
-        **({"table_bytes": 0} if no_tables else {}),
+        table_bytes=table_bytes,
     )
     jobs.report_sweep(finished)
     if as_json:

@@ -91,7 +91,13 @@ def check_settings(
             "fastexplain doctor says why they don't"
         )
     widths = [subject.widths[layer] for layer in chosen]
-    rows = table_bytes // (sum(widths) * np.dtype(np.float32).itemsize)
+    row = sum(widths) * np.dtype(np.float32).itemsize
+    if 0 < table_bytes < row:
+        raise UsageError(
+            f"`table_bytes` is {table_bytes}; a row of the tables takes {row} bytes: give more, "
+            "or 0 for no tables"
+        )
+    rows = table_bytes // row
     return Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows, compile)
 
 

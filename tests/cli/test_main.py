@@ -20,6 +20,7 @@ from rich.console import Console
 
 import fastexplain
 from fastexplain.cli import demo
+from fastexplain.cli.common import size_of
 from fastexplain.cli.neuron import print_neuron
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.lookup import store_lookup
@@ -527,9 +528,43 @@ def test_messages_of_the_library_name_no_options() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4GB", 4 * 2**30), ("500MB", 500 * 2**20), ("1.5 gb", 3 * 2**29), ("2t", 2**41),
+        ("123", 123), ("7B", 7), ("0", 0), (" 1KB ", 2**10),
+    ],
+)  # fmt: skip
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert size_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 XB", "4GBB", "1e9", "nan", "4.GB", "٤GB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no size; give bytes, or a size such as 4GB"):
+        size_of(text)
+
+
+def test_table_memory_reaches_the_run(cli, planted_subject, text, tmp_path) -> None:
+    sweep = ["sweep", planted_subject.name, "--corpus", text, "--layers", "0", "--excerpts", 20]
+    width = planted_subject.widths[0]
+    size = 12 * width * 4
+    code, _, err = cli(*sweep, "--out", tmp_path / "run", "--table-memory", f"{size}B")
+    assert code == 0, err
+    assert sum(fastexplain.open_run(tmp_path / "run").tables.size) == 12
+    code, _, err = cli(*sweep, "--out", tmp_path / "other", "--table-memory", "9B")
+    assert code == 2 and not (tmp_path / "other").exists()
+    assert err.splitlines()[-1] == (
+        f"fastexplain: --table-memory is 9; a row of the tables takes {width * 4} bytes: give "
+        "more, or 0 for no tables"
+    )
+    assert cli(*sweep, "--out", tmp_path / "other", "--table-memory", "much")[0] == 2
+
+
+@pytest.mark.parametrize(
     ("message", "shown"),
     [
         ("`max_cost` is nan", "--max-cost is nan"),
+        ("`table_bytes` is 9", "--table-memory is 9"),
         ("or `simulation='json'`", "or --simulation json"),
         ("without `table_bytes=0`", "without --no-tables"),
         ("`skip` is 99", "--skip-positions is 99"),
