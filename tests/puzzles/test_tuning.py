@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import zlib
 from dataclasses import asdict
 
@@ -65,23 +66,40 @@ class Small(Connection):
         return Distribution(np.where(is_value, 0.0, -50.0).astype(np.float32))
 
 
-@pytest.fixture
-def small(monkeypatch):
+@pytest.fixture(scope="module")
+def patched():
     """The model, in the place of any that is connected to; four puzzles, two for each half."""
     PUZZLES[0].record()  # numbers of tokens are made once, of all puzzles
-    monkeypatch.setattr(texts, "_all", lambda: tuple(p for p in PUZZLES if p.place % 24 < 2))
     model = Small()
-    monkeypatch.setattr("fastexplain.pipeline.models.connect", lambda *_, **__: model)
-    return model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "_all", lambda: [p for p in PUZZLES if p.place % 24 < 2])
+        patch.setattr("fastexplain.pipeline.models.connect", lambda *_, **__: model)
+        yield model
 
 
-def tuned(run, tmp_path, **options):
+@pytest.fixture
+def small(patched):
+    patched.read.clear()
+    return patched
+
+
+def tuned(run, directory, **options):
     simulator = Model("small", local=True)
-    return fastexplain.tune_simulator(run, simulator, out=tmp_path / "puzzles", **options)
+    return fastexplain.tune_simulator(run, simulator, out=directory / "puzzles", **options)
 
 
-def test_the_way_that_tells_true_from_false_is_found_and_reported(small, run, tmp_path):
-    found = tuned(run, tmp_path)
+@pytest.fixture(scope="module")
+def done(patched, planted_run, tmp_path_factory):
+    """A run that the model is tuned for, what was found, what was read for it, and where."""
+    directory = tmp_path_factory.mktemp("tuned")
+    run = fastexplain.open_run(shutil.copytree(planted_run.path, directory / "run"))
+    patched.read.clear()
+    found = tuned(run, directory)
+    return run, found, list(patched.read), directory
+
+
+def test_the_way_that_tells_true_from_false_is_found_and_reported(done):
+    _, found, _, _ = done
     assert (found.best.mode, found.best.filler) == ("prompt-logprobs", "0")
     assert found.best.readout.startswith("contrast")
     assert (found.reported.first, found.reported.puzzles) == (1, 2)
@@ -93,58 +111,54 @@ def test_the_way_that_tells_true_from_false_is_found_and_reported(small, run, tm
     assert {way.examples for way, _ in found.tried} == {"standard", "mixed"}
 
 
-def test_ways_share_requests_and_nothing_is_asked_twice(small, run, tmp_path):
-    first = tuned(run, tmp_path)
-    assert len(small.read) == len(set(small.read)) == first.requests
+def test_ways_share_requests_and_the_reporting_half_is_read_in_two_ways_only(done):
+    _, found, read, _ = done
+    assert len(read) == len(set(read)) == found.requests
     # Of each of five excerpts three descriptions, an empty one and three others, for each filler.
-    assert sum(each[2] == "?" for each in small.read) == 2 * 5 * (3 + 1 + 3)
-    again = tuned(run, tmp_path)
-    assert again.requests == 0 and again.tried == first.tried
+    assert sum(each[2] == "?" for each in read) == 2 * 5 * (3 + 1 + 3)
+    reporting = [puzzle.true for puzzle in load("reporting")]
+    fillers = {each[2:] for each in read if each[0] in reporting}
+    assert sorted(filler for filler, _ in fillers) == [found.best.filler, "unknown"]
 
 
-def test_the_reporting_half_is_read_in_two_ways_only(small, run, tmp_path):
-    found = tuned(run, tmp_path)
-    reporting = {p.true for p in load("reporting")}
-    fillers = {(each[2], each[3]) for each in small.read if each[0] in reporting}
-    assert len(fillers) == 2 and {filler for filler, _ in fillers} == {found.best.filler, "unknown"}
+def test_explain_goes_by_the_choice_says_so_and_is_overridden(done, small, cli):
+    run, found, _, _ = done
+    options = ("explain", run.path, "0:0", "--explainer", "small", "--local", "--json")
+    code, out, err = cli(*options, "--dry-run")
+    asked = json.loads(out.splitlines()[-1])["purposes"]["simulation"]["requests"]
+    assert (code, asked) == (0, 20 if found.best.readout == "contrast" else 40)
+    code, out, err = cli(*options)
+    assert code == 0 and f"Simulated as tuned by puzzles: {found.best}; --readout overrides" in err
+    [row] = json.loads(out.splitlines()[-1])["explanations"]
+    assert row["simulation"].endswith(f" prompt-logprobs {found.best.readout}")
+    assert {each[2] for each in small.read} == {"0"} and len(small.read) == asked
+    code, out, err = cli(*options, "--readout", "expected")
+    assert code == 0 and "tuned" not in err and small.read[-1][2] == "unknown"
+    ways_of = [row["simulation"] for row in json.loads(out.splitlines()[-1])["explanations"]]
+    assert len(ways_of) == 2 and any(each.endswith(" expected") for each in ways_of)
+    _, out, _ = cli(*options, "--simulation", "json", "--dry-run")  # tuned for another mode
+    assert json.loads(out.splitlines()[-1])["purposes"]["simulation"]["requests"] == 10
 
 
-def test_explain_goes_by_the_choice_says_so_and_is_overridden(small, run, tmp_path, cli):
+def test_a_run_without_a_choice_is_simulated_as_usual(small, run, cli):
     options = ("explain", run.path, "0:0", "--explainer", "small", "--local", "--json")
     code, out, err = cli(*options)
-    before = json.loads(out.splitlines()[-1])["explanations"][0]["simulation"]
-    assert code == 0 and "tuned" not in err and before.endswith(" prompt-logprobs expected")
-    best = tuned(run, tmp_path).best
-    code, out, err = cli(*options)
-    assert code == 0 and f"Simulated as tuned by puzzles: {best}; --readout overrides" in err
-    ways_of = [row["simulation"] for row in json.loads(out.splitlines()[-1])["explanations"]]
-    assert len(ways_of) == 2 and any(best.readout in each.split() for each in ways_of)
-    assert small.read[-1][2] == "0"
-    for override in (("--readout", "expected"), ("--simulation", "one-at-a-time", "--dry-run")):
-        code, _, err = cli(*options, *override)
-        assert code == (0 if "expected" in override else 1) and "tuned" not in err
+    [row] = json.loads(out.splitlines()[-1])["explanations"]
+    assert code == 0 and row["simulation"].endswith(" prompt-logprobs expected")
+    assert "tuned" not in err
 
 
-def test_a_dry_run_counts_by_the_choice(small, run, tmp_path, cli):
-    options = ("explain", run.path, "0:0", "--explainer", "small", "--local", "--json", "--dry-run")
-    before = json.loads(cli(*options)[1].splitlines()[-1])["purposes"]["simulation"]["requests"]
-    best = tuned(run, tmp_path).best
-    after = json.loads(cli(*options)[1].splitlines()[-1])["purposes"]["simulation"]["requests"]
-    assert (before, after) == (10, 20 if best.readout == "contrast" else 40)
-
-
-def test_the_command_shows_all_ways_and_reports(small, run, tmp_path, cli):
-    options = ("--simulator", "small", "--local", "--out", tmp_path, "--tune", run.path)
-    code, out, err = cli("puzzles", *options)
-    assert code == 0, err
+def test_the_command_again_asks_nothing_and_shows_all_ways(done, small, cli):
+    run, found, _, directory = done
+    options = ("--simulator", "small", "--local", "--out", directory / "puzzles")
+    code, out, err = cli("puzzles", *options, "--tune", run.path)
+    assert code == 0 and small.read == [], err
     assert "Ways to simulate by small; the first is recorded for this run" in out
     assert out.count("choosing") == 10 and out.count("reporting") == 2
-    code, out, _ = cli("puzzles", *options, "--json")
-    data = json.loads(out.splitlines()[-1])
-    assert code == 0 and data["requests"] == 0 and len(data["tried"]) == 10
     with run.database() as database:
         stored = Responses(database).tuning("small", "local")
-    assert stored == {key: data["chosen"][key] for key in stored}
+    assert stored == asdict(found.best)
+    assert json.loads(json.dumps(found.data()))["chosen"]["filler"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -165,14 +179,12 @@ def test_what_makes_no_sense_is_said_in_a_line(small, run, tmp_path, cli, option
     assert code == 2 and says in err.splitlines()[-1], err
 
 
-def test_limits_hold_for_all_ways_together_and_it_goes_on_later(small, run, tmp_path):
-    with pytest.raises(BudgetError, match="stopped after 150 requests"):
-        tuned(run, tmp_path, max_requests=150)
-    assert len(small.read) == 150
+def test_limits_hold_for_all_ways_together(small, run, tmp_path):
+    with pytest.raises(BudgetError, match="stopped after 40 requests"):
+        tuned(run, tmp_path, max_requests=40)  # a filler's three ways take 70
+    assert len(small.read) == 40
     with run.database() as database:
         assert Responses(database).tuning("small", "local") is None
-    tuned(run, tmp_path)
-    assert len(small.read) == len(set(small.read))
 
 
 def test_a_run_that_is_none_is_no_place_for_a_choice(small, tmp_path, cli):
