@@ -78,11 +78,11 @@ def find_elementwise(module: nn.Module, mlp: Mlp) -> Elementwise | None:
         for name in inputs
     }
     x, out = torch.rand(1, 1, generator=random), torch.rand(1, 1, generator=random)
-    stubs = {name: _Stub(value) for name, value in preset.items()}
-    down = _Stub(out)
+    stubs = {name: Stub(value) for name, value in preset.items()}
+    down = Stub(out)
     downs = {name: down for name, child in children.items() if child is mlp.down}
     try:
-        with _exchanged(module, stubs | downs), torch.inference_mode():
+        with exchanged(module, stubs | downs), torch.inference_mode():
             result = module.forward(x)
     except Exception:  # a forward that wants more than stubs fails in its own way
         return None
@@ -95,7 +95,7 @@ def find_elementwise(module: nn.Module, mlp: Mlp) -> Elementwise | None:
 
 
 @contextlib.contextmanager
-def _exchanged(module: nn.Module, children: Mapping[str, nn.Module]) -> Iterator[None]:
+def exchanged(module: nn.Module, children: Mapping[str, nn.Module]) -> Iterator[None]:
     """Have other children under these names."""
     own = {name: module.get_submodule(name) for name in children}
     try:
@@ -107,7 +107,7 @@ def _exchanged(module: nn.Module, children: Mapping[str, nn.Module]) -> Iterator
             setattr(module, name, child)
 
 
-class _Stub(nn.Module):
+class Stub(nn.Module):
     """Returns what it was made with, and remembers what it was called on."""
 
     def __init__(self, value: Tensor) -> None:
@@ -247,7 +247,7 @@ def replaced(
     slot = int(fused.slot)
     _receivers[slot] = take
     try:
-        with _exchanged(model.get_submodule(parent), {name: fused}):
+        with exchanged(model.get_submodule(parent), {name: fused}):
             yield
     finally:
         del _receivers[slot]

@@ -143,7 +143,7 @@ def _run_as_is(subject: Subject, layer: int, ids: Tensor, neurons: Tensor) -> _K
     forms: dict[int, int | None] = {}
 
     def enter(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        streams.append(_stream_of(subject, args, named))
+        streams.append(stream_of(subject, args, named))
         return forward(*args, **named)
 
     def note(below: int, forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
@@ -160,8 +160,8 @@ def _run_as_is(subject: Subject, layer: int, ids: Tensor, neurons: Tensor) -> _K
 
         with contextlib.ExitStack() as undo:
             for below in range(layer):
-                undo.enter_context(_patched(_layer(subject, below), note, below))
-            undo.enter_context(_patched(_layer(subject, layer), enter))
+                undo.enter_context(patched(_layer(subject, below), note, below))
+            undo.enter_context(patched(_layer(subject, layer), enter))
             hook = subject.mlps[layer].down.register_forward_pre_hook(keep)
             undo.callback(hook.remove)
             outputs.append(_trunk(subject, part))
@@ -194,7 +194,7 @@ def _run_replaced(
     rows = torch.arange(len(ids), device=ids.device)
 
     def pass_on(form: int | None, forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        stream = _stream_of(subject, args, named)
+        stream = stream_of(subject, args, named)
         return stream if form is None else (stream, *[None] * (form - 1))
 
     def enter(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
@@ -211,8 +211,8 @@ def _run_replaced(
 
     with contextlib.ExitStack() as undo:
         for below, form in enumerate(kept.forms):
-            undo.enter_context(_patched(_layer(subject, below), pass_on, form))
-        undo.enter_context(_patched(_layer(subject, layer), enter))
+            undo.enter_context(patched(_layer(subject, below), pass_on, form))
+        undo.enter_context(patched(_layer(subject, layer), enter))
         undo.callback(subject.mlps[layer].down.register_forward_pre_hook(replace).remove)
         return _trunk(subject, ids)
 
@@ -227,12 +227,12 @@ def _log_probabilities(subject: Subject, ids: Tensor, outputs: Tensor) -> Tensor
     def give(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=outputs)
 
-    with _patched(find_trunk(subject.model), give):
+    with patched(find_trunk(subject.model), give):
         logits = subject.model(input_ids=ids, use_cache=False).logits
     return torch.log_softmax(logits[0].float(), dim=-1)
 
 
-def _stream_of(subject: Subject, args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+def stream_of(subject: Subject, args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     """The stream among a decoder layer's arguments."""
     found = args[0] if args else named.get("hidden_states")
     if not isinstance(found, Tensor):
@@ -254,7 +254,7 @@ def _rows(subject: Subject, ids: Tensor) -> int:
 
 
 @contextlib.contextmanager
-def _patched(module: nn.Module, function: Callable[..., Any], *first: Any) -> Iterator[None]:
+def patched(module: nn.Module, function: Callable[..., Any], *first: Any) -> Iterator[None]:
     """Have `function(*first, forward, *args, **named)` called in place of a module's forward."""
     before = vars(module).get("forward")  # such as accelerate's
     forward = module.forward
