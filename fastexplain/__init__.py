@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastexplain.pipeline.api import Explained, explain, explain_async
     from fastexplain.pipeline.models import Model
     from fastexplain.pipeline.scoring import Scored, score
+    from fastexplain.pipeline.weighing import weights
     from fastexplain.puzzles.api import solve_puzzles, solve_puzzles_async, tune_simulator
     from fastexplain.puzzles.solving import Solved
     from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
@@ -65,6 +66,7 @@ _HOMES = {
     "steer": "pipeline.ablating",
     "sweep": "sweeping.loop",
     "tune_simulator": "puzzles.api",
+    "weights": "pipeline.weighing",
 }
 
 __all__ = [
@@ -100,6 +102,7 @@ __all__ = [
     "steer",
     "sweep",
     "tune_simulator",
+    "weights",
 ]
 
 

@@ -22,6 +22,7 @@ from fastexplain.cli.puzzles import puzzles
 from fastexplain.cli.report import report
 from fastexplain.cli.score import score
 from fastexplain.cli.terminal import accept_all_text, out, print_json, print_line, terminations
+from fastexplain.cli.weights import weights
 from fastexplain.errors import FastexplainError, LLMError, StoppedError, UnusableError, UsageError
 from fastexplain.models.memory import keep_freed_memory
 from fastexplain.version import __version__
@@ -242,7 +243,7 @@ def sweep(
         out.print(f"Next: fastexplain explain {run}", markup=False)
 
 
-for command in (explain, score, ingest, cost, ablate, steer, check, report):
+for command in (explain, score, ingest, cost, ablate, steer, weights, check, report):
     app.command()(command)
 
 

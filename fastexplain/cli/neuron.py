@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fastexplain.cli.tables import excerpt_text, explained_by, explanations_table, judges_table
+from fastexplain.cli.weights import weights_table
 from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
 from fastexplain.report.neuron import Simulated, explanations_of
 from fastexplain.run.directory import Run
@@ -27,6 +28,8 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
             console.print(table)
     else:
         console.print(f"Not explained yet; run: fastexplain explain {run.path}", markup=False)
+    if (weights := run.weights(record.id)) is not None:
+        console.print(weights_table(weights))
     largest = max(found.maximum, 0)
     for kind in ("top", "random"):
         _print_exemplars(console, kind, getattr(record, kind)[:count], largest, record.skip)

@@ -11,6 +11,7 @@ from fastexplain.explainers.lookup import simulate_by_lookup
 from fastexplain.records import Exemplar, NeuronRecord, Steering, StoredExplanation
 from fastexplain.report.judged import judged_of
 from fastexplain.run.directory import Run
+from fastexplain.run.weights import NEIGHBOURS, NeuronWeights, Side
 
 Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]
 """An explanation, and by excerpt id what was predicted from it, float32 `[tokens]`."""
@@ -32,6 +33,7 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
         "explanations": explanations_data(run, rows),
         "judged": _judged_data(run, record, rows),
         "steering": steering_data(steering),
+        "weights": weights_data(run.weights(record.id)),
         **{
             kind: [_exemplar_data(exemplar) for exemplar in getattr(record, kind)[:count]]
             for kind in ("top", "bottom", "random")
@@ -84,6 +86,29 @@ def steering_data(steps: Sequence[Steering]) -> list[dict[str, Any]]:
     return [
         step._asdict() | {"tokens": [token._asdict() for token in step.tokens]} for step in steps
     ]
+
+
+def weights_data(found: NeuronWeights | None) -> dict[str, Any] | None:
+    """What a neuron's weights say of it, as `--json` gives it; None where nobody looked."""
+    if found is None:
+        return None
+
+    def side(own: Side) -> dict[str, Any]:
+        ends = {"most": own.most, "least": own.least}
+        return {"spread": own.spread} | {
+            end: [token._asdict() for token in tokens] for end, tokens in ends.items()
+        }
+
+    return {
+        "output": side(found.output),
+        "inputs": {part: side(own) for part, own in found.inputs.items()},
+        **{
+            kind: [
+                {"neuron": str(each.neuron), "cosine": each.cosine} for each in getattr(found, kind)
+            ]
+            for kind in NEIGHBOURS
+        },
+    }
 
 
 def explanation_data(row: StoredExplanation) -> dict[str, object]:

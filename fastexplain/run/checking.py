@@ -6,6 +6,7 @@ from fastexplain.errors import RunError
 from fastexplain.run.directory import Run
 from fastexplain.run.layout import check_values
 from fastexplain.run.rows import HASHED, whole
+from fastexplain.run.weights import stored_weights
 
 
 def damages(run: Run) -> list[str]:
@@ -21,6 +22,7 @@ def damages(run: Run) -> list[str]:
             _check_arrays(run, site)
         except RunError as error:
             found.append(str(error))
+    found += _damaged_weights(run)
     try:
         _check_database(run)
     except RunError as error:
@@ -36,6 +38,23 @@ def _check_arrays(run: Run, site: str) -> None:
             check_values(file, name, file.read(name), run.manifest["sweep"]["excerpts"])
     if not site:
         run.token_text(0)  # the vocabulary's ends
+
+
+def _damaged_weights(run: Run) -> list[str]:
+    """A line for each file of the weights that is damaged."""
+    found = []
+    try:
+        weights = stored_weights(run)
+    except RunError as error:
+        return [str(error)]
+    if weights is None:
+        return []
+    for layer in run.layers:
+        try:
+            weights.file(layer).verify()
+        except RunError as error:
+            found.append(str(error))
+    return found
 
 
 def _check_database(run: Run) -> None:

@@ -7,6 +7,7 @@
     layers/00.safetensors ...        exemplars, statistics and tables of each site; one that is not
                                      a layer's MLP has its place in the name, as in 05.e17
     checkpoints/                     only while a sweep is unfinished
+    weights/                         where the command `weights` was run: see `weights.py`
     run.sqlite                       explanations, simulations, scores
 
 Reading is lazy: only the slices that are asked for leave the disk. `run/writing.py` writes it.
@@ -33,6 +34,7 @@ from fastexplain.run.pieces import hash_of
 from fastexplain.run.statistics import SUMMED, moments_of
 from fastexplain.run.table import NeuronTable, neuron_table
 from fastexplain.run.tables import Tables
+from fastexplain.run.weights import NeuronWeights, stored_weights
 from fastexplain.text.vocabulary import texts
 
 if TYPE_CHECKING:
@@ -151,6 +153,18 @@ class Run:
         return NeuronRecord(
             neuron, self.skip, kept["top"], kept["bottom"], random, self._statistics(neuron)
         )
+
+    def weights(self, name: str | NeuronId) -> NeuronWeights | None:
+        """What a neuron's weights say of it; None where nobody looked (`fastexplain.weights`).
+
+        Raises:
+            UsageError: the name is no neuron's, or no neuron of this run.
+            RunError: a file is missing or damaged.
+        """
+        neuron = self.check(NeuronId.parse(name) if isinstance(name, str) else name)
+        if neuron.place or (stored := stored_weights(self)) is None:
+            return None
+        return stored.neuron(neuron)
 
     def token_text(self, token: int) -> str:
         """One token as text, as in `token_texts`."""

@@ -1,10 +1,13 @@
 """What a run's files of arrays have to hold: names, types, shapes, and ids that there are.
 
 Letters: S excerpts, T tokens of each, F units of a site, K top and B bottom exemplars, R random
-ones, H bins, D excerpts that a bin keeps, V and P rows of the tables, A the type of activations.
+ones, H bins, D excerpts that a bin keeps, V and P rows of the tables, A the type of activations,
+C tokens or neurons that the weights have of each kind.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,6 +45,9 @@ _SITE = {
     "tables.pairs": "F32 P F",
 }
 
+_TOKENS = {"tokens": "I32 F 2 C", "values": "F32 F 2 C", "spread": "F32 F"}
+_NEURONS = {"neurons": "I32 F C 2", "cosines": "F32 F C"}
+
 # What files of earlier versions have in its place: up to schema 3 a bin kept one excerpt.
 _FORMER = {"histogram.excerpts": "I32 F H"}
 
@@ -65,6 +71,16 @@ def check_site(file: ArrayFile, units: int, tokens: int, table_rows: tuple[int, 
     """Raise RunError unless a site's file has what it must, for F, T, and V and P."""
     rows, pairs = table_rows
     _check(file, _SITE, {"F": units, "T": tokens, "V": rows, "P": pairs, "H": BINS, "M": MOMENTS})
+
+
+def check_weights(
+    file: ArrayFile, units: int, sides: Sequence[str], neighbours: Sequence[str]
+) -> None:
+    """Raise RunError unless a file of weights has what it must, for F."""
+    expected = {f"{side}.{name}": kind for side in sides for name, kind in _TOKENS.items()}
+    for each in neighbours:
+        expected |= {f"{each}.{name}": kind for name, kind in _NEURONS.items()}
+    _check(file, expected, {"F": units})
 
 
 def check_values(file: ArrayFile, name: str, values: np.ndarray, excerpts: int) -> np.ndarray:

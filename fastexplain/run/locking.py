@@ -25,12 +25,13 @@ class DirectoryLock:
     Args:
         path: of the directory.
         file: the file in it that is locked; its folder must exist.
+        writer: what writes to it, for the error.
 
     Raises:
         RunError: another process has it, or the file can't be made.
     """
 
-    def __init__(self, path: Path, file: Path) -> None:
+    def __init__(self, path: Path, file: Path, writer: str = "sweep") -> None:
         self._file = file
         try:
             self._handle = file.open("a+b")
@@ -41,7 +42,7 @@ class DirectoryLock:
         except (BlockingIOError, PermissionError) as error:
             self._handle.close()
             raise RunError(
-                f"another sweep is writing to {path}; wait until it ends, or choose another "
+                f"another {writer} is writing to {path}; wait until it ends, or choose another "
                 "directory"
             ) from error
         except OSError:

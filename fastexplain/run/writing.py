@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fastexplain.errors import RunError
@@ -22,6 +21,7 @@ from fastexplain.run.pieces import hash_of, hashes_of
 from fastexplain.run.room import Room
 from fastexplain.run.sealed import sealed
 from fastexplain.run.tables import Tables
+from fastexplain.run.whole import write_whole
 
 if TYPE_CHECKING:
     from fastexplain.text.corpus import Corpus
@@ -141,17 +141,7 @@ class RunWriter:
                 f"{self._path} was changed by others during the sweep; sweep again into another "
                 "directory"
             )
-        final = self._path / name
-        temporary = final.with_name(final.name + ".tmp")
-        try:
-            write(temporary)
-            temporary.chmod(0o644)  # safetensors gives its files to the owner alone
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(final)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise RunError(f"can't write {final}: {error}") from error
+        write_whole(self._path / name, write)
 
 
 def is_run(path: str | Path) -> bool:

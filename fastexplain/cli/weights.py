@@ -1,0 +1,87 @@
+"""The command that reads the subject's weights, and what `show` prints of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from fastexplain.cli.common import AsJson, Device, RunPath
+from fastexplain.cli.terminal import out, print_json, progress, visible
+
+if TYPE_CHECKING:
+    from fastexplain.run.weights import Neighbour, NeuronWeights, TokenEffect
+
+_NEIGHBOURS = {
+    "similar": "writes the same as (or, below 0, the opposite of)",
+    "fed_by": "lower neurons that write what it reads",
+    "read_by": "higher neurons that read what it writes",
+}
+
+
+def weights(
+    run: RunPath,
+    subject: Annotated[
+        str | None,
+        typer.Option(metavar="SUBJECT", help="Where it is now, if not where it was swept from."),
+    ] = None,
+    device: Device = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Do again what is already stored.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the subject's code from the hub.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find what all neurons do by their weights alone.
+
+    Of each: the tokens that its output raises and lowers, those that it reads, and the neurons of
+    other layers that write the same, feed it or read it. Show prints them.
+    """
+    from fastexplain.pipeline import weighing
+    from fastexplain.run.directory import open_run
+
+    opened = open_run(run)
+    before = time.perf_counter()
+    with progress("Reading weights", weighing.steps(opened)) as report:
+        found = weighing.weights(
+            opened, subject=subject, device=device, fresh=fresh,
+            trust_remote_code=trust_remote_code, progress=report,
+        )  # fmt: skip
+    seconds = time.perf_counter() - before
+    if as_json:
+        neurons = sum(map(opened.width, opened.layers))
+        print_json({"run": str(run), "neurons": neurons, "seconds": seconds})
+        return
+    out.print(f"Stored: {found}. Look at one: fastexplain show {run} "
+              f"{opened.layers[0]}:0", markup=False, soft_wrap=True)  # fmt: skip
+
+
+def weights_table(found: NeuronWeights) -> Table:
+    """A neuron's weights: tokens with their values, neurons with cosines."""
+    table = Table(title="By its weights", title_justify="left", header_style="bold")
+    table.add_column("what", max_width=26)
+    table.add_column("which", ratio=1)
+    spread = f"spread {found.output.spread:.2g}"
+    table.add_row(f"raises ({spread})", _tokens(found.output.most))
+    table.add_row("lowers", _tokens(found.output.least))
+    for part, side in found.inputs.items():
+        table.add_row(f"{part}: reads (spread {side.spread:.2g})", _tokens(side.most))
+        table.add_row(f"{part}: reads below 0", _tokens(side.least))
+    for kind, name in _NEIGHBOURS.items():
+        if neighbours := getattr(found, kind):
+            table.add_row(name, _neurons(neighbours))
+    return table
+
+
+def _tokens(tokens: Sequence[TokenEffect]) -> Text:
+    return Text(visible(", ".join(f"{each.token!r} {each.value:+.2g}" for each in tokens)))
+
+
+def _neurons(neighbours: Sequence[Neighbour]) -> Text:
+    return Text(", ".join(f"{each.neuron} {each.cosine:+.2f}" for each in neighbours))
