@@ -1,5 +1,8 @@
 """Does the score over the whole corpus hold what it says? `python benches/corpus_score.py RUN`
 
+Or `--planted`, for neurons of known distributions: from frequent to rare, with tails from light to
+heavy.
+
 For sampled neurons of a run the subject runs over all of its excerpts, and the lookup predicts each
 from tables that forget it: so the correlation, and the area under the precision-recall curve, over
 the whole corpus are known. Beside them stand the estimates from the excerpts that the sweep kept,
@@ -11,40 +14,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import checkout  # noqa: F401, first: it makes fastexplain importable
+import checkout  # first: it makes fastexplain importable
 import numpy as np
 
-from fastexplain import NeuronId, Run, open_run
+sys.path.insert(0, str(checkout.ROOT / "tests"))
+
+from populations import kept_by
+from programmed import rare_and_heavy
+
+from fastexplain import Corpus, NeuronId, Run, open_run, sweep
 from fastexplain.explainers.lookup import predict_by_lookup
-from fastexplain.kernels.scalars import BINS, histogram_edges
-from fastexplain.kernels.summary import KEPT_A_BIN, smallest_hashes
 from fastexplain.run.splits import EXPLANATION_RANKS
 from fastexplain.run.strata import Drawn, draw, drawn
 from fastexplain.run.subjects import load_subject_of
 from fastexplain.scorers.corpus import scales_of
 from fastexplain.scorers.stratified import Estimates, Places, average_precisions, correlations
 from fastexplain.subject.activations import activations_at
-
-_RANDOM = 25
-
-
-def kept_by(largest: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Histogram, kept and random excerpts of a sweep with that seed; `largest` is `[N, S]`."""
-    neurons, excerpts = largest.shape
-    bins = np.searchsorted(histogram_edges(), largest, side="right")
-    histogram = np.zeros((neurons, BINS), np.int64)
-    kept = np.full((neurons, BINS, KEPT_A_BIN), -1, np.int32)
-    by_hash = smallest_hashes(np.arange(excerpts, dtype=np.int32), excerpts, seed)
-    for neuron in range(neurons):
-        histogram[neuron] = np.bincount(bins[neuron], minlength=BINS)
-        for place in np.flatnonzero(histogram[neuron]):
-            members = by_hash[bins[neuron, by_hash] == place][:KEPT_A_BIN]
-            kept[neuron, place, : len(members)] = members
-    return histogram, kept, by_hash[:_RANDOM]
 
 
 def report(run: Run, neurons: list[NeuronId], acts: np.ndarray, seeds: int) -> None:
@@ -104,6 +94,26 @@ def report(run: Run, neurons: list[NeuronId], acts: np.ndarray, seeds: int) -> N
         _print(f"  {seeds} other draws", [each[k] for each in found], truths[k])
 
 
+def report_planted(path: Path, seeds: int, count: int = 120, excerpts: int = 1000) -> None:
+    """Sweep planted neurons, and report of rare and of frequent, of light and of heavy ones."""
+    subject, frequency = rare_and_heavy(count)
+    rng = np.random.default_rng(1)
+    tokens = rng.choice(len(frequency), (excerpts, 64), p=frequency).astype(np.int32)
+    run = sweep(subject, Corpus.from_excerpts(tokens), path)
+    every = np.arange(excerpts)[None]
+    kurtosis, active = (run.statistics(0)[name] for name in ("kurtosis", "fraction_positive"))
+    for name, chosen in (
+        ("frequent, above 0 on 2% of tokens or more", active >= 0.02),
+        ("rare", active < 0.02),
+        ("light tails, kurtosis below its median", kurtosis < np.median(kurtosis)),
+        ("heavy tails", kurtosis >= np.median(kurtosis)),
+    ):
+        neurons = [NeuronId(0, int(index)) for index in np.flatnonzero(chosen)]
+        print(f"{len(neurons)} neurons, {name}")
+        acts = activations_at(subject, tokens, neurons, np.repeat(every, len(neurons), axis=0))
+        report(run, neurons, acts, seeds)
+
+
 def _average_precision(active: np.ndarray, simulated: np.ndarray) -> float:
     """Of bool and floating `[n]`; tokens of one value come at once."""
     values, which = np.unique(-simulated, return_inverse=True)
@@ -129,11 +139,18 @@ def _print(name: str, draws: list[Estimates], truth: np.ndarray) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run")
+    parser.add_argument("run", nargs="?", help="a run's directory")
+    parser.add_argument("--planted", action="store_true", help="120 planted neurons in its place")
     parser.add_argument("--neurons", type=int, default=8, help="of each layer")
     parser.add_argument("--layers", type=int, nargs="*", help="all by default")
     parser.add_argument("--seeds", type=int, default=20)
     options = parser.parse_args()
+    if (options.run is None) != options.planted:
+        parser.error("give a run, or --planted")
+    if options.planted:
+        with tempfile.TemporaryDirectory() as folder:
+            report_planted(Path(folder) / "run", options.seeds)
+        return
     run, rng = open_run(options.run), np.random.default_rng(0)
     neurons = [
         NeuronId(layer, int(index))

@@ -57,10 +57,10 @@ def bins_of(acts: np.ndarray) -> np.ndarray:
     return np.searchsorted(histogram_edges(), acts.max(axis=2), side="right")
 
 
-def drawn_from(own: Population, seed: int) -> Drawn:
-    """Draw as from a sweep with that seed."""
-    bins = bins_of(own.acts)
-    neurons, excerpts = bins.shape
+def kept_by(largest: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Histogram, kept and random excerpts of a sweep with that seed; `largest` is `[N, S]`."""
+    neurons, excerpts = largest.shape
+    bins = np.searchsorted(histogram_edges(), largest, side="right")
     histogram = np.zeros((neurons, BINS), np.int64)
     kept = np.full((neurons, BINS, KEPT_A_BIN), -1, np.int32)
     by_hash = smallest_hashes(np.arange(excerpts, dtype=np.int32), excerpts, seed)
@@ -69,8 +69,13 @@ def drawn_from(own: Population, seed: int) -> Drawn:
         for place in np.flatnonzero(histogram[neuron]):
             members = by_hash[bins[neuron, by_hash] == place][:KEPT_A_BIN]
             kept[neuron, place, : len(members)] = members
-    rows = np.arange(neurons)[:, None]
+    return histogram, kept, by_hash[:RANDOM]
+
+
+def drawn_from(own: Population, seed: int) -> Drawn:
+    """Draw as from a sweep with that seed."""
+    histogram, kept, random = kept_by(own.acts.max(axis=2), seed)
+    rows = np.arange(len(own.acts))[:, None]
     largest = own.acts[rows, own.explained].max(axis=2)
-    random = by_hash[:RANDOM]
     largest_random = own.acts[:, random].max(axis=2)
     return draw(histogram, kept, random, largest_random, own.explained, largest, seed)

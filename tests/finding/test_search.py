@@ -94,7 +94,9 @@ def run(tmp_path_factory) -> Run:
     rng = np.random.default_rng(0)
     number = {word: i for i, word in enumerate(WORDS)}
     tokens = np.array([[number[w] for w in excerpt(rng)] for _ in range(400)], np.int32)
-    subject = programmed(WORDS, list(PROGRAMS.values()))
+    subject = programmed(
+        WORDS, lambda text: np.array([own(text) for own in PROGRAMS.values()]), len(PROGRAMS)
+    )
     out = tmp_path_factory.mktemp("programmed") / "run"
     return fastexplain.sweep(subject, Corpus.from_excerpts(tokens), out, batch_size=50)
 

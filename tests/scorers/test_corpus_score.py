@@ -9,6 +9,7 @@ import numpy as np
 import planted
 import pytest
 import torch
+from programmed import rare_and_heavy
 
 import fastexplain
 from fastexplain import NeuronId, Run, Subject, load_subject
@@ -191,3 +192,28 @@ def test_lookup_explanations_that_a_run_has_are_scored(run: Run) -> None:
         [never] = database.explanations(NeuronId(0, planted.NEVER))
         assert not [s for s in database.scores(never.id) if s.scorer == "corpus"]  # not asked for
     assert sorted(found) == sorted(expected)
+
+
+def test_intervals_of_rare_and_heavy_neurons_hold_the_truth(tmp_path: Path) -> None:
+    """Planted from frequent to rare, with lognormal tails; each sweep draws other excerpts."""
+    subject, frequency = rare_and_heavy(30)
+    tokens = np.random.default_rng(1).choice(len(frequency), (200, 64), p=frequency)
+    neurons = [NeuronId(0, index) for index in range(30)]
+    every = np.broadcast_to(np.arange(200, dtype=np.int32), (30, 200))
+    acts = activations_at(subject, tokens, neurons, every)
+    inside, off = [], []
+    for seed in range(3):
+        corpus = fastexplain.Corpus.from_excerpts(tokens.astype(np.int32), seed=seed)
+        run = fastexplain.sweep(subject, corpus, tmp_path / str(seed))
+        simulated = predict_by_lookup(run, 0, np.arange(30), every, acts)
+        for neuron, rows in zip(neurons, score_lookup(run, neurons, subject), strict=True):
+            found = next(row for row in rows if row.measure == "correlation")
+            own = others(run, str(neuron))
+            x = np.maximum(acts[neuron.index, own, run.skip :], 0)
+            if found.low is None or not x.any():
+                continue
+            truth = np.corrcoef(x.ravel(), simulated[neuron.index, own, run.skip :].ravel())[0, 1]
+            inside.append(found.low <= truth <= found.high)
+            off.append(found.value - truth)
+    assert len(inside) > 75 and np.mean(inside) > 0.88
+    assert abs(np.mean(off)) < 0.02
