@@ -93,8 +93,8 @@ def explain(
         str,
         typer.Option(
             metavar="NAMES",
-            help="correlation, simulation, corpus, ablation, mismatched and empty simulate; for "
-            "detection, fuzzing and intruder the simulator answers questions. Several by commas.",
+            help="correlation, simulation (or calibrated otherwise, simulation-isotonic and "
+            "-percentile), corpus, ablation, mismatched and empty simulate; for detection, fuzzing and intruder the simulator answers questions. Several by commas.",
         ),
     ] = "correlation",
     sample: Annotated[

@@ -19,7 +19,11 @@ def score(
     ] = None,
     scorers: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="By which scorers; several by commas."),
+        typer.Option(
+            metavar="NAMES",
+            help="By which scorers, several by commas: correlation, simulation, corpus; "
+            "simulation-isotonic, -percentile and -none calibrate otherwise.",
+        ),
     ] = "correlation,simulation",
     as_json: AsJson = False,
 ) -> None:

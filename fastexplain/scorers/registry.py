@@ -10,10 +10,13 @@ from fastexplain.errors import UsageError
 from fastexplain.llm import Connection
 from fastexplain.run.directory import Run
 
-# Each names a module whose `make(run, connect)` makes the scorer.
+# Each names a module whose `make(run, connect)` makes the scorer, or `MODULE:FUNCTION`.
 _MODULES = {
     "correlation": "fastexplain.scorers.correlation",
     "simulation": "fastexplain.scorers.simulation",
+    "simulation-none": "fastexplain.scorers.simulation:make_uncalibrated",
+    "simulation-isotonic": "fastexplain.scorers.simulation:make_isotonic",
+    "simulation-percentile": "fastexplain.scorers.simulation:make_percentile",
     "corpus": "fastexplain.scorers.corpus",
     "ablation": "fastexplain.scorers.ablation",
     "mismatched": "fastexplain.scorers.mismatched",
@@ -48,7 +51,9 @@ def make(names: Sequence[object], run: Run, connect: Connect) -> list[Any]:
         if not isinstance(name, str):
             made.append(name)
         elif name in _MODULES:
-            made.append(importlib.import_module(_MODULES[name]).make(run, connect))
+            module, _, function = _MODULES[name].partition(":")
+            make_one = getattr(importlib.import_module(module), function or "make")
+            made.append(make_one(run, connect))
         else:
             raise UsageError(f"there is no scorer '{name}'; choose from {', '.join(_MODULES)}")
     return made

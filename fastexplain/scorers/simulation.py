@@ -34,6 +34,21 @@ def make(run: Run, connect: Connect) -> Simulation:
     return Simulation()
 
 
+def make_uncalibrated(run: Run, connect: Connect) -> Simulation:
+    """With values as they are; see `registry`."""
+    return Simulation("none")
+
+
+def make_isotonic(run: Run, connect: Connect) -> Simulation:
+    """Calibrated by a function that never falls; see `registry`."""
+    return Simulation("isotonic")
+
+
+def make_percentile(run: Run, connect: Connect) -> Simulation:
+    """Calibrated by distributions; see `registry`."""
+    return Simulation("percentile")
+
+
 class Found(NamedTuple):
     """What was measured of N neurons.
 

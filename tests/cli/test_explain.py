@@ -71,6 +71,14 @@ def test_every_way_to_simulate_gives_scores(explain, server, mode, requests):
     assert (row["excerpts_top"], row["excerpts_random"]) == (5, 5)
 
 
+def test_a_calibration_is_named_among_the_scorers(explain):
+    code, found, err = explain(NEURONS[2], "--scorers", "correlation,simulation-isotonic")
+    assert code == 0, err
+    [row] = found["explanations"]
+    own = [score for score in row["scores"] if score["scorer"] == "simulation-isotonic"]
+    assert {"r_squared", "auprc"} <= {score["measure"] for score in own}
+
+
 def test_one_token_at_a_time_gives_scores_too(explain):
     code, found, err = explain(NEURONS[2], "--simulation", "one-at-a-time")
     assert code == 0, err

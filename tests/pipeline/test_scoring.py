@@ -15,7 +15,9 @@ from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import simulate_by_lookup, store_lookup
 from fastexplain.kernels.measuring import MEASURES
 from fastexplain.records import ExplanationRow, Measured, NeuronId
+from fastexplain.run.agreement import CALIBRATED
 from fastexplain.run.splits import samples
+from fastexplain.scorers.simulation import Simulation
 
 
 def rows_of(run, neuron: int, scorer: str = "simulation") -> dict[tuple[str, str], Measured]:
@@ -56,6 +58,23 @@ def test_lookup_explanations_get_every_measure(run) -> None:
     for mean in whole.values():
         assert mean.low is None or mean.low <= mean.value <= mean.high
     assert ("random_only", "r_squared") not in whole  # it has no lower end
+
+
+@pytest.mark.parametrize("way", ["isotonic", "percentile", "none"])
+def test_calibrations_have_names_of_their_own(run, cli, way: str) -> None:
+    """On the command line too; what is not calibrated is as the plain scorer has it."""
+    store_lookup(run)
+    neuron = f"0:{planted.DIGIT}"
+    code, _, _ = cli("score", run.path, neuron, "--scorers", f"simulation,simulation-{way}")
+    plain, own = (rows_of(run, planted.DIGIT, f"simulation{end}") for end in ("", f"-{way}"))
+    assert code == 0 and plain.keys() == own.keys()
+    fastexplain.score(run, neuron, scorers=[Simulation(way)])
+    assert own == rows_of(run, planted.DIGIT, f"simulation-{way}")
+    for key, row in plain.items():
+        if key[1] in CALIBRATED:
+            assert own[key] != row
+        else:
+            assert own[key] == row
 
 
 def test_stored_simulations_are_scored_and_those_that_lack_are_counted(run) -> None:
