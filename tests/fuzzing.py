@@ -36,6 +36,8 @@ KNOWN = {
         "mean > 0 > 1", "not", "count(*) > 1", "mean is null", "a" * 2000,
     ],
     "price": ["1,1", "", "1", "x,y", "nan,1", "-1,1", "1,1,1", "1e400,1", "inf,1"],
+    "kind": ["repetition", "single-token", "position", "typo", "beyond-lookup", "x", ""],
+    "text": ["-", "the cat", "moon " * 300, "\x1b[2J", "\udc80", ""],
     "by": ["top_and_random", "random_only", "top_only", "x", ""],
     "method": ["lookup", "model", "x", ""],
     "layers": ["0", "0-5", "0-99999999", "x", "", "1", "9" * 5000],
@@ -52,8 +54,9 @@ URLS = [
 ]  # fmt: skip
 # How often an option is given that the command does little without.
 LIKELY = {"explainer": 0.8, "base_url": 0.7, "corpus": 1.0}
-COMMANDS = ("explain", "explain", "explain", "show", "top", "search", "cost", "ingest", "sweep",
-            "bench", "demo", "score", "ablate", "steer")  # fmt: skip
+COMMANDS = ("explain", "explain", "explain", "show", "top", "find", "find", "search",
+            "activate", "cost", "ingest", "sweep", "bench", "demo", "score", "ablate",
+            "steer")  # fmt: skip
 
 
 class Arguments:

@@ -61,8 +61,8 @@ def test_fastexplain_commands(workplace) -> None:
             run_command(command, workplace)
             ran.append(shlex.split(command)[1])
     assert set(ran) == {
-        "sweep", "explain", "score", "ingest", "top", "search", "show", "ablate", "steer", "bench",
-        "check", "puzzles", "report",
+        "sweep", "explain", "score", "ingest", "top", "find", "activate", "show", "ablate", "steer",
+        "bench", "check", "puzzles", "report",
     }  # fmt: skip
     written = (workplace / "requests.jsonl").read_text().splitlines()
     assert len(written) == 10  # the simulations, now that there is an explanation

@@ -94,7 +94,8 @@ def explain(
         typer.Option(
             metavar="NAMES",
             help="correlation, simulation (or calibrated otherwise, simulation-isotonic and "
-            "-percentile), corpus, ablation, mismatched and empty simulate; for detection, fuzzing and intruder the simulator answers questions. Several by commas.",
+            "-percentile), corpus, ablation, mismatched and empty simulate; for detection, "
+            "fuzzing and intruder the simulator answers questions. Several by commas.",
         ),
     ] = "correlation",
     sample: Annotated[

@@ -24,6 +24,7 @@ ENVIRONMENT = {
 FILES = ("manifest.json", "excerpts.safetensors", "layers/00.safetensors", "run.sqlite")
 LOOKING = (
     ["top"], ["show", "0:1"], ["show", "0:3", "--json"], ["search", "cat"], ["cost"],
+    ["find", "--kind", "single-token"], ["find", "--kind", "repetition"], ["activate", "the cat"],
     ["explain", "0:1"], ["explain", "0:0-5", "--fresh"],
     ["explain", "0:*", "--where", "lookup_score > 0.1 and kurtosis < 100"],
     ["explain", "0:1", "--explainer", "m", "--dry-run", "--price", "1,1"],

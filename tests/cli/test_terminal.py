@@ -120,6 +120,8 @@ def command(*arguments):
 
 
 COMMANDS = {
+    "a kind": lambda run, text, file: ["find", run, "--kind", text],
+    "a text": lambda run, text, file: ["activate", run, "--file", f"/no/such{text}"],
     "search": lambda run, text, file: ["search", run, "zzz" + text],
     "an unknown method": lambda run, text, file: ["top", run, "--method", text],
     "a score": lambda run, text, file: ["top", run, "--by", text],

@@ -22,7 +22,7 @@ from fastexplain.run.database import Database
 _READING = {
     "show": (["0:3"], "lookup"),
     "top": (["--limit", "2"], "lookup"),
-    "search": (["moon"], "moon"),
+    "find": (["moon"], "moon"),
     "check": ([], "No file of"),
     "cost": ([], ""),
 }
