@@ -6,6 +6,7 @@ import numpy as np
 
 from fastexplain.errors import UsageError
 from fastexplain.finding.results import LayerFound
+from fastexplain.records import LIST
 from fastexplain.run.directory import Run
 from fastexplain.run.table import NeuronTable
 
@@ -35,8 +36,9 @@ class BeyondLookupSearch:
 
 
 def others_of(table: NeuronTable) -> list[str]:
-    """The columns of the headline scores by other methods than lookup."""
-    return [name for name in table.columns if name.endswith(_HEADLINE) and name != _LOOKUP]
+    """The columns of the headline scores by other methods than lookup, whose text is no other."""
+    own = (_LOOKUP, f"{LIST}{_HEADLINE}")
+    return [name for name in table.columns if name.endswith(_HEADLINE) and name not in own]
 
 
 def beyond(lookup: np.ndarray, others: np.ndarray) -> LayerFound:

@@ -59,7 +59,7 @@ class Hit:
         details: more of it, by name.
         evidence: exemplars; those that show it first, then the strongest.
         explanation: the best one that is stored; None if there is none.
-        score: that explanation's correlation over top and random excerpts; None if undefined.
+        score: the correlation of that text over top and random excerpts; None if undefined.
     """
 
     neuron: NeuronId

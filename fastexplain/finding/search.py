@@ -106,5 +106,6 @@ def best_explanation(rows: Sequence[StoredExplanation]) -> StoredExplanation | N
 
 
 def headline(row: StoredExplanation) -> float | None:
-    """Its correlation over top and random excerpts; None if undefined."""
-    return None if row.scores is None else row.scores.top_and_random
+    """The correlation of its text over top and random excerpts; None if undefined."""
+    scores = row.text_scores or row.scores
+    return None if scores is None else scores.top_and_random
