@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastexplain.explainers.lists import choose_lists, entry_maker, second_rows, shortened
 from fastexplain.explainers.lookup import layer_tables, split_excerpts
-from fastexplain.kernels.cpu.strongest import strongest
-from fastexplain.kernels.summary import LookupTables
+from fastexplain.kernels.summary import HeldOut
 from fastexplain.prompts.evidence import Entry, Evidence
 from fastexplain.prompts.explainer import Text, discretised
 from fastexplain.records import Exemplar, NeuronRecord
@@ -22,7 +22,7 @@ from fastexplain.run.directory import Run
 from fastexplain.run.splits import EXPLANATION_RANKS, samples
 
 ENTRIES = 12
-_PAIR_GAIN = 1.5  # a pair is named where it is so much stronger than its token alone
+_GAIN = 1.5
 
 # A token drives a neuron where it has half of the largest value, and doesn't below a tenth.
 _STRONG = 5
@@ -57,75 +57,54 @@ class NoTables:
 
 
 class RunTables:
-    """The tables of a run's sweep.
+    """The tables of a run's sweep: its lists (`lists.py`), strongest first.
 
     Args:
         run: whose neurons are explained.
     """
 
     def __init__(self, run: Run) -> None:
-        self._run, known = run, run.tables
-        self.has_entries = len(known.tokens) > 0
-        self._second = known.rows(known.pairs[:, 1:])[0][:, 0] if self.has_entries else None
+        self._run = run
+        self.has_entries = len(run.tables.tokens) > 0
+        self._second = second_rows(run.tables) if self.has_entries else None
+        self._entries_of = entry_maker(run)
 
     def entries(self, record: NeuronRecord) -> list[dict[str, Any]]:
         """See `Source`. Raises RunError where a file is missing or damaged."""
         if self._second is None or record.id.place:
             return []
-        tables, known = held_out_tables(self._run, record), self._run.tables
-        counts = np.concatenate([tables.token_counts, tables.pair_counts])
-        [rows], [means] = strongest(tables, self._second, count=ENTRIES, gain=_PAIR_GAIN)
-        found = []
-        for row, mean in zip(rows.tolist(), means.tolist(), strict=True):
-            if row < 0:
-                break
-            if row < len(known.tokens):
-                previous, token = None, self._run.token_text(int(known.tokens[row]))
-            else:
-                pair = known.pairs[row - len(known.tokens)].tolist()
-                previous, token = self._run.token_texts(pair)
-            found.append(
-                {"token": token, "previous": previous, "mean": mean, "count": int(counts[row])}
-            )
-        return found
+        run, layer = self._run, record.id.layer
+        one = slice(record.id.index, record.id.index + 1)
+        splits = [split_excerpts(run, layer, one, split) for split in ("test", "validation")]
+        ids, activations = (
+            np.concatenate([own[part] for own in splits], axis=1) for part in (0, 1)
+        )
+        # The rows of these few excerpts alone, so that places take the part of ids; what is in both
+        # splits is forgotten once.
+        rows = run.tables.rows(np.stack([run.excerpt(max(int(i), 0)) for i in ids[0]]))
+        places = np.full(ids.shape, -1, np.int32)
+        first = np.unique(ids[0], return_index=True)[1]
+        places[0, first] = np.where(ids[0, first] >= 0, first, -1)
+        excerpts = HeldOut(places, activations, *rows, run.skip)
+        chosen = choose_lists(layer_tables(run, layer, one), excerpts, self._second, ENTRIES)
+        [found] = self._entries_of(shortened(chosen, ENTRIES))
+        return _telling(found)
 
 
-def held_out_tables(run: Run, record: NeuronRecord) -> LookupTables:
-    """One neuron's tables without what its test and validation excerpts put into them.
+def _telling(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries of a list that tell a reader something, strongest first.
 
-    Raises:
-        RunError: the sweep kept no tables.
+    Not those that round to nothing beside the strongest, nor pairs that are hardly stronger than
+    their token alone, if that is listed: these make a list a better predictor only.
     """
-    one = slice(record.id.index, record.id.index + 1)
-    tables = layer_tables(run, record.id.layer, one)
-    splits = [split_excerpts(run, record.id.layer, one, split) for split in ("test", "validation")]
-    ids = np.concatenate([own[0] for own in splits], axis=1)[0]
-    activations = np.concatenate([own[1][0] for own in splits])
-    ids, first = np.unique(ids, return_index=True)
-    values = np.maximum(activations[first[ids >= 0], run.skip :], 0).astype(np.float64)
-    ids = ids[ids >= 0]
-    sums, counts = [], []
-    for own_sums, own_counts, rows in zip(
-        (tables.token_sums, tables.pair_sums),
-        (tables.token_counts, tables.pair_counts),
-        run.tables.rows(run.excerpts[ids]),
-        strict=True,
-    ):
-        rows = rows[:, run.skip :]
-        known = rows >= 0
-        put = np.bincount(rows[known], values[known], minlength=len(own_counts))
-        left = own_counts - np.bincount(rows[known], minlength=len(own_counts))
-        # What is left of a row that only they have is rounding, which would leak the answer.
-        sums.append(np.where(left > 0, np.maximum(own_sums[:, 0] - put, 0), 0)[:, None])
-        counts.append(left)
-    return tables._replace(
-        token_sums=sums[0].astype(tables.token_sums.dtype),
-        pair_sums=sums[1].astype(tables.pair_sums.dtype),
-        token_counts=counts[0],
-        pair_counts=counts[1],
-        positive_sums=np.maximum(tables.positive_sums - values.sum(), 0),
-        count=tables.count - values.size,
-    )
+    best = sorted(entries, key=lambda entry: -entry["mean"])
+    alone = {entry["token"]: entry["mean"] for entry in best if entry["previous"] is None}
+    return [
+        entry
+        for entry in best
+        if 10 * entry["mean"] >= best[0]["mean"]
+        and (entry["previous"] is None or entry["mean"] >= _GAIN * alone.get(entry["token"], 0))
+    ]
 
 
 def exemplars_of(record: NeuronRecord) -> list[Exemplar]:
