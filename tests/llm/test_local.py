@@ -42,6 +42,7 @@ from fastexplain.errors import LLMError, UnusableError
 from fastexplain.llm import connect
 from fastexplain.llm.local.engine import Engine
 from fastexplain.llm.local.pieces import Pieces
+from fastexplain.llm.local.writing import _Noise
 from fastexplain.llm.requests import Chat, Reading
 from fastexplain.prompts import simulator
 from fastexplain.prompts.lines import escape
@@ -271,10 +272,24 @@ def test_of_an_answer_that_is_cut_off_the_whole_lines_count(smollm2_local):
     assert found == [False, True, True]
 
 
-def test_only_the_likeliest_answer_can_be_had(smollm2_local):
-    [error] = ask_all(smollm2_local, [chat(QUESTIONS[0], temperature=1.5)])
-    assert isinstance(error, LLMError)
-    assert "temperature 0" in str(error)
+def test_a_sample_is_of_its_seed_whatever_is_written_beside_it(smollm2_local):
+    plain = chat(QUESTIONS[0], max_tokens=24)
+    sampled = [replace(plain, temperature=0.7, seed=seed) for seed in range(3)]
+    alone = [ask_all(smollm2_local, [each])[0] for each in [plain, *sampled]]
+    together = ask_all(smollm2_local, [plain, *sampled])
+    texts, again = ([getattr(each, "text", str(each)) for each in own] for own in (alone, together))
+    assert texts == again and len(set(texts)) > 2, texts
+
+
+def test_samples_have_the_models_probabilities():
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.2, 0.0]))
+    counts = np.zeros(4)
+    for seed in range(2000):
+        counts[int(_Noise(1.0, seed).on(logits).argmax())] += 1
+    assert counts[3] == 0
+    assert np.abs(counts / 2000 - [0.5, 0.3, 0.2, 0]).max() < 0.04  # three standard errors
+    cold = {int(_Noise(0.05, seed).on(logits).argmax()) for seed in range(50)}
+    assert cold == {0}
 
 
 def test_probabilities_of_integers_at_each_token_of_an_answer(smollm2_local):

@@ -145,12 +145,10 @@ class LocalConnection(Connection):
     def _writing(self, chat: Chat) -> Writing:
         if chat.schema is not None:
             raise LLMError("the local engine can't hold an answer to a schema; ask without one")
-        if chat.temperature:
-            raise LLMError("the local engine writes the likeliest answer; ask at temperature 0")
         if self._tokenizer.chat_template is None:
             raise LLMError(self._no_template())
         ids = self._tokenizer(self._render(chat.messages), add_special_tokens=False)["input_ids"]
-        return Writing(ids, chat.max_tokens, chat.integers)
+        return Writing(ids, chat.max_tokens, chat.integers, chat.temperature, chat.seed)
 
     def _render(self, messages: Sequence[Message]) -> str:
         """A chat as the model's template writes it, at the point where the answer begins.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
@@ -19,12 +20,15 @@ from fastexplain.llm.local.states import EMPTY, State, room_behind
 
 
 class Writing(NamedTuple):
-    """A text to be generated: behind which token ids, of how many tokens at most, and whether
-    the log-probabilities of the writer's integers are wanted at each."""
+    """A text to be generated: behind which token ids, of how many tokens at most, whether the
+    log-probabilities of the writer's integers are wanted at each, and how it is sampled; at
+    temperature 0 it is the likeliest."""
 
     ids: list[int]
     max_tokens: int
     integers: bool
+    temperature: float = 0.0
+    seed: int = 0
 
 
 class Written(NamedTuple):
@@ -42,7 +46,7 @@ class Written(NamedTuple):
 
 
 class Writer:
-    """Writes the likeliest texts.
+    """Writes texts.
 
     Args:
         engine: runs the model.
@@ -80,7 +84,9 @@ class Writer:
         most = max(each.max_tokens for each in writings)
         cache = room_behind(state, len(rows), longest + most)
         observer = _Observer(
-            self._engine, self._integers if any(each.integers for each in writings) else None
+            self._engine,
+            self._integers if any(each.integers for each in writings) else None,
+            [_Noise(each.temperature, each.seed) for each in writings],
         )
         output = self._engine.network.generate(
             self._engine.long(rows),
@@ -146,12 +152,15 @@ def _alike(a: Sequence[int], b: Sequence[int]) -> int:
 class _Observer(LogitsProcessor):
     """Notes the probabilities of integers at each token, and ends the writing when it is stopped.
 
+    It also puts each text's noise on what is likeliest.
+
     Attributes:
         integers: for each token so far, for each text, log-probabilities `[integers]`.
     """
 
-    def __init__(self, engine: Engine, integers: Tensor | None) -> None:
+    def __init__(self, engine: Engine, integers: Tensor | None, noise: list[_Noise]) -> None:
         self.integers: list[np.ndarray] = []
+        self._noise = noise
         self._engine = engine
         self._wanted = integers
 
@@ -160,4 +169,27 @@ class _Observer(LogitsProcessor):
         if self._wanted is not None:
             read = scores.float().log_softmax(-1)[:, self._wanted]
             self.integers.append(read.cpu().numpy())
+        if any(each.temperature for each in self._noise):
+            rows = zip(self._noise, scores.float(), strict=True)
+            return torch.stack([noise.on(row) for noise, row in rows])
         return scores
+
+
+class _Noise:
+    """Makes the likeliest token a sample.
+
+    The largest of logits over the temperature plus Gumbel noise is a sample of their softmax
+    (Maddison, Tarlow and Minka 2014, "A* Sampling", section 2). The noise is of the text's own
+    seed, so a text does not depend on those that are written beside it.
+    """
+
+    def __init__(self, temperature: float, seed: int) -> None:
+        self.temperature = temperature
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def on(self, logits: Tensor) -> Tensor:
+        """float32 `[vocabulary]`, of the same."""
+        if not self.temperature:
+            return logits
+        drawn = torch.empty(len(logits)).exponential_(generator=self._generator)
+        return logits / self.temperature - drawn.log().to(logits.device)
