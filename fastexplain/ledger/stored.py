@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fastexplain.errors import Deferred, LLMError, UnusableError
+from fastexplain.ledger import tally
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import FREE, Price, cost
 from fastexplain.ledger.responses import PendingRequest, Responses
@@ -129,6 +130,11 @@ class StoredConnection(Connection):
         return check(self.capabilities)
 
     async def ask(self, request: Request) -> Response:
+        response = await self._response(request)
+        tally.count(response.usage, cost(response.usage, self._price))
+        return response
+
+    async def _response(self, request: Request) -> Response:
         name = key(self.model, request)
         if name in self._in_flight:
             return await asyncio.shield(self._in_flight[name])

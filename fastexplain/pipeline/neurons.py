@@ -8,16 +8,16 @@ answered or has failed. Answers of language models are stored before that, each 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
 from fastexplain.pipeline.protocols import Explainer, OtherText, Scorer, Simulator
+from fastexplain.pipeline.simulating import awaited, simulate
 from fastexplain.records import (
     Explanation,
     ExplanationRow,
@@ -28,9 +28,6 @@ from fastexplain.records import (
 )
 from fastexplain.run.database import Database
 from fastexplain.scorers.correlation import Correlation
-from fastexplain.simulators.model import Simulation
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -292,7 +289,7 @@ class _Work:
             values = await self._simulated(scorer.text(record.id, self.database), record, excerpts)
         if scorer.judge is None:
             excerpts = [replace(each, simulated=values.get(each.excerpt)) for each in excerpts]
-        return await _awaited(scorer.score(record, text, excerpts))
+        return await awaited(scorer.score(record, text, excerpts))
 
     async def _simulated(
         self, text: str, record: NeuronRecord, excerpts: list[Sample]
@@ -322,7 +319,7 @@ class _Work:
         """The explanation, or why there is none."""
         asked = (self.explainer.method, self.explainer.model, self.explainer.version)
         try:
-            made = await _awaited(self.explainer.explain(record))
+            made = await awaited(self.explainer.explain(record))
         except UnusableError:
             raise
         except LLMError as error:
@@ -345,26 +342,14 @@ class _Work:
         """One excerpt's simulation, or what went wrong."""
         assert self.simulator is not None
         try:
-            found = await _awaited(self.simulator.simulate(text, sample.tokens))
+            found = await simulate(self.simulator, text, sample.tokens)
         except UnusableError:
             raise
         except LLMError as error:
             return _Outcome(None, str(error))
-        if not isinstance(found, Simulation):
-            found = Simulation(np.asarray(found))
-        values = np.asarray(found.values, dtype=np.float64)
-        if values.shape != (len(sample.tokens),):
-            raise UsageError(
-                f"the simulator '{self.simulator.model}' gave {values.shape} values for "
-                f"{len(sample.tokens)} tokens; it has to give one for each"
-            )
-        if np.isinf(values).any():
-            return _Outcome(None, "the simulator gave a value that is infinite")
-        if np.isnan(values).all():
-            return _Outcome(None, found.reason or "the simulator gave no value")
         # As long as the excerpt, so that values stand beside tokens.
         padding = np.full(skip, np.nan)
-        return _Outcome(np.concatenate([padding, values]).astype(np.float32), found.reason)
+        return _Outcome(np.concatenate([padding, found.values]).astype(np.float32), found.reason)
 
 
 class _Outcome(NamedTuple):
@@ -372,7 +357,3 @@ class _Outcome(NamedTuple):
 
     values: np.ndarray | None
     failure: str | None
-
-
-async def _awaited(result: _T | Awaitable[_T]) -> _T:
-    return await result if inspect.isawaitable(result) else result
