@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ class Budget:
     Args:
         max_cost: in US dollars; None: no limit.
         max_requests: None: no limit.
+        max_minutes: from now on; None: no limit.
         interrupted: set when the user wants no more to be sent.
 
     Raises:
@@ -35,13 +37,17 @@ class Budget:
         max_cost: float | None,
         max_requests: int | None,
         interrupted: threading.Event | None = None,
+        max_minutes: float | None = None,
     ) -> None:
-        for name, limit in (("max_cost", max_cost), ("max_requests", max_requests)):
+        limits = {"max_cost": max_cost, "max_requests": max_requests, "max_minutes": max_minutes}
+        for name, limit in limits.items():
             if limit is not None and not 0 <= limit < math.inf:
                 raise UsageError(f"`{name}` is {limit}; it has to be 0 or more")
         self._max_cost = max_cost
         self._max_requests = max_requests
         self._interrupted = interrupted
+        self._max_minutes = max_minutes
+        self._end = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._reserved = 0.0
         self._in_flight = 0
         self._overrun = 1.0
@@ -76,6 +82,8 @@ class Budget:
             StoppedError: the user wants no more to be sent.
         """
         self.check_interrupted()
+        if self._end is not None and time.monotonic() >= self._end:
+            raise BudgetError(f"stopped after {self._max_minutes:g} minutes; `max_minutes`")
         if self._max_requests is not None and self.requests >= self._max_requests:
             raise BudgetError(f"stopped after {self.requests:,} requests; `max_requests`")
         if self._max_cost is not None:

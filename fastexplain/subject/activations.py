@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastexplain.errors import UsageError
 from fastexplain.notebook import tokens_html
-from fastexplain.records import NeuronId, plain_name
+from fastexplain.records import Exemplar, NeuronId, plain_name
 
 if TYPE_CHECKING:
     from fastexplain.subject.model import Subject
@@ -116,6 +116,30 @@ def activations_at(
         wanted = np.unique(layers[inside.any(axis=1)]).tolist()
         subject.trunk(torch.from_numpy(np.array(batch)), keep, wanted)
     return values
+
+
+def exemplars_on(
+    subject: Subject, texts: Sequence[str], units: Sequence[NeuronId], longest: int
+) -> list[Exemplar]:
+    """Texts of one's own as exemplars, each of one neuron; they are run together.
+
+    Args:
+        texts: N of them, each with some text; what is behind `longest` tokens is cut off.
+        units: the N neurons, one for each text.
+
+    Returns:
+        N exemplars, with -1 as their excerpt's id.
+    """
+    ids = [token_ids(subject, text)[:longest] for text in texts]
+    # A model looks back only, so what stands behind a text does not change it.
+    tokens = np.zeros((len(ids), max(map(len, ids), default=0)), np.int64)
+    for row, own in zip(tokens, ids, strict=True):
+        row[: len(own)] = own
+    values = activations_at(subject, tokens, units, np.arange(len(ids))[:, None])[:, 0]
+    return [
+        Exemplar(-1, own.astype(np.int32), subject.token_texts(own.tolist()), row[: len(own)])
+        for own, row in zip(ids, values, strict=True)
+    ]
 
 
 def token_ids(subject: Subject, text: Text) -> np.ndarray:
