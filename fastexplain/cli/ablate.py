@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fastexplain.cli.common import AsJson, Device, RunPath
+from fastexplain.cli.common import AsJson, Device, RunPath, SubjectPlace
 from fastexplain.cli.terminal import out, print_json, print_line, progress, visible
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ Sample = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of the sample.")]
 Where = Annotated[
     str | None, typer.Option(metavar="CONDITION", help="Only neurons that meet this.")
-]
-SubjectPlace = Annotated[
-    str | None,
-    typer.Option(metavar="SUBJECT", help="Where it is now, if not where it was swept from."),
 ]
 Precision = Annotated[
     str, typer.Option(help="float32, or a coarser one that tells fewer changes from rounding.")

@@ -55,6 +55,9 @@ MaxCost = Annotated[
 MaxRequests = Annotated[
     int | None, typer.Option(metavar="N", help="Stop before more than N are sent.")
 ]
+MaxMinutes = Annotated[
+    float | None, typer.Option(metavar="N", help="Send nothing more after N minutes.")
+]
 ExplainerPrice = Annotated[
     str | None,
     typer.Option(metavar="IN,OUT", help="The explainer's US dollars a million tokens."),
@@ -62,6 +65,12 @@ ExplainerPrice = Annotated[
 SimulatorPrice = Annotated[
     str | None,
     typer.Option(metavar="IN,OUT", help="The simulator's; the explainer's if it is that."),
+]
+SubjectPlace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SUBJECT", help="Where the subject is now, if not where it was swept from."
+    ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Ask again for what is already stored.")]
 

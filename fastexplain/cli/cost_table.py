@@ -13,6 +13,7 @@ from fastexplain.cli.terminal import visible
 from fastexplain.ledger.budget import Estimate, Share
 from fastexplain.ledger.prices import dollars, users_file
 from fastexplain.ledger.responses import LedgerRow
+from fastexplain.pipeline.spending import Spending
 
 # What an estimate's share and a ledger's row both have.
 Amounts = Share | LedgerRow
@@ -38,6 +39,31 @@ def estimate_data(estimate: Estimate) -> dict[str, Any]:
     """An estimate as `--json` gives it; a cost is null where some of it is not known."""
     purposes = {name: _data(share) for name, share in estimate.purposes.items()}
     return {**_data(estimate.total), "purposes": purposes}
+
+
+def spending_table(spending: Spending) -> Table:
+    """Which neurons the limits allow for, and what is left out."""
+    learned = "nothing was explained yet, so that all may gain up to a score of 1"
+    if spending.learned:
+        learned = f"going by {spending.learned:,} neurons that are explained"
+    table = Table(
+        title=f"By need; {learned}", title_justify="left", header_style="bold",
+        caption=f"{spending.without:,} more neurons are left out: nothing is expected of them.",
+        caption_justify="left",
+    )  # fmt: skip
+    for name in ("", "neurons", "lookup's score", "gain, from", "to", "in all", "requests", "cost"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, part in (("within the limits", spending.explained), ("beyond", spending.left)):
+        numbers = (part.lookup, part.most, part.least)
+        table.add_row(
+            name,
+            f"{part.neurons:,}",
+            *("" if number is None else f"{number:.2f}" for number in numbers),
+            f"{part.gain:,.1f}",
+            f"{part.requests:,}",
+            "unknown" if part.cost is None else dollars(part.cost),
+        )
+    return table
 
 
 def ledger_table(rows: Sequence[LedgerRow]) -> Table:

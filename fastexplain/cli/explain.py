@@ -17,12 +17,14 @@ from fastexplain.cli.common import (
     Fresh,
     Local,
     MaxCost,
+    MaxMinutes,
     MaxRequests,
     PromptName,
     RunPath,
     SimulatorLocal,
     SimulatorPrice,
     SimulatorUrl,
+    SubjectPlace,
     Timeout,
     print_rows,
 )
@@ -98,6 +100,30 @@ def explain(
             "fuzzing and intruder the simulator answers questions. Several by commas.",
         ),
     ] = "correlation",
+    candidates: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Have N explanations of each neuron written, and keep the one that predicts "
+            "best: on the validation split, most of them on a few excerpts only.",
+        ),
+    ] = 1,
+    revise: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Have each explanation tested on sentences of the explainer's own, which the "
+            "subject reads, and revised by what contradicts it, in up to N rounds.",
+        ),
+    ] = 0,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Explain by as many fresh samples and by random texts too, and compare.",
+        ),
+    ] = False,
+    subject: SubjectPlace = None,
     sample: Annotated[
         int | None, typer.Option(metavar="N", help="Explain N of the neurons, drawn at random.")
     ] = None,
@@ -121,6 +147,15 @@ def explain(
     ] = False,
     max_cost: MaxCost = None,
     max_requests: MaxRequests = None,
+    max_minutes: MaxMinutes = None,
+    by_need: Annotated[
+        bool,
+        typer.Option(
+            "--by-need",
+            help="Explain first where lookup fails and the neuron is active, so that a limit is "
+            "spent where it gains most; leave out where nothing is expected.",
+        ),
+    ] = False,
     price: ExplainerPrice = None,
     simulator_price: SimulatorPrice = None,
     batch: Annotated[
@@ -152,14 +187,15 @@ def explain(
         from fastexplain.cli import jobs
 
         jobs.explain_by_lookup(opened, fresh=fresh)
-        _print_explained(opened, chosen, explainer, None, as_json)
+        _print_explained(opened, chosen, ("lookup", explainer, None), as_json)
         return
 
     from fastexplain.cli import requests
-    from fastexplain.cli.cost_table import estimate_data, estimate_table
+    from fastexplain.cli.cost_table import estimate_data, estimate_table, spending_table
     from fastexplain.ledger.prices import parse_price
     from fastexplain.pipeline.estimate import rehearse
     from fastexplain.pipeline.models import Model, Settings, simulator_model
+    from fastexplain.pipeline.spending import plan
 
     if not chosen:
         raise UsageError(
@@ -185,18 +221,27 @@ def explain(
     settings = Settings(
         explaining, simulating, simulation, readout, limits,
         fresh=fresh, max_cost=max_cost, max_requests=max_requests,
-        scorers=[name.strip() for name in scorers.split(",")], prompt=prompt,
+        scorers=[name.strip() for name in scorers.split(",")], candidates=candidates,
+        revise=revise, controls=controls, subject=subject,
+        max_minutes=max_minutes, prompt=prompt,
     )  # fmt: skip
+    planned = None
+    if by_need:
+        planned = plan(opened, chosen)
+        chosen = planned.neurons
     everything = "all" in (neurons or []) and sample is None and where is None
     many = everything or len(chosen) > _MANY
     if dry_run or (many and not yes):
         files = batch_file is not None
         estimate = asyncio.run(rehearse(opened, chosen, settings, batch=batch, files=files))
+        spending = None if planned is None else planned.afforded(settings, estimate.total)
         if dry_run and as_json:
-            print_json(estimate_data(estimate))
+            print_json(estimate_data(estimate) | ({"plan": asdict(spending)} if spending else {}))
             return
         if dry_run:
             out.print(estimate_table(estimate))
+            if spending is not None:
+                out.print(spending_table(spending))
             return
         messages.print(estimate_table(estimate))
         _confirm(len(chosen))
@@ -206,7 +251,12 @@ def explain(
         outcome = requests.explain_by_model(opened, chosen, settings)
     if outcome.finished and outcome.stopped is None and not outcome.explained:
         raise LLMError(f"{explainer} explained none of the {len(chosen)} neurons; see above")
-    _print_explained(opened, chosen, explainer, outcome.version, as_json)
+    if controls:
+        from fastexplain.cli.comparison_table import print_comparison
+
+        print_comparison(opened, chosen, outcome, as_json)
+    else:
+        _print_explained(opened, chosen, list(outcome.arms.values())[-1], as_json)
     if outcome.stopped is not None:
         raise outcome.stopped
 
@@ -278,13 +328,13 @@ def _confirm(neurons: int) -> None:
 
 
 def _print_explained(
-    run: Run, neurons: list[NeuronId], explainer: str, version: str | None, as_json: bool
+    run: Run, neurons: list[NeuronId], asked: tuple[str, str, str | None], as_json: bool
 ) -> None:
-    """Print the explanations of neurons by one explainer; of very many the best.
+    """Print the explanations of neurons by a method, model and version; of very many the best.
 
-    Those of named neurons are of one version of its prompt, if one is given.
+    Without a version they are of any.
     """
-    method = "lookup" if explainer == "lookup" else "model"
+    method, explainer, version = asked
     best = not neurons or (len(neurons) > _SHOWN and not as_json)
     with run.database() as database:
         if best:

@@ -168,10 +168,15 @@ def _measured_text(measured: Sequence[Measured]) -> str:
 
 
 def explained_by(row: StoredExplanation) -> str:
-    """The explainer; the simulator where that is another; how it simulated, if not as usual."""
+    """The explainer; the simulator where that is another; how they did it, if not as usual."""
+    name = row.model
+    if row.method in ("revised", "control"):
+        name += ", revised" if row.method == "revised" else ", revised by random texts"
+    elif isinstance(row.parameters, dict) and "candidates" in row.parameters:
+        name += f", best of {row.parameters['candidates']}"
     how = _unusual(row.simulation) if row.method != "lookup" and row.simulation else ""
     by = "" if row.simulator in (None, row.model) else f" by {row.simulator}"
-    return f"{row.model}, simulated{by}{how}" if by or how else row.model
+    return f"{name}, simulated{by}{how}" if by or how else name
 
 
 def _unusual(simulation: str) -> str:

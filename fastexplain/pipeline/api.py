@@ -20,11 +20,11 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import METHOD, VERSION, lookup_is_stored, store_lookup
-from fastexplain.explainers.model import ModelExplainer
 from fastexplain.notebook import table_html
 from fastexplain.pipeline import explaining
 from fastexplain.pipeline.models import Model, Settings
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
+from fastexplain.pipeline.spending import plan
 from fastexplain.progress import Report, reported
 from fastexplain.records import CORRELATION, NeuronId, StoredExplanation
 from fastexplain.run.directory import Run
@@ -101,11 +101,16 @@ async def explain_async(
     explainer: Model | Explainer | Literal["lookup"] = "lookup",
     simulator: Model | Simulator | None = None,
     scorers: Sequence[Scorer | str] = (CORRELATION,),
+    candidates: int = 1,
+    revise: int = 0,
+    subject: str | None = None,
     simulation: str | None = None,
     readout: str | None = None,
     prompt: str | None = None,
     max_cost: float | None = None,
     max_requests: int | None = None,
+    max_minutes: float | None = None,
+    by_need: bool = False,
     concurrency: int = 64,
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
@@ -128,6 +133,11 @@ async def explain_async(
             language model and this is None.
         scorers: score the explanations; names such as "correlation", or objects that score, see
             `pipeline.protocols`.
+        candidates: explanations of a neuron that a language model writes, of which the one that
+            predicts the validation split best is taken.
+        revise: rounds, at the most, in which a language model revises its explanation with the help
+            of counter-examples: sentences on which the run's subject is loaded and run.
+        subject: where that is now, if not where it was swept from.
         simulation: how to simulate, one of `simulators.model.MODES`; the best that the simulator
             can do if None.
         readout: "expected"; "contrast" with an empty explanation, or "contrast-others" with those
@@ -137,6 +147,9 @@ async def explain_async(
             or "list" (see `prompts.wordings`); what suits it by its probe if None.
         max_cost: in US dollars; the call stops before it is passed.
         max_requests: the call stops before more are sent.
+        max_minutes: then the call sends nothing more.
+        by_need: explain first where most is expected to be gained, and not where nothing is; see
+            `pipeline.spending`.
         concurrency: requests in flight at a server at once.
         requests_per_minute, tokens_per_minute: a server's limits.
         timeout: seconds that a request may take.
@@ -163,10 +176,12 @@ async def explain_async(
                 f"`explainer` is {explainer!r}; give 'lookup' or fastexplain.Model({explainer!r})"
             )
         given = {"simulator": simulator, "simulation": simulation, "max_cost": max_cost,
-                 "max_requests": max_requests, "requests_per_minute": requests_per_minute,
+                 "max_requests": max_requests, "max_minutes": max_minutes,
+                 "by_need": by_need or None, "requests_per_minute": requests_per_minute,
                  "tokens_per_minute": tokens_per_minute,
-                 "readout": readout,
-                 "prompt": prompt}  # fmt: skip
+                 "candidates": None if candidates == 1 else candidates,
+                 "revise": revise or None, "subject": subject,
+                 "readout": readout, "prompt": prompt}  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise UsageError(
@@ -177,7 +192,8 @@ async def explain_async(
 
     if not isinstance(concurrency, int) or concurrency < 1:
         raise UsageError(f"`concurrency` is {concurrency!r}; give a whole number from 1 on")
-    limiting = {"max_cost": max_cost, "max_requests": max_requests, "timeout": timeout,
+    limiting = {"max_cost": max_cost, "max_requests": max_requests, "max_minutes": max_minutes,
+               "timeout": timeout,
                "requests_per_minute": requests_per_minute,
                "tokens_per_minute": tokens_per_minute}  # fmt: skip
     for name, value in limiting.items():
@@ -198,11 +214,13 @@ async def explain_async(
         raise UsageError("`prompt` is for language models that explain")
     settings = Settings(
         explainer, simulator, simulation, readout, limits,
-        fresh=fresh, max_cost=max_cost, max_requests=max_requests, scorers=scorers,
-        prompt=prompt,
+        fresh=fresh, max_cost=max_cost, max_requests=max_requests,
+        max_minutes=max_minutes, scorers=scorers, prompt=prompt,
+        candidates=candidates, revise=revise, subject=subject,
     )  # fmt: skip
+    if by_need:
+        chosen = plan(run, chosen).neurons
     name = explainer.name if isinstance(explainer, Model) else explainer.model
-    method = ModelExplainer.method if isinstance(explainer, Model) else explainer.method
     judge = simulator.name if isinstance(simulator, Model) else simulator.model
     state = explaining.Progress(len(chosen))
     failures: dict[NeuronId, list[str]] = {}
@@ -218,7 +236,7 @@ async def explain_async(
     return Explained(
         name,
         chosen,
-        _stored(run, chosen, (method, name, outcome.version), (judge, outcome.simulation)),
+        _stored(run, chosen, list(outcome.arms.values())[-1], (judge, outcome.simulation)),
         failures,
         state.meter.cost,
         state.meter.answered,
@@ -314,7 +332,7 @@ def _stored(
     made_by: tuple[str, str, str | None],
     scored_by: tuple[str, str | None],
 ) -> list[StoredExplanation]:
-    """The neurons' newest explanations by a model, with the correlations by one simulator.
+    """The neurons' newest explanations by a method, model and version, scored by one simulator.
 
     Args:
         made_by: method, model, and version, or None for the newest of any.

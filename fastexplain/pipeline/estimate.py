@@ -8,6 +8,7 @@ are, so that the simulations' prompts have their length.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from fastexplain.llm.requests import (
     key,
 )
 from fastexplain.pipeline.batches.files import recorded_for_files
+from fastexplain.pipeline.choosing import SENTENCES, VALIDATION, arms, best_of, check_choice
 from fastexplain.pipeline.models import (
     Model,
     Settings,
@@ -40,11 +42,13 @@ from fastexplain.pipeline.models import (
     simulator_of,
 )
 from fastexplain.pipeline.neurons import explain_neurons, in_turn
+from fastexplain.prompts.revision import TYPICAL
 from fastexplain.prompts.simulator import FILLERS
-from fastexplain.records import NeuronId
+from fastexplain.records import Exemplar, NeuronId
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.scorers import registry
+from fastexplain.simulators.model import Simulator as ModelSimulator
 
 # Of more neurons, so many are rehearsed in place of all: a second or two, whatever the run.
 _REHEARSED = 200
@@ -61,7 +65,7 @@ class Rehearsal(Connection):
     Args:
         model, address, capabilities: of the connection that it stands for.
         responses: the run's store, which is read, never written.
-        purpose: "explanation", "simulation" or a scorer's name.
+        purpose: as the ledger has it: "explanation", "simulation", ... or a scorer's name.
         price: of the model; None if unknown.
         total: what is counted is added here.
         fresh: take nothing from the store.
@@ -103,6 +107,8 @@ class Rehearsal(Connection):
             usage = at_most(request, await self.probe())
             self._total.add(self._purpose, usage, cost(usage, self._price))
         if isinstance(request, Chat):
+            if self._purpose == SENTENCES:
+                return Answer(TYPICAL, "stop")
             # Its own for every neuron, so that simulations of shared excerpts differ.
             return Answer(f"{_STAND_IN} {name[:6]}", "stop")
         shape = (len(request.lines), request.largest + 1)
@@ -136,7 +142,9 @@ async def rehearse(
     total = Estimate()
     if files:
         settings = offline(settings)
-    Budget(settings.max_cost, settings.max_requests)  # raises UsageError for what is no limit
+    check_choice(settings)
+    # Raises UsageError for what is no limit.
+    Budget(settings.max_cost, settings.max_requests, max_minutes=settings.max_minutes)
     with (
         run.database(read_only=True) as database,
         tempfile.TemporaryDirectory() as directory,
@@ -159,28 +167,48 @@ async def rehearse(
 
         explainer, simulator = settings.models
         scorers = registry.make(settings.scorers, run, lambda purpose: stand_in(simulator, purpose))
-        simulating = None
-        if simulates(scorers):
-            stand_in_simulator = stand_in(simulator, "simulation")
-            assert stand_in_simulator.capabilities is not None
-            tuned = recorded_tuning(responses, stand_in_simulator, settings)
-            simulating = simulator_of(
-                stand_in_simulator, stand_in_simulator.capabilities, settings, tuned
-            )
 
-        asked = stand_in(explainer, "explanation")
+        def simulated(purpose: str) -> ModelSimulator:
+            inner = stand_in(simulator, purpose)
+            assert inner.capabilities is not None
+            tuned = recorded_tuning(responses, inner, settings)
+            return simulator_of(inner, settings, tuned, inner.capabilities)
+
+        simulating = simulated("simulation") if simulates(scorers) else None
+        validator = simulated(VALIDATION) if settings.chooses else None
+
+        def ask(purpose: str) -> Rehearsal:
+            return stand_in(explainer, purpose)
+
+        asked = ask("explanation")
         assert asked.capabilities is not None
         explaining = explainer_of(asked, asked.capabilities, settings, RunTables(run))
-        for own in in_turn(scorers):
-            async for _ in explain_neurons(
-                (run.neuron(neuron) for neuron in chosen),
-                scratch,
-                explainer=explaining,
-                simulator=simulating,
-                scorers=own,
-            ):
-                pass
+        ways = arms(
+            best_of(explaining, validator, settings),
+            ask, validator, settings, scorers, lambda: _at_rest,
+            lambda by: lambda neuron: scratch.find_explanation(
+                neuron, by.method, by.model, by.version
+            ),
+            patient=True,
+        )  # fmt: skip
+        for arm in ways:
+            for own in in_turn(arm.scorers):
+                async for _ in explain_neurons(
+                    (run.neuron(neuron) for neuron in chosen),
+                    scratch,
+                    explainer=arm.explainer,
+                    simulator=simulating,
+                    scorers=own,
+                ):
+                    pass
     return total.scaled(len(neurons), len(chosen)) if chosen else total
+
+
+async def _at_rest(neuron: NeuronId, texts: Sequence[str]) -> list[Exemplar]:
+    """Stands for the subject: the neuron reacts to nothing, a word is a token."""
+    words = [text.split() for text in texts]
+    none = np.empty(0, np.int32)
+    return [Exemplar(-1, none, own, np.zeros(len(own), np.float32)) for own in words]
 
 
 def _usual(model: Model, address: str) -> Capabilities:

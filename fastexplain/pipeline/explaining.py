@@ -9,21 +9,29 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastexplain.errors import BudgetError, StoppedError
+from fastexplain.explainers.revise import Activate, Parent
 from fastexplain.ledger.budget import INTERRUPTED
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter
+from fastexplain.pipeline.choosing import Arm, arms, asked_of
 from fastexplain.pipeline.models import Settings, connections, put_behind_store
 from fastexplain.pipeline.neurons import explain_neurons, in_turn
+from fastexplain.pipeline.protocols import Explainer
 from fastexplain.progress import Report
 from fastexplain.records import NeuronId
+from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.simulators.tuning import Tuning
+
+# Where there are several ways to explain, so many neurons go through all before the next ones do.
+_TOGETHER = 256
 
 OnFailure = Callable[[NeuronId, str], None]
 """Called with a neuron and, in a line, what failed and why."""
@@ -64,7 +72,8 @@ class Outcome:
         finished: whether nothing waits for the answers to a batch.
         simulation: how it was simulated: the prompt's version, mode and readout. None of a batch,
             and where no scorer goes by simulations.
-        version: of the way in which the explainer was asked.
+        arms: by the name of each `choosing.Arm`, method, model and version of its explanations, as
+            they are stored; the last are those that were asked for.
         tuned: how it was simulated, where that was as recorded by `puzzles.tuning`.
     """
 
@@ -72,7 +81,7 @@ class Outcome:
     stopped: BudgetError | None = None
     finished: bool = True
     simulation: str | None = None
-    version: str | None = None
+    arms: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     tuned: Tuning | None = None
 
 
@@ -114,18 +123,31 @@ async def explain_by_model(
             )
             progress.stage = f"Explaining by {ready.explainer.model}"
             progress.requests_a_neuron = ready.requests(run.excerpts.shape[1])
-            turns = in_turn(ready.scorers)
+            ways = arms(
+                ready.explainer,
+                ready.ask,
+                ready.validator,
+                settings,
+                ready.scorers,
+                functools.partial(_activating, run, settings.subject),
+                functools.partial(_said_by, database),
+            )
             inner = {id(c): c for c in (explaining, simulating) if c is not None}.values()
-            left = list(neurons)
-            try:
-                for turn, scorers in enumerate(turns):
-                    wanted, left = left, []
+
+            async def explain_by(arm: Arm, wanted: list[NeuronId]) -> list[NeuronId]:
+                """Have neurons explained by one of the ways; returns those that now are."""
+                nonlocal explained
+                there: list[NeuronId] = []
+                if arm.name:
+                    progress.stage = f"By {ready.explainer.model}, {arm.name}"
+                for turn, scorers in enumerate(in_turn(arm.scorers)):
                     going = itertools.takewhile(lambda _: not progress.interrupted.is_set(), wanted)
                     missed = len(wanted)
+                    there = []
                     async for result in explain_neurons(
                         map(run.neuron, going),
                         database,
-                        explainer=ready.explainer,
+                        explainer=arm.explainer,
                         simulator=ready.simulator,
                         scorers=scorers,
                         concurrency=ready.concurrency,
@@ -133,20 +155,43 @@ async def explain_by_model(
                     ):
                         missed -= 1
                         progress.retried = sum(connection.retried for connection in inner)
-                        if turn == 0:
+                        if turn == 0 and arm is ways[-1]:
                             progress.done += 1
                             progress.before += result.complete
                             explained += result.text is not None
                             report(progress.done)
                         if result.text is not None:
-                            left.append(result.neuron)
+                            there.append(result.neuron)
                         for failure in result.failures:
                             on_failure(result.neuron, failure)
+                    wanted = there
                     progress.stage = "Simulating other texts"
                     if progress.interrupted.is_set() and missed:
                         raise StoppedError(INTERRUPTED)
+                return there
+
+            # What a limit leaves is then explained in all ways, not all neurons in the first.
+            size = _TOGETHER if len(ways) > 1 else max(len(neurons), 1)
+            try:
+                for start in range(0, len(neurons), size):
+                    first = await explain_by(ways[0], neurons[start : start + size])
+                    for arm in ways[1:]:
+                        await explain_by(arm, first)
             except BudgetError as error:
                 stopped = error
     simulation = None if ready.simulator is None else ready.simulator.version
-    version = ready.explainer.version
-    return Outcome(explained, stopped, simulation=simulation, version=version, tuned=ready.tuned)
+    asked = {arm.name: asked_of(arm.explainer) for arm in ways}
+    return Outcome(explained, stopped, simulation=simulation, arms=asked, tuned=ready.tuned)
+
+
+def _activating(run: Run, subject: str | None) -> Activate:
+    """Gives activations of a run's subject."""
+    from fastexplain.pipeline.sentences import Sentences  # these import torch
+    from fastexplain.run.subjects import load_subject_of
+
+    return Sentences(lambda: load_subject_of(run, name=subject), run.excerpts.shape[1])
+
+
+def _said_by(database: Database, explainer: Explainer) -> Parent:
+    """Finds what an explainer has said of a neuron."""
+    return lambda neuron: database.find_explanation(neuron, *asked_of(explainer))

@@ -20,6 +20,7 @@ from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.llm import Connection, address_of, connect
 from fastexplain.llm.requests import Capabilities
+from fastexplain.pipeline.choosing import VALIDATION, best_of, check_choice, most_requests
 from fastexplain.pipeline.protocols import Explainer, OtherText, Scorer, Simulator
 from fastexplain.prompts.simulator import trial
 from fastexplain.prompts.wordings import DEFAULT, choose
@@ -109,6 +110,10 @@ class Settings:
     Attributes:
         explainer, simulator: language models, or what else explains and simulates.
         scorers: score the explanations; by their names in `scorers.registry`, or objects.
+        candidates: explanations of which the best on the validation split is taken; 1 is no choice.
+        revise: rounds, at the most, in which explanations are revised; see `explainers.revise`.
+        controls: explain by the revision's controls too.
+        subject: where the run's subject is now, if not where it was swept from; for revisions.
         mode: a way to simulate, one of `simulators.model.MODES`; the best that there is if None.
         readout: one of `simulators.model.READOUTS`; if None, all is as the simulator was tuned for
             this run (`puzzles.tuning`), or where it was not, "expected".
@@ -120,6 +125,7 @@ class Settings:
         fresh: ask again for what is stored.
         max_cost: in US dollars; stop before it is passed.
         max_requests: stop before more are sent.
+        max_minutes: then nothing more is sent.
     """
 
     explainer: Model | Explainer
@@ -130,9 +136,19 @@ class Settings:
     fresh: bool = False
     max_cost: float | None = None
     max_requests: int | None = None
+    max_minutes: float | None = None
     scorers: Sequence[Scorer | str] = (CORRELATION,)
     prompt: str | None = None
     tuning: Tuning | None = None
+    candidates: int = 1
+    revise: int = 0
+    controls: bool = False
+    subject: str | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether explanations are chosen by simulations of the validation split."""
+        return self.candidates > 1 or self.revise > 0
 
     @property
     def models(self) -> tuple[Model, Model]:
@@ -154,6 +170,8 @@ class Ready(NamedTuple):
     `simulator` is None where a language model would simulate, but no scorer goes by simulations.
     `concurrency` is how many neurons are worth working on at a time: each has at least one request
     in flight. `requests` is how many a neuron takes at the most, with excerpts of so many tokens.
+    `validator` simulates the validation split. `ask` gives another connection to the explainer, by
+    what it is for.
     `tuned` is how it is simulated, where that is as recorded by `puzzles.tuning`.
     """
 
@@ -163,6 +181,8 @@ class Ready(NamedTuple):
     prices: dict[str, Price | None]
     concurrency: int
     requests: Callable[[int], int]
+    validator: Simulator | None
+    ask: Callable[[str], Connection]
     tuned: Tuning | None = None
 
 
@@ -222,9 +242,13 @@ async def put_behind_store(
     Raises:
         UnusableError: one of them can't.
         UsageError: a limit on the cost was set, and a price is not known; a scorer lacks the
-            model that it asks; or there is no such prompt, or nothing that it could show.
+            model that it asks; there is no such prompt, or nothing that it could show; or there is
+            nothing to choose candidates from.
     """
-    budget = budget or Budget(settings.max_cost, settings.max_requests, interrupted)
+    check_choice(settings)
+    budget = budget or Budget(
+        settings.max_cost, settings.max_requests, interrupted, settings.max_minutes
+    )
     prices: dict[str, Price | None] = {}
 
     def behind(connection: Connection, model: Model, purpose: str) -> StoredConnection:
@@ -262,27 +286,42 @@ async def put_behind_store(
         asked = behind(explaining, explainer, "explanation")
         concurrency = explaining.concurrency
     # The simulator comes first, since explanations that can't be scored may cost money.
-    if isinstance(simulator, Model) and not simulates(scorers):
+    validator = None if isinstance(simulator, Model) else simulator
+    if isinstance(simulator, Model) and not (simulates(scorers) or settings.chooses):
         simulator = None
     if isinstance(simulator, Model):
         assert simulating is not None
-        stored = behind(simulating, simulator, "simulation")
-        tuned = recorded_tuning(responses, stored, settings)
-        simulator = await stored.probe_for(lambda can: simulator_of(stored, can, settings, tuned))
+        model, ways = simulator, []
+        for purpose in ("simulation", VALIDATION):
+            stored = behind(simulating, model, purpose)
+            tuned = recorded_tuning(responses, stored, settings)
+            make = functools.partial(simulator_of, stored, settings, tuned)
+            ways.append(await stored.probe_for(make))
+        simulator, validator = ways
         simulations = simulator.requests
     for each in judging:
         await each.probe_for(functools.partial(_check_chats, each, "judge"))
     if isinstance(explainer, Model):
         await asked.probe_for(functools.partial(_check_chats, asked, "explain"))
         assert asked.capabilities is not None
-        explainer = explainer_of(asked, asked.capabilities, settings, source or RunTables(run))
-    others = 1 + sum(getattr(scorer, "most_requests", 0) for scorer in scorers)
+        written = explainer_of(asked, asked.capabilities, settings, source or RunTables(run))
+        explainer = best_of(written, validator, settings)
+    others = sum(getattr(scorer, "most_requests", 0) for scorer in scorers)
     texts = 1 + sum(isinstance(scorer, OtherText) for scorer in scorers)
 
     def requests(tokens: int) -> int:
-        return others + HELD_OUT * texts * simulations(tokens)
+        asked, validated = most_requests(settings)
+        scored = 1 + 3 * settings.controls
+        simulated = scored * HELD_OUT * texts + validated
+        return asked + scored * others + simulated * simulations(tokens)
 
-    return Ready(explainer, simulator, scorers, prices, concurrency, requests, tuned)
+    def ask(purpose: str) -> Connection:
+        assert explaining is not None and isinstance(settings.explainer, Model)
+        return behind(explaining, settings.explainer, purpose)
+
+    return Ready(
+        explainer, simulator, scorers, prices, concurrency, requests, validator, ask, tuned
+    )
 
 
 def explainer_of(
@@ -314,7 +353,7 @@ def recorded_tuning(
 
 
 def simulator_of(
-    connection: Connection, can: Capabilities, settings: Settings, tuned: Tuning | None
+    connection: Connection, settings: Settings, tuned: Tuning | None, can: Capabilities
 ) -> ModelSimulator:
     """What simulates by a language model, as it was tuned or as the settings say.
 

@@ -23,6 +23,8 @@ _BASELINES = {
     "unrepeated": "lookup, repeated text left out",
 }
 
+_REVISED = {"revised": ", revised", "control": ", revised by random texts"}
+
 
 def shown(text: str) -> str:
     """A name on one line, with a sign for what can't be printed."""
@@ -39,7 +41,7 @@ def name_of(row: dict[str, Any]) -> str:
     """Who explained, and who simulated or judged, if that is another; or the baseline's name."""
     if row["method"] == "baseline":
         return _BASELINES.get(row["model"], row["model"])
-    name = shown(row["model"])
+    name = shown(row["model"]) + _REVISED.get(row["method"], "")
     if row["judge"] != row["model"]:
         name += f", by {shown(row['judge'])}"
     return name

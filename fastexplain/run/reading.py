@@ -60,7 +60,9 @@ def _of_text(column: str, split: str) -> str:
 _SCORES = 8
 _SELECT = f"""
     SELECT e.site, e.unit, e.method, e.model, e.version, e.text, e.data, e.parameters, e.failure,
-        e.parent, e.id, e.created, s.judge, s.version, r.cost,
+        e.parent, e.id, e.created, s.judge, s.version,
+        iif(json_type(e.parameters, '$.spent') IS NULL, r.cost,
+            json_extract(e.parameters, '$.spent.cost')),
         {_OTHER.format("value", "random_only")}, s.value, {_OTHER.format("value", "top_only")},
         s.excerpts - {_OTHER.format("excerpts", "top_only")},
         {_OTHER.format("excerpts", "top_only")},

@@ -30,6 +30,7 @@ from fastexplain.pipeline.batches.files import (
     split,
     write_files,
 )
+from fastexplain.pipeline.choosing import asked_of
 from fastexplain.pipeline.explaining import OnFailure, Outcome
 from fastexplain.pipeline.models import Model, Settings, offline, put_behind_store, reach
 from fastexplain.pipeline.neurons import explain_neurons
@@ -63,6 +64,8 @@ async def explain_in_batches(
         raise UsageError("local models answer immediately; drop `batch` or `batch_file`")
     if settings.fresh:
         raise UsageError("`fresh` and batches exclude each other")
+    if settings.revise:
+        raise UsageError("`revise` takes many rounds, too slow in batches; leave out one of them")
     if file is not None:
         settings = offline(settings)
     explained: set[NeuronId] = set()
@@ -79,6 +82,7 @@ async def explain_in_batches(
             ready = await put_behind_store(
                 run, explaining, simulating, settings, responses, Meter()
             )
+            asked = {"": asked_of(ready.explainer)}
             for scorer in ready.scorers:
                 if isinstance(scorer, OtherText):
                     raise UsageError(
@@ -130,9 +134,7 @@ async def explain_in_batches(
                         f"{len(noted):,} requests written to {', '.join(map(str, written))}; "
                         f"take the answers with: fastexplain ingest {run.path} FILE"
                     )
-                    return Outcome(
-                        len(explained), stopped, finished=False, version=ready.explainer.version
-                    )
+                    return Outcome(len(explained), stopped, finished=False, arms=asked)
                 for collector in collectors:
                     await clients[collector.address].submit(_requests(responses, collector.noted))
                     collector.noted.clear()
@@ -142,7 +144,7 @@ async def explain_in_batches(
                         "the batches ended without an answer to any request; the same command "
                         "submits them again"
                     )
-    return Outcome(len(explained), stopped, version=ready.explainer.version, tuned=ready.tuned)
+    return Outcome(len(explained), stopped, arms=asked, tuned=ready.tuned)
 
 
 def take_answers(run: Run, file: Path, price: Price | None) -> Ingested:
