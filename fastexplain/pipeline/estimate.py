@@ -52,6 +52,8 @@ from fastexplain.simulators.model import Simulator as ModelSimulator
 
 # Of more neurons, so many are rehearsed in place of all: a second or two, whatever the run.
 _REHEARSED = 200
+# And so many where explanations are chosen, which takes some ten times the requests.
+_REHEARSED_CHOICES = 40
 
 # How the names of those of OpenAI's models begin that don't think.
 _THOUGHTLESS = ("gpt-3", "gpt-4")
@@ -136,8 +138,9 @@ async def rehearse(
         UnusableError: the simulator is known to lack what is asked for.
     """
     chosen = neurons
-    if len(neurons) > _REHEARSED:
-        places = np.random.default_rng(0).choice(len(neurons), _REHEARSED, replace=False)
+    sample = _REHEARSED_CHOICES if settings.chooses else _REHEARSED
+    if len(neurons) > sample:
+        places = np.random.default_rng(0).choice(len(neurons), sample, replace=False)
         chosen = [neurons[place] for place in np.sort(places)]
     total = Estimate()
     if files:

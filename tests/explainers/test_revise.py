@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from knowing_server import Knowing
 
-from fastexplain import open_run
-from fastexplain.errors import LLMError
+from fastexplain import Model, explain, open_run
+from fastexplain.errors import LLMError, UsageError
 from fastexplain.explainers.revise import Reviser, _worst
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Chat
 from fastexplain.pipeline.sentences import Sentences
 from fastexplain.prompts import revision
 from fastexplain.prompts.explainer import parse
-from fastexplain.records import NeuronId
+from fastexplain.records import Explanation, NeuronId
 from fastexplain.run.splits import samples
 
 CAT = NeuronId(0, planted.CAT)
@@ -57,8 +57,8 @@ def server():
     serving.close()
 
 
-@pytest.fixture
-def explain(cli, run, monkeypatch):
+@pytest.fixture(name="explain")
+def explain_command(cli, run, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
     def call(server, *more, neurons=NEURONS):
@@ -181,6 +181,41 @@ def test_a_subject_that_is_gone_is_named_and_nothing_is_lost(explain, server, tm
 
 
 # Without a server
+
+
+class Rule:
+    method, model, version = "rule", "rule", "1"
+
+    def explain(self, record):
+        return Explanation("words")
+
+
+class Mentions:
+    model, version = "mentions", "1"
+
+    def simulate(self, explanation, tokens):
+        return [float(token in explanation) for token in tokens]
+
+
+@pytest.mark.parametrize(
+    ("explainer", "settings", "said"),
+    [
+        (Rule(), {"candidates": 2}, "`candidates` is for language models that explain"),
+        (Rule(), {"revise": 1}, "`revise` is for language models that explain"),
+        (Model("m", "http://127.0.0.1:1/v1"), {"candidates": 1.5}, "`candidates` is 1.5"),
+        (Model("m", "http://127.0.0.1:1/v1"), {"revise": "all"}, "`revise` is 'all'"),
+    ],
+)
+def test_python_says_the_same_of_what_makes_no_sense(planted_run, explainer, settings, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        explain(planted_run, [CAT], explainer=explainer, simulator=Mentions(), **settings)
+
+
+def test_a_simulator_of_ones_own_chooses_too(server, run):
+    found = explain(run, NEURONS, explainer=Model("m", server.url), simulator=Mentions(), revise=2)
+    assert [each.text for each in found.explanations] == ["cat", "river or stone"]
+    assert {each.method for each in found.explanations} == {"revised"}
+    assert found.explanations[0].scores.top_and_random > 0.9
 
 
 class Scripted(Connection):
