@@ -80,11 +80,11 @@ def check_capture(acts: Any, batch: Batch, summary: Summary, pre: Preactivations
             f"of {length} positions none is counted, or too few are there: the summary has "
             f"{tokens} tokens, and {batch.skip} are skipped"
         )
-    if sizes["N"] != 2 * excerpts * tokens or sizes["Z"] != sizes["S"] + 1:
+    if sizes["N"] % max(excerpts * tokens, 1) or sizes["Z"] != sizes["S"] + 1:
         raise ValueError(
-            f"a batch of {excerpts} excerpts of {tokens} tokens has {2 * excerpts * tokens} "
-            f"positions and a segment's start more than rows, not {sizes['N']}, {sizes['Z']} and "
-            f"{sizes['S']}"
+            f"a batch of {excerpts} excerpts of {tokens} tokens has a multiple of "
+            f"{excerpts * tokens} positions and a segment's start more than rows, not "
+            f"{sizes['N']}, {sizes['Z']} and {sizes['S']}"
         )
     for name, array, start in _sources(pre):
         shape = tuple(array.shape)

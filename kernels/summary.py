@@ -44,7 +44,8 @@ class Summary(NamedTuple):
         histogram: int32 `[F, H]`, excerpts by the bin of their largest activation.
         histogram_ids: int32 `[D, F, H]`, per bin its excerpts with the smallest hashes, in that
             order; `NO_ID` where it has fewer.
-        token_sums, pair_sums: float32 `[V, F]` and `[P, F]`, sums of max(x, 0).
+        token_sums, pair_sums: float32 `[V, F]` and `[P, F]`, sums of max(x, 0). A sweep has its
+            situations' rows behind those of the pairs: P counts both.
         fault: int32 `[1]`, the id of an excerpt with NaN or infinity, else `NO_ID`.
         seed: of the hash.
     """
@@ -130,10 +131,11 @@ class Batch(NamedTuple):
         ids: int32 `[B]`, excerpt ids.
         random_slots: int32 `[B]`, the slot in `random_acts` that the excerpt fills, else -1.
         skip: first counted token.
-        positions: int32 `[2 B T]`, counted tokens of the batch as B * T indices, segment by
-            segment; a token is in its token's and in its pair's. The tail is not used.
+        positions: int32 `[N]`, counted tokens of the batch as B * T indices, segment by segment; a
+            token is in its token's, in its pair's, and in one for each of its situations. N is B T
+            times the most segments that a token can be in; the tail is not used.
         segment_starts: int32 `[S + 1]`, where each segment begins in `positions`; the longest come
-            first, those at the end may be empty. S = min(V + P, 2 B T).
+            first, those at the end may be empty. S = min(V + P, N).
         segment_rows: int32 `[S]`, table rows: a token's as it is, a pair's after the V tokens'.
     """
 
@@ -154,12 +156,14 @@ class Batch(NamedTuple):
         skip: int,
         random_ids: np.ndarray,
         table_rows: tuple[int, int],
+        situation_rows: np.ndarray | None = None,
     ) -> Batch:
         """Lay out a batch.
 
         Args:
             ids: int32 `[B]`.
             token_rows, pair_rows: int32 `[B, T]`, the tables' rows, -1 where there is none.
+            situation_rows: int32 `[B, T, aspects]`, rows of the pairs' table too, behind theirs.
             random_ids: int32 `[R]`, as in the summary.
             table_rows: V and P.
 
@@ -176,13 +180,16 @@ class Batch(NamedTuple):
                     f"{name} is {list(rows.shape)}, for ids {list(ids.shape)} and token_rows "
                     f"{list(token_rows.shape)}: the arrays do not fit together"
                 )
-        tokens = token_rows[:, skip:].ravel()
-        pairs = np.where(pair_rows >= 0, pair_rows + table_rows[0], -1)[:, skip:].ravel()
+        second = [pair_rows]  # the families of rows that the second table has
+        if situation_rows is not None:
+            in_range("situation_rows", situation_rows, -1, table_rows[1])
+            second.extend(np.moveaxis(situation_rows, 2, 0))
+        families = [token_rows, *(np.where(own >= 0, own + table_rows[0], -1) for own in second)]
         place = np.arange(token_rows.size, dtype=np.int32).reshape(token_rows.shape)[:, skip:]
-        rows = np.concatenate([tokens, pairs])
+        rows = np.concatenate([own[:, skip:].ravel() for own in families])
         known = np.flatnonzero(rows >= 0)
         order = known[np.argsort(rows[known], kind="stable")]
-        positions = np.zeros(2 * token_rows.size, np.int32)
+        positions = np.zeros(len(families) * token_rows.size, np.int32)
         filled_rows, sizes = np.unique(rows[known], return_counts=True)
         longest = np.argsort(-sizes, kind="stable")
         starts = np.cumsum(sizes) - sizes
@@ -195,7 +202,9 @@ class Batch(NamedTuple):
         segment_starts[1 : len(longest) + 1] = np.cumsum(sizes[longest])
         # The sorted positions again, segment by segment in their new order.
         moves = np.repeat(starts[longest] - segment_starts[: len(longest)], sizes[longest])
-        positions[: len(order)] = np.tile(place.ravel(), 2)[order[np.arange(len(order)) + moves]]
+        positions[: len(order)] = np.tile(place.ravel(), len(families))[
+            order[np.arange(len(order)) + moves]
+        ]
 
         hits = ids[:, None] == random_ids[None, :]
         return cls(

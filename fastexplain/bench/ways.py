@@ -27,6 +27,7 @@ from fastexplain.sweeping.prefetch import prefetched
 from fastexplain.sweeping.settings import check_settings
 from fastexplain.sweeping.summaries import Exemplars, kernel_device
 from fastexplain.text.corpus import Corpus
+from fastexplain.text.kinds import TokenKinds
 
 Compile = Literal["layers", "trunk", "off"]
 
@@ -60,15 +61,16 @@ class Sweeper:
             subject, corpus, top_k=_TOP, random=_RANDOM, bottom=False, layers=layers,
             batch_size=batch_size, skip=None, table_bytes=table_bytes, compile=compile,
         )  # fmt: skip
-        tables = Tables.choose(tokens, skip=settings.skip, rows=settings.table_rows)
+        kinds = TokenKinds(subject.token_bytes())
+        tables = Tables.choose(tokens, skip=settings.skip, rows=settings.table_rows, kinds=kinds)
         random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), _RANDOM, corpus.seed)
         summaries = loop.empty_start(subject, corpus, settings, tables, random_ids).summaries
         self.kept_bytes = sum(summary.nbytes for summary in summaries.values())
         device = kernel_device(subject.device)
-        batches = loop.batches_from(corpus, tables, settings, random_ids, 0)
+        batches = loop.batches_from(corpus, tables, kinds, settings, random_ids, 0)
         self._batches = prefetched(batches, device)
         self._exemplars = {layer: Exemplars(each, device) for layer, each in summaries.items()}
-        self._subject, self._settings = subject, settings
+        self._subject, self._settings, self._pairs = subject, settings, tables.size[1]
 
     def step(self) -> None:
         loop.fold_batch(self._subject, *next(self._batches), self._exemplars, self._settings)
@@ -78,7 +80,7 @@ class Sweeper:
 
     def layer_file(self) -> dict[str, np.ndarray]:
         """The arrays of the lowest layer's file."""
-        return self._exemplars[self._settings.layers[0]].finalize()
+        return self._exemplars[self._settings.layers[0]].finalize(self._pairs)
 
 
 class Peer:

@@ -15,6 +15,7 @@ Reading is lazy: only the slices that are asked for leave the disk. `run/writing
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
 from fastexplain.run.arrays import ArrayFile
-from fastexplain.run.layout import check_excerpts, check_site, check_values
+from fastexplain.run.layout import ADDED, check_excerpts, check_site, check_values
 from fastexplain.run.manifest import EXCERPTS, HASHES, read_manifest, site_file
 from fastexplain.run.pieces import hash_of
 from fastexplain.run.statistics import SUMMED, moments_of
@@ -181,6 +182,12 @@ class Run:
 
         return texts(tokens, bytes_of)
 
+    @cached_property
+    def vocabulary(self) -> list[bytes]:
+        """The bytes of every id of the tokenizer; of a few they are none."""
+        blob, ends = self._vocabulary
+        return [blob[start:end] for start, end in itertools.pairwise(ends)]
+
     def excerpt(self, excerpt: int) -> np.ndarray:
         """An excerpt's token ids, int32 `[tokens]`."""
         return self._read("tokens", (excerpt,))
@@ -193,7 +200,9 @@ class Run:
     @cached_property
     def tables(self) -> Tables:
         """Which tokens and pairs the layers' tables have rows for."""
-        names = ("tokens", "pairs", "token_counts", "pair_counts")
+        names = ["tokens", "pairs", "token_counts", "pair_counts"]
+        if ADDED[0] in self.file().arrays:
+            names += ["situations", "situation_counts"]
         return Tables(*(self._read(f"tables.{name}") for name in names))
 
     def database(self, *, read_only: bool = False) -> Database:
@@ -255,9 +264,10 @@ class Run:
         sweep = self.manifest["sweep"]
         tokens = sweep["tokens"] // sweep["excerpts"]
         if site:
-            check_site(file, self.sites[site].units, tokens, self.tables.size)
+            rows = *self.tables.size, len(self.tables.situations)
+            check_site(file, self.sites[site].units, tokens, rows, self.manifest["schema"])
         else:
-            check_excerpts(file, sweep["excerpts"], tokens)
+            check_excerpts(file, sweep["excerpts"], tokens, self.manifest["schema"])
         return file
 
     def _hashes(self, name: str) -> np.ndarray | None:

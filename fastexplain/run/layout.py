@@ -1,7 +1,7 @@
 """What a run's files of arrays have to hold: names, types, shapes, and ids that there are.
 
 Letters: S excerpts, T tokens of each, F units of a site, K top and B bottom exemplars, R random
-ones, H bins, D excerpts that a bin keeps, V and P rows of the tables, A the type of activations,
+ones, H bins, D excerpts that a bin keeps, V, P and Z rows of the tables, A the type of activations,
 C tokens or neurons that the weights have of each kind.
 """
 
@@ -26,6 +26,8 @@ _EXCERPTS = {
     "tables.pairs": "I32 P 2",
     "tables.token_counts": "I64 V",
     "tables.pair_counts": "I64 P",
+    "tables.situations": "I32 Z",
+    "tables.situation_counts": "I64 Z",
 }
 
 _SITE = {
@@ -43,7 +45,13 @@ _SITE = {
     "histogram.excerpts": "I32 F H D",
     "tables.tokens": "F32 V F",
     "tables.pairs": "F32 P F",
+    "tables.situations": "F32 Z F",
 }
+
+ADDED = ("tables.situations", "tables.situation_counts")
+"""Those that files up to schema 4 lack."""
+
+_WITH_SITUATIONS = 5
 
 _TOKENS = {"tokens": "I32 F 2 C", "values": "F32 F 2 C", "spread": "F32 F"}
 _NEURONS = {"neurons": "I32 F C 2", "cosines": "F32 F C"}
@@ -57,20 +65,31 @@ _NO_ID = -1
 # The least that values of an array of whole numbers may be; excerpts' ids have an end too.
 _LEAST = {
     "tokens": 0, "tables.tokens": 0, "tables.pairs": 0, "tables.token_counts": 0,
-    "tables.pair_counts": 0, "vocabulary.ends": 0, "positive": 0, "histogram": 0,
+    "tables.pair_counts": 0, "tables.situations": 0, "tables.situation_counts": 0,
+    "vocabulary.ends": 0, "positive": 0, "histogram": 0,
     "top.ids": _NO_ID, "bottom.ids": _NO_ID, "random.ids": _NO_ID, "histogram.excerpts": _NO_ID,
 }  # fmt: skip
 
 
-def check_excerpts(file: ArrayFile, excerpts: int, tokens: int) -> None:
+def check_excerpts(file: ArrayFile, excerpts: int, tokens: int, schema: int) -> None:
     """Raise RunError unless `excerpts.safetensors` has what it must, for S and T."""
-    _check(file, _EXCERPTS, {"S": excerpts, "T": tokens})
+    _check(file, _of_schema(_EXCERPTS, schema), {"S": excerpts, "T": tokens})
 
 
-def check_site(file: ArrayFile, units: int, tokens: int, table_rows: tuple[int, int]) -> None:
-    """Raise RunError unless a site's file has what it must, for F, T, and V and P."""
-    rows, pairs = table_rows
-    _check(file, _SITE, {"F": units, "T": tokens, "V": rows, "P": pairs, "H": BINS, "M": MOMENTS})
+def check_site(
+    file: ArrayFile, units: int, tokens: int, table_rows: tuple[int, int, int], schema: int
+) -> None:
+    """Raise RunError unless a site's file has what it must, for F, T, and V, P and Z."""
+    sizes = dict(zip("VPZ", table_rows, strict=True))
+    sizes |= {"F": units, "T": tokens, "H": BINS, "M": MOMENTS}
+    _check(file, _of_schema(_SITE, schema), sizes)
+
+
+def _of_schema(expected: dict[str, str], schema: int) -> dict[str, str]:
+    """What files of a schema have."""
+    if schema >= _WITH_SITUATIONS:
+        return expected
+    return {name: described for name, described in expected.items() if name not in ADDED}
 
 
 def check_weights(

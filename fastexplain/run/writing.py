@@ -91,6 +91,8 @@ class RunWriter:
             "tables.pairs": tables.pairs,
             "tables.token_counts": tables.token_counts,
             "tables.pair_counts": tables.pair_counts,
+            "tables.situations": tables.situations,
+            "tables.situation_counts": tables.situation_counts,
         }
         self._write_arrays(EXCERPTS, arrays)
 

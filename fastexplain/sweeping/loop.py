@@ -36,6 +36,7 @@ from fastexplain.sweeping.prefetch import prefetched
 from fastexplain.sweeping.settings import TABLE_BYTES, Settings, check_settings, fuses
 from fastexplain.sweeping.summaries import Exemplars, kernel_device, kernel_dtype
 from fastexplain.text.corpus import Corpus
+from fastexplain.text.kinds import TokenKinds
 
 # Seconds between two checkpoints. SmolLM2's take about 2 GB and 3 s to write.
 _CHECKPOINT_SECONDS = 600.0
@@ -118,13 +119,18 @@ def _swept(
     """The sweep itself, once its settings are checked and the directory is its own."""
     layers = settings.layers
     fingerprint = subject.fingerprint()
-    tables = Tables.choose(corpus.tokens, skip=settings.skip, rows=settings.table_rows)
+    vocabulary = subject.token_bytes()
+    kinds = TokenKinds(vocabulary)
+    tables = Tables.choose(corpus.tokens, skip=settings.skip, rows=settings.table_rows, kinds=kinds)
     ids = np.arange(len(corpus), dtype=np.int32)
     random_ids = smallest_hashes(ids, settings.random, corpus.seed)
     checkpoints = Checkpoints(out, *identities(fingerprint, subject, corpus, settings))
     last = checkpoints.load(settings.batch_size) or empty_start(
         subject, corpus, settings, tables, random_ids
     )
+    if any(len(own.pair_sums) < tables.swept[1] for own in last.summaries.values()):
+        # A version before began this sweep, without situations; so does it end.
+        tables = tables.without_situations()
     settings = replace(settings, batch_size=last.batch_size)
     device = kernel_device(subject.device)
     size = sum(summary.nbytes for summary in last.summaries.values())
@@ -137,7 +143,7 @@ def _swept(
         exemplars = {
             layer: Exemplars(last.summaries.pop(layer), device) for layer in list(last.summaries)
         }
-        batches = batches_from(corpus, tables, settings, random_ids, last.done)
+        batches = batches_from(corpus, tables, kinds, settings, random_ids, last.done)
         done, started = last.done, time.perf_counter()
         saved = started
         for number, (token_ids, batch) in enumerate(prefetched(batches, device)):
@@ -160,10 +166,10 @@ def _swept(
         seconds = last.seconds + time.perf_counter() - started
 
     try:
-        writer.write_excerpts(corpus, tables, subject.token_bytes())
+        writer.write_excerpts(corpus, tables, vocabulary)
         for layer in layers:
             if layer in exemplars:
-                writer.write_site(str(layer), exemplars[layer].finalize())
+                writer.write_site(str(layer), exemplars[layer].finalize(tables.size[1]))
                 del exemplars[layer]
             else:
                 writer.take_site(str(layer), last.written)
@@ -202,7 +208,7 @@ def empty_start(
             top=settings.top_k,
             bottom=settings.top_k if settings.bottom else 0,
             random_ids=random_ids,
-            table_rows=tables.size,
+            table_rows=tables.swept,
             seed=corpus.seed,
         )
         for layer in settings.layers
@@ -215,7 +221,12 @@ def empty_start(
 
 
 def batches_from(
-    corpus: Corpus, tables: Tables, settings: Settings, random_ids: np.ndarray, done: int
+    corpus: Corpus,
+    tables: Tables,
+    kinds: TokenKinds,
+    settings: Settings,
+    random_ids: np.ndarray,
+    done: int,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Token ids `[B, T]` and the rest of each batch, in order of excerpts, from `done` on."""
     assert settings.batch_size is not None
@@ -229,7 +240,8 @@ def batches_from(
                 *tables.rows(token_ids),
                 skip=settings.skip,
                 random_ids=random_ids,
-                table_rows=tables.size,
+                table_rows=tables.swept,
+                situation_rows=tables.situation_rows(token_ids, settings.skip, kinds),
             ),
         )
 

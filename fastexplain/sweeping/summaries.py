@@ -85,8 +85,12 @@ class Exemplars:
         """What is kept so far, in host memory; waits for the device."""
         return on_host(self._summary)
 
-    def finalize(self) -> dict[str, np.ndarray]:
-        """The layer's file: arrays by name, exemplars in order, best first."""
+    def finalize(self, pairs: int) -> dict[str, np.ndarray]:
+        """The layer's file: arrays by name, exemplars in order, best first.
+
+        Args:
+            pairs: rows of the second table that are pairs'; those behind are situations'.
+        """
         summary = self.summary()
         arrays = {
             "random.ids": summary.random_ids,
@@ -98,7 +102,8 @@ class Exemplars:
             "histogram": summary.histogram,
             "histogram.excerpts": np.moveaxis(summary.histogram_ids, 0, -1),
             "tables.tokens": summary.token_sums,
-            "tables.pairs": summary.pair_sums,
+            "tables.pairs": summary.pair_sums[:pairs],
+            "tables.situations": summary.pair_sums[pairs:],
         }
         for end in ("top", "bottom"):
             keys, ids, acts = (

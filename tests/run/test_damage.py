@@ -426,4 +426,4 @@ def test_no_flipped_bit_of_the_database_changes_what_is_read(copied: Path) -> No
 def test_one_neuron_is_predicted_from_verified_values(copied: Path) -> None:
     run = open_run(copied)
     assert len(simulate_by_lookup(run, run.neuron("0:3"))) > 0
-    assert fastexplain.open_run(copied).manifest["schema"] == 4
+    assert fastexplain.open_run(copied).manifest["schema"] == 5

@@ -42,8 +42,8 @@ def test_a_run_of_schema_1_is_read() -> None:
 
 def test_a_run_of_another_schema_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((FORMER / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"schema": 5}))
-    with pytest.raises(RunError, match="schema 5"):
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"schema": 6}))
+    with pytest.raises(RunError, match="schema 6"):
         fastexplain.open_run(tmp_path)
 
 

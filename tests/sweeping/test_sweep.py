@@ -303,7 +303,7 @@ def test_nearly_constant_neurons_have_no_higher_moments(tmp_path) -> None:
     corpus = Corpus.from_excerpts(rows + 1)
     writer = RunWriter(tmp_path / "run")
     writer.write_excerpts(corpus, Tables.choose(corpus.tokens, skip=1, rows=0), [b"a"])
-    writer.write_site("0", Exemplars(summary, torch.device("cpu")).finalize())
+    writer.write_site("0", Exemplars(summary, torch.device("cpu")).finalize(0))
     writer.write_manifest(
         {
             "subject": {"name": "none"},
