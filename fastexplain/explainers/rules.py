@@ -1,0 +1,181 @@
+"""The rule explainer: what drives a neuron in a short phrase, without a language model.
+
+A rule is a default and up to four terms, such as "a digit after an opening bracket", each with a
+value that it adds. All are estimated for all neurons of a layer at once from the sweep's tables
+(`kernels/cpu/rules.py`), without the neuron's test and validation excerpts; so the rule is a
+simulator of its own and has a held-out score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastexplain.explainers.features import Features
+from fastexplain.explainers.lookup import layer_tables, split_excerpts
+from fastexplain.kernels.cpu.rules import feature_sums, grow, predict
+from fastexplain.records import CORRELATION, ExplanationRow, NeuronId, Scores
+from fastexplain.run.agreement import Agreement, Means, agreement
+from fastexplain.run.directory import Run
+
+METHOD = "rule"
+VERSION = "rule-1"
+
+TERMS = 4
+"""Of a rule at the most."""
+
+_NOTHING = "nothing: no class of tokens that drives it more than others"
+_MEASURES = (CORRELATION,)
+_LITTLE = 0.25  # of what holds around an exception: with less the rule says "not"
+
+
+class Rules(NamedTuple):
+    """Rules of F neurons; see `kernels.cpu.rules.grow`."""
+
+    chosen: np.ndarray
+    values: np.ndarray
+    default: np.ndarray
+    counts: np.ndarray
+    means: np.ndarray
+
+
+def grow_rules(run: Run, layer: int, features: Features) -> Rules:
+    """The rules of a layer's neurons, without their test and validation excerpts.
+
+    Raises:
+        RunError: the sweep kept no tables.
+    """
+    tables = layer_tables(run, layer)
+    positive, count = tables.positive_sums, tables.count
+    parts = [tables.token_sums, tables.pair_sums]
+    if len(run.tables.situations):
+        parts.append(run.array(layer, "tables.situations"))
+    sums = np.zeros((len(features.phrases), len(positive)))
+    begin = 0
+    for part in parts:
+        rows = features.rows[begin : begin + len(part)]
+        feature_sums(part, rows, features.starts, features.members, sums)
+        begin += len(part)
+    ids, activations, _ = split_excerpts(run, layer)
+    others, other_activations, _ = split_excerpts(run, layer, split="validation")
+    others[(others[:, :, None] == ids[:, None, :]).any(axis=2)] = -1
+    held = np.concatenate([ids, others], axis=1)
+    acts = np.concatenate([activations, other_activations], axis=1)[:, :, run.skip :]
+    return Rules(
+        *grow(
+            np.ascontiguousarray(sums.T), positive, count, features.counts, features.shared,
+            features.token_of, features.first_pair, held, np.ascontiguousarray(acts),
+            features.known, features.starts, features.members, TERMS,
+        )
+    )  # fmt: skip
+
+
+def predict_rules(rules: Rules, features: Features, excerpts: np.ndarray) -> np.ndarray:
+    """What rules say of excerpts, int32 `[F, E]` with -1 for none: float32 `[F, E, counted]`."""
+    return predict(
+        rules.chosen, rules.values, rules.default, excerpts,
+        features.keys, features.starts, features.members,
+    )  # fmt: skip
+
+
+def explain_by_rules(run: Run) -> Iterator[list[ExplanationRow]]:
+    """Explain and score every neuron of a run, layer by layer, a row a neuron; stores nothing.
+
+    A row's `data` are its terms, strongest first: `term` (the phrase), `value` (what it adds),
+    `mean` (of max(activation, 0) there) and `count` (the counted tokens that both rest on, held-out
+    excerpts left out). Its `parameters` have the `default`.
+
+    Raises:
+        RunError: the sweep kept no tables.
+    """
+    for rows, _, _ in _layers(run):
+        yield rows
+
+
+def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], np.ndarray]]:
+    """By layer the explanations, what their scores are from, and which excerpts are top ones."""
+    if run.layers:
+        layer_tables(run, run.layers[0], slice(0, 1))  # raises before features are made of none
+    features = Features(run)
+    for layer in run.layers:
+        rules = grow_rules(run, layer, features)
+        ids, activations, top = split_excerpts(run, layer)
+        simulated = predict_rules(rules, features, ids)
+        found = agreement(activations[:, :, run.skip :], simulated, top)
+        rows = [
+            ExplanationRow(
+                NeuronId(layer, index),
+                METHOD,
+                METHOD,
+                VERSION,
+                text_of(rules, features, index),
+                data=_terms(rules, features, index),
+                parameters={"default": float(rules.default[index])},
+                scores=Scores.of([m for each in found for m in each.measured(index, _MEASURES)]),
+            )
+            for index in range(len(rules.default))
+        ]
+        yield rows, found, top
+
+
+def _terms(rules: Rules, features: Features, neuron: int) -> list[dict[str, Any]]:
+    return [
+        {"term": features.phrases[feature], "value": value, "mean": mean, "count": count}
+        for feature, value, mean, count in zip(
+            *(own[neuron].tolist() for own in (rules.chosen, rules.values, rules.means,
+                                               rules.counts)),
+            strict=True,
+        )
+        if feature >= 0
+    ]  # fmt: skip
+
+
+def text_of(rules: Rules, features: Features, neuron: int) -> str:
+    """A neuron's rule as a phrase: what raises it, strongest part first, then exceptions."""
+    chosen = [int(f) for f in rules.chosen[neuron] if f >= 0]
+    if not chosen:
+        return _NOTHING
+    values = rules.values[neuron]
+    raising: list[str] = []
+    lowering: list[str] = []
+    for place, feature in enumerate(chosen):
+        phrase = features.phrases[feature]
+        around = [
+            other
+            for other in range(len(chosen))
+            if other != place and values[other] > 0 and features.inside(feature, chosen[other])
+        ]
+        if values[place] > 0:
+            raising.append(f"above all {phrase}" if around and raising else phrase)
+        elif around:
+            before = rules.default[neuron] + sum(values[other] for other in around)
+            little = before + values[place] < _LITTLE * before
+            lowering.append(f"{'not' if little else 'less'} {phrase}")
+        else:
+            lowering.append(f"less {phrase}")
+    return ", but ".join(part for part in ("; ".join(raising), ", ".join(lowering)) if part)
+
+
+def store_rules(run: Run, progress: Callable[[int], None] | None = None) -> int:
+    """Explain every neuron of a run by a rule and store it in the run; returns the neurons.
+
+    Former rules are replaced.
+
+    Args:
+        progress: called with the number of layers done, after each.
+
+    Raises:
+        RunError: the sweep kept no tables, or the database can't be written.
+    """
+    neurons, means = 0, Means()
+    with run.database() as database:
+        for done, (layer, found, top) in enumerate(_layers(run), start=1):
+            database.add_explanations(layer)
+            means.add(layer[0].neuron.site if layer else "", found, top)
+            neurons += len(layer)
+            if progress is not None:
+                progress(done)
+        database.add_means(METHOD, CORRELATION, means.rows(_MEASURES))
+    return neurons

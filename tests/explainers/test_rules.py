@@ -1,0 +1,181 @@
+"""Rules, on neurons whose rule is known: each class and each situation is found and worded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastexplain import Corpus, Run, open_run
+from fastexplain.errors import RunError
+from fastexplain.explainers.rules import TERMS, explain_by_rules, store_rules
+from fastexplain.kernels import capture
+from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
+from fastexplain.run.tables import Tables
+from fastexplain.run.writing import RunWriter
+from fastexplain.sweeping.summaries import Exemplars
+from fastexplain.text.kinds import TokenKinds
+
+WORDS = [
+    " not", "Not", " NOT", " sort", " sorts", " sorting", " river", " stone", " the", " a", " and",
+    " in", " Anna", " Bob", " Paris", " Rome", " NASA", " USA", "ing", "ed", "3", "7", "12", "845",
+    "(", "[", ")", "]", '"', ".", ",", ";", "\n", "  ", " слово", " word", " moon", " bright",
+    " def", "über",
+]  # fmt: skip
+EXCERPTS, LENGTH = 500, 64
+
+Condition = Callable[[Sequence[str], int], bool]
+
+
+def second_name(texts: Sequence[str], t: int) -> bool:
+    return (
+        texts[t] in (" Anna", " Bob", " Paris", " Rome", "Not") and texts[:t].count(texts[t]) == 1
+    )
+
+
+def in_brackets(texts: Sequence[str], t: int) -> bool:
+    depth = 0
+    for text in texts[:t]:
+        depth = max(depth + (text in "([") - (text in ")]"), 0)
+    return depth > 0 and texts[t] not in ")]"
+
+
+def repeats(texts: Sequence[str], t: int) -> bool:
+    places = [j for j in range(t - 1) if texts[j] == texts[t - 1]]
+    return bool(places) and texts[places[-1] + 1] == texts[t]
+
+
+PLANTED: dict[str, Condition] = {
+    "a number": lambda x, t: x[t].isdigit(),
+    "forms of the word 'not'": lambda x, t: x[t].strip().lower() == "not",
+    "forms of the word 'sort'": lambda x, t: x[t].startswith(" sort"),
+    "letters in capitals": lambda x, t: x[t] in (" NASA", " USA", " NOT"),
+    "a bracket": lambda x, t: x[t] in "()[]",
+    "an opening bracket": lambda x, t: x[t] in "([",
+    "' river'": lambda x, t: x[t] == " river",
+    "' moon' after ' bright'": lambda x, t: x[t - 1 : t + 1] == [" bright", " moon"],
+    "any token after ' the'": lambda x, t: t > 0 and x[t - 1] == " the",
+    "a number after an opening bracket": lambda x, t: (
+        t > 0 and x[t].isdigit() and x[t - 1] in "(["
+    ),
+    "the second time that a capitalised word appears": second_name,
+    "any token that follows what it followed last time": repeats,
+    "any token at the very start of the text": lambda x, t: t == 1,
+    "any token in the first eighth of the text": lambda x, t: t < LENGTH // 8,
+    "any token inside brackets": in_brackets,
+    "any token inside double quotation marks": lambda x, t: x[:t].count('"') % 2 == 1,
+    "any token at the start of a line": lambda x, t: t > 0 and (
+        x[t - 1] == "\n" or (t > 1 and x[t - 1] == "  " and "".join(x[:t]).rstrip(" ")[-1:] == "\n")
+    ),
+    "a number, but not '7'": lambda x, t: x[t].isdigit() and x[t] != "7",
+}  # fmt: skip
+
+
+def write_run(out: Path, *, kinds: TokenKinds | None, rows: int = 5000) -> Run:
+    """Activations of planted neurons, and one of pure noise, folded and written as a sweep does."""
+    rng = np.random.default_rng(0)
+    token_ids = rng.integers(0, len(WORDS), (EXCERPTS, LENGTH)).astype(np.int32)
+    # Some phrases come again, so that there is something to repeat.
+    token_ids[:, 40:44] = token_ids[:, 20:24]
+    texts = [[WORDS[id_] for id_ in own] for own in token_ids]
+    fires = [
+        [[condition(own, t) for condition in PLANTED.values()] + [False] for t in range(LENGTH)]
+        for own in texts
+    ]
+    acts = 2 * np.array(fires, np.float32)
+    acts += 0.1 * rng.standard_normal(acts.shape, dtype=np.float32)
+    tables = Tables.choose(token_ids, skip=1, rows=rows, kinds=kinds)
+    ids = np.arange(EXCERPTS, dtype=np.int32)
+    random_ids = smallest_hashes(ids, 25, 0)
+    summary = Summary.empty(
+        acts.shape[2], LENGTH, np.dtype(np.float32), top=20, bottom=0, random_ids=random_ids,
+        table_rows=tables.swept, seed=0,
+    )  # fmt: skip
+    for start in range(0, EXCERPTS, 100):
+        own = slice(start, start + 100)
+        batch = Batch.make(
+            ids[own], *tables.rows(token_ids[own]), skip=1, random_ids=random_ids,
+            table_rows=tables.swept,
+            situation_rows=(
+                None if kinds is None else tables.situation_rows(token_ids[own], 1, kinds)
+            ),
+        )  # fmt: skip
+        capture(np.ascontiguousarray(acts[own]), batch, summary)
+    corpus = Corpus.from_excerpts(token_ids)
+    with RunWriter(out) as writer:
+        writer.write_excerpts(corpus, tables, [word.encode() for word in WORDS])
+        kept = Exemplars(summary, torch.device("cpu"))
+        writer.write_site("0", kept.finalize(tables.size[1]))
+        counted = EXCERPTS * (LENGTH - 1)
+        site = {"name": "0", "kind": "mlp", "units": acts.shape[2], "counted_tokens": counted}
+        writer.write_manifest(
+            {
+                "subject": {"name": "planted"},
+                "settings": {"skip": 1, "table_rows": rows},
+                "sites": [site],
+                "sweep": {
+                    "neurons": acts.shape[2], "excerpts": EXCERPTS, "tokens": EXCERPTS * LENGTH,
+                    "seconds": 1.0, "tokens_per_second": 1.0,
+                },
+            }
+        )  # fmt: skip
+    return open_run(out)
+
+
+@pytest.fixture(scope="module")
+def ruled(tmp_path_factory) -> Run:
+    kinds = TokenKinds([word.encode() for word in WORDS])
+    return write_run(tmp_path_factory.mktemp("ruled") / "run", kinds=kinds)
+
+
+@pytest.fixture(scope="module")
+def rules(ruled):
+    [rows] = explain_by_rules(ruled)
+    return dict(zip([*PLANTED, "noise"], rows, strict=True))
+
+
+@pytest.mark.parametrize("rule", PLANTED)
+def test_a_planted_rule_is_found_and_worded(rules, rule: str) -> None:
+    row = rules[rule]
+    assert row.text == rule
+    assert row.scores.top_and_random > 0.9
+    assert (row.method, row.model, row.version) == ("rule", "rule", "rule-1")
+
+
+def test_terms_have_their_means_and_counts(rules) -> None:
+    [term] = rules["a number"].data
+    assert term["term"] == "a number" and term["count"] > 1000
+    # Of noise around 0 with deviation 0.1 the positive part has the mean 0.04.
+    assert term["mean"] == pytest.approx(2, abs=0.05)
+    assert rules["a number"].parameters["default"] == pytest.approx(0.04, abs=0.02)
+    assert term["value"] == pytest.approx(1.96, abs=0.05)
+    assert len(rules["noise"].data) <= TERMS
+
+
+def test_a_neuron_of_noise_scores_about_0(rules) -> None:
+    """Rules are chosen and estimated without the excerpts that score them."""
+    assert abs(rules["noise"].scores.top_and_random) < 0.12
+
+
+def test_rules_are_stored_beside_the_lookup_and_found_again(ruled) -> None:
+    assert store_rules(ruled) == store_rules(ruled) == len(PLANTED) + 1
+    with ruled.database(read_only=True) as database:
+        assert database.explained("rule", "rule-1") == len(PLANTED) + 1
+        [mean] = [m for m in database.means("rule") if (m.site, m.split) == ("", "top_and_random")]
+        assert mean.value > 0.85
+
+
+def test_a_run_without_situations_has_rules_of_tokens(tmp_path) -> None:
+    [rows] = explain_by_rules(write_run(tmp_path / "run", kinds=None))
+    found = [row.text for row in rows]
+    assert found[: len(PLANTED)].count("any token inside brackets") == 0
+    assert found[0] == "a number"
+
+
+def test_a_run_without_tables_has_no_rules(tmp_path) -> None:
+    run = write_run(tmp_path / "run", kinds=None, rows=0)
+    with pytest.raises(RunError, match="has no tables"):
+        list(explain_by_rules(run))
