@@ -335,6 +335,7 @@ def _print_explained(
     Without a version they are of any.
     """
     method, explainer, version = asked
+    made_by = {(method, explainer), *([("rule", "rule")] if method == "lookup" else [])}
     best = not neurons or (len(neurons) > _SHOWN and not as_json)
     with run.database() as database:
         if best:
@@ -344,7 +345,7 @@ def _print_explained(
                 row
                 for neuron in neurons
                 for row in database.explanations(neuron)
-                if (row.method, row.model) == (method, explainer) and version in (None, row.version)
+                if (row.method, row.model) in made_by and version in (None, row.version)
             ]
     undefined = f"None of the {len(neurons):,} neurons has a score that is defined."
     print_rows(

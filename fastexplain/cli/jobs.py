@@ -13,6 +13,7 @@ from fastexplain.bench.geometries import random_subject
 from fastexplain.cli.terminal import interrupts, messages, print_line, progress, working
 from fastexplain.errors import RunError
 from fastexplain.explainers.lookup import lookup_is_stored, store_lookup
+from fastexplain.explainers.rules import rules_are_stored, store_rules
 from fastexplain.report.figures import run_figures
 from fastexplain.report.pages import write_report as write_pages
 from fastexplain.run.directory import Run
@@ -110,10 +111,14 @@ def run_bench(
 
 
 def explain_by_lookup(run: Run, *, fresh: bool = False) -> None:
-    """Explain every neuron by lookup, unless that was done and is not wanted `fresh`."""
-    if fresh or not lookup_is_stored(run):
-        with progress("Explaining by lookup", len(run.layers)) as advance:
-            store_lookup(run, advance)
+    """Explain every neuron by lookup and by a rule, where that wasn't done or is wanted `fresh`."""
+    for what, is_stored, store in (
+        ("lookup", lookup_is_stored, store_lookup),
+        ("rules", rules_are_stored, store_rules),
+    ):
+        if fresh or not is_stored(run):
+            with progress(f"Explaining by {what}", len(run.layers)) as advance:
+                store(run, advance)
 
 
 def write_report(run: Run, directory: Path) -> tuple[dict[str, Any], list[Path]]:

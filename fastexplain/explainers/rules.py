@@ -3,7 +3,9 @@
 A rule is a default and up to four terms, such as "a digit after an opening bracket", each with a
 value that it adds. All are estimated for all neurons of a layer at once from the sweep's tables
 (`kernels/cpu/rules.py`), without the neuron's test and validation excerpts; so the rule is a
-simulator of its own and has a held-out score.
+simulator of its own and has a held-out score. Where it predicts the validation excerpts better
+than a list of the lookup explanation's length that is chosen without these too, it comes first of
+the neuron's explanations.
 """
 
 from __future__ import annotations
@@ -14,8 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastexplain.explainers.features import Features
+from fastexplain.explainers.lists import ENTRIES, choose_lists, second_rows, shortened
 from fastexplain.explainers.lookup import layer_tables, split_excerpts
+from fastexplain.kernels import excerpt_sums, measures
 from fastexplain.kernels.cpu.rules import feature_sums, grow, predict
+from fastexplain.kernels.measuring import MEASURES
+from fastexplain.kernels.summary import HeldOut, LookupTables
 from fastexplain.records import CORRELATION, ExplanationRow, NeuronId, Scores
 from fastexplain.run.agreement import Agreement, Means, agreement
 from fastexplain.run.directory import Run
@@ -41,13 +47,35 @@ class Rules(NamedTuple):
     means: np.ndarray
 
 
-def grow_rules(run: Run, layer: int, features: Features) -> Rules:
-    """The rules of a layer's neurons, without their test and validation excerpts.
+class Held(NamedTuple):
+    """What rules are grown without: excerpts of the test and then of the validation split.
 
-    Raises:
-        RunError: the sweep kept no tables.
+    Attributes:
+        ids: int32 `[F, E]`, no excerpt twice for a neuron; -1 for none.
+        activations: float32 `[F, E, tokens]`.
+        top: bool `[F, E]`.
+        tests: how many of E are of the test split.
     """
-    tables = layer_tables(run, layer)
+
+    ids: np.ndarray
+    activations: np.ndarray
+    top: np.ndarray
+    tests: int
+
+
+def held_excerpts(run: Run, layer: int) -> Held:
+    """A layer's excerpts of both splits; of the validation's those that are no test's."""
+    test = split_excerpts(run, layer)
+    validation = split_excerpts(run, layer, split="validation")
+    validation[0][(validation[0][:, :, None] == test[0][:, None, :]).any(axis=2)] = -1
+    ids, activations, top = (
+        np.concatenate(each, axis=1) for each in zip(test, validation, strict=True)
+    )
+    return Held(ids, activations, top, test[0].shape[1])
+
+
+def grow_rules(run: Run, layer: int, tables: LookupTables, held: Held, features: Features) -> Rules:
+    """The rules of a layer's neurons, without their test and validation excerpts."""
     positive, count = tables.positive_sums, tables.count
     parts = [tables.token_sums, tables.pair_sums]
     if len(run.tables.situations):
@@ -58,15 +86,11 @@ def grow_rules(run: Run, layer: int, features: Features) -> Rules:
         rows = features.rows[begin : begin + len(part)]
         feature_sums(part, rows, features.starts, features.members, sums)
         begin += len(part)
-    ids, activations, _ = split_excerpts(run, layer)
-    others, other_activations, _ = split_excerpts(run, layer, split="validation")
-    others[(others[:, :, None] == ids[:, None, :]).any(axis=2)] = -1
-    held = np.concatenate([ids, others], axis=1)
-    acts = np.concatenate([activations, other_activations], axis=1)[:, :, run.skip :]
     return Rules(
         *grow(
             np.ascontiguousarray(sums.T), positive, count, features.counts, features.shared,
-            features.token_of, features.first_pair, held, np.ascontiguousarray(acts),
+            features.token_of, features.first_pair,
+            held.ids, np.ascontiguousarray(held.activations[:, :, run.skip :]),
             features.known, features.starts, features.members, TERMS,
         )
     )  # fmt: skip
@@ -85,7 +109,7 @@ def explain_by_rules(run: Run) -> Iterator[list[ExplanationRow]]:
 
     A row's `data` are its terms, strongest first: `term` (the phrase), `value` (what it adds),
     `mean` (of max(activation, 0) there) and `count` (the counted tokens that both rest on, held-out
-    excerpts left out). Its `parameters` have the `default`.
+    excerpts left out). Its `parameters` have the `default`, and whether it comes `first`.
 
     Raises:
         RunError: the sweep kept no tables.
@@ -98,13 +122,24 @@ def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], n
     """By layer the explanations, what their scores are from, and which excerpts are top ones."""
     if run.layers:
         layer_tables(run, run.layers[0], slice(0, 1))  # raises before features are made of none
-    features = Features(run)
+    features, rows, second = Features(run), run.tables.rows(run.excerpts), second_rows(run.tables)
     for layer in run.layers:
-        rules = grow_rules(run, layer, features)
-        ids, activations, top = split_excerpts(run, layer)
-        simulated = predict_rules(rules, features, ids)
-        found = agreement(activations[:, :, run.skip :], simulated, top)
-        rows = [
+        tables, held = layer_tables(run, layer), held_excerpts(run, layer)
+        rules = grow_rules(run, layer, tables, held, features)
+        true, tests = held.activations[:, :, run.skip :], held.tests
+        simulated = predict_rules(rules, features, held.ids)
+        found = agreement(true[:, :tests], simulated[:, :tests], held.top[:, :tests])
+
+        excerpts = HeldOut(held.ids, held.activations, *rows, run.skip)
+        lists = shortened(choose_lists(tables, excerpts, second, ENTRIES), ENTRIES)
+        listed = lists.predict(excerpts, tables)[:, tests:, run.skip :]
+        by_rule, by_list = (
+            measures(excerpt_sums(true[:, tests:], own))[:, MEASURES.index(CORRELATION)]
+            for own in (simulated[:, tests:], listed)
+        )
+        # An undefined correlation, which is NaN, is no better than another.
+        first = (by_rule > by_list) | (~np.isnan(by_rule) & np.isnan(by_list))
+        explained = [
             ExplanationRow(
                 NeuronId(layer, index),
                 METHOD,
@@ -112,12 +147,12 @@ def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], n
                 VERSION,
                 text_of(rules, features, index),
                 data=_terms(rules, features, index),
-                parameters={"default": float(rules.default[index])},
+                parameters={"default": float(rules.default[index]), "first": bool(first[index])},
                 scores=Scores.of([m for each in found for m in each.measured(index, _MEASURES)]),
             )
             for index in range(len(rules.default))
         ]
-        yield rows, found, top
+        yield explained, found, held.top[:, :tests]
 
 
 def _terms(rules: Rules, features: Features, neuron: int) -> list[dict[str, Any]]:
@@ -179,3 +214,9 @@ def store_rules(run: Run, progress: Callable[[int], None] | None = None) -> int:
                 progress(done)
         database.add_means(METHOD, CORRELATION, means.rows(_MEASURES))
     return neurons
+
+
+def rules_are_stored(run: Run) -> bool:
+    """Whether `store_rules` was done. Raises RunError if the database can't be read."""
+    with run.database(read_only=True) as database:
+        return database.explained(METHOD, VERSION) == run.manifest["sweep"]["neurons"]

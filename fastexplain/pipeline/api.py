@@ -20,6 +20,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import METHOD, VERSION, lookup_is_stored, store_lookup
+from fastexplain.explainers.rules import rules_are_stored, store_rules
 from fastexplain.notebook import table_html
 from fastexplain.pipeline import explaining
 from fastexplain.pipeline.models import Model, Settings
@@ -317,10 +318,13 @@ def _run_in_thread(coroutine: Coroutine[Any, Any, _T]) -> _T:
 async def _by_lookup(
     run: Run, neurons: list[NeuronId], *, fresh: bool, progress: bool | Report
 ) -> Explained:
-    """Explain all by lookup, unless that was done and is not wanted `fresh`."""
+    """Explain all by lookup and by a rule, unless that was done and is not wanted `fresh`."""
     if fresh or not lookup_is_stored(run):
         with reported(progress, "Explaining by lookup", len(run.layers), "layers") as report:
             await asyncio.to_thread(store_lookup, run, report)
+    if fresh or not rules_are_stored(run):
+        with reported(progress, "Explaining by rules", len(run.layers), "layers") as report:
+            await asyncio.to_thread(store_rules, run, report)
     return Explained(
         METHOD, neurons, _stored(run, neurons, (METHOD, METHOD, None), (METHOD, VERSION))
     )

@@ -130,9 +130,7 @@ def score(
         for name, rows in found.items():
             database.add_means(METHOD, name, rows)
         lacking = sum(
-            index in wanted[layer]
-            for layer in wanted
-            for index in database.unsimulated(str(layer), METHOD)
+            index in wanted[layer] for layer in wanted for index in database.unsimulated(str(layer))
         )
     return Scored(scored, lacking, [row for rows in found.values() for row in rows])
 

@@ -25,6 +25,9 @@ from fastexplain.records import (
 from fastexplain.run.connections import Connections
 from fastexplain.run.rows import whole
 
+# The methods that need no language model, and predict activations themselves.
+_FREE = "('lookup', 'rule')"
+
 _SPLITS = ("random_only", "top_and_random", "top_only")
 
 # The scores by which explanations are listed; they stand as s beside an explanation e. Those of a
@@ -108,14 +111,17 @@ class Reading(Connections):
             ]
 
     def explanations(self, neuron: NeuronId) -> list[StoredExplanation]:
-        """All explanations of a neuron, lookup first, then newest first.
+        """All explanations of a neuron: lookup and rule, the better one first, then newest first.
+
+        A rule says itself whether it is better than the list; see `explainers/rules.py`.
 
         One whose simulations were scored in several ways, by simulator, mode or readout, comes once
         for each.
         """
         return self._read(
             "WHERE e.site = ? AND e.unit = ? "
-            "ORDER BY e.method = 'lookup' DESC, e.id DESC, s.judge, s.version",
+            "ORDER BY e.method = 'rule' AND json_extract(e.parameters, '$.first') DESC, "
+            "e.method = 'lookup' DESC, e.method = 'rule' DESC, e.id DESC, s.judge, s.version",
             (neuron.site, neuron.index),
         )
 
@@ -221,7 +227,7 @@ class Reading(Connections):
         """The correlations of a layer's MLP neurons, oldest first, so that the last one counts.
 
         Args:
-            lookup: of explanations by lookup; else of those by other methods.
+            lookup: of explanations by lookup; else of those by other methods than this and rules.
             text: of lookup those of the text, not of the table.
 
         Returns:
@@ -231,9 +237,10 @@ class Reading(Connections):
         return self.query(
             f"""SELECT e.unit, s.value, {_OTHER.format("value", "random_only")}
             FROM explanations e LEFT JOIN {_TEXTS if text else _HEADLINES}
-            WHERE e.site = ? AND (e.method = 'lookup') = ? AND e.text IS NOT NULL
+            WHERE e.site = ? AND e.method {"= 'lookup'" if lookup else f"NOT IN {_FREE}"}
+                AND e.text IS NOT NULL
             ORDER BY e.id, s.created, s.judge, s.version""",
-            (str(layer), lookup),
+            (str(layer),),
         )
 
     def correlations(self) -> list[tuple[str, str, int, float | None, float | None, float | None]]:
@@ -282,7 +289,7 @@ class Reading(Connections):
             rows = self.stored(
                 "explanations",
                 "text",
-                f"{condition} AND method <> 'lookup' AND text IS NOT NULL "
+                f"{condition} AND method NOT IN {_FREE} AND text IS NOT NULL "
                 "ORDER BY layer, site, unit, id DESC LIMIT 1",
                 values,
             )
@@ -325,13 +332,13 @@ class Reading(Connections):
             (site,),
         )
 
-    def unsimulated(self, site: str, free: str) -> list[int]:
-        """Indices of a site's explanations without any simulation, but for the method `free`."""
+    def unsimulated(self, site: str) -> list[int]:
+        """Indices of a site's explanations without any simulation, lookup and rules left out."""
         rows = self.query(
-            """SELECT e.unit FROM explanations e WHERE e.site = ? AND e.method != ?
+            f"""SELECT e.unit FROM explanations e WHERE e.site = ? AND e.method NOT IN {_FREE}
                 AND e.text IS NOT NULL AND NOT EXISTS (SELECT 1 FROM simulations
                 WHERE explanation = e.id AND activations IS NOT NULL)""",
-            (site, free),
+            (site,),
         )
         return [index for (index,) in rows]
 
