@@ -73,7 +73,7 @@ _LEAST = {
 
 def check_excerpts(file: ArrayFile, excerpts: int, tokens: int, schema: int) -> None:
     """Raise RunError unless `excerpts.safetensors` has what it must, for S and T."""
-    _check(file, _of_schema(_EXCERPTS, schema), {"S": excerpts, "T": tokens})
+    _check(file, _of_schema(file, _EXCERPTS, schema), {"S": excerpts, "T": tokens})
 
 
 def check_site(
@@ -82,14 +82,13 @@ def check_site(
     """Raise RunError unless a site's file has what it must, for F, T, and V, P and Z."""
     sizes = dict(zip("VPZ", table_rows, strict=True))
     sizes |= {"F": units, "T": tokens, "H": BINS, "M": MOMENTS}
-    _check(file, _of_schema(_SITE, schema), sizes)
+    _check(file, _of_schema(file, _SITE, schema), sizes)
 
 
-def _of_schema(expected: dict[str, str], schema: int) -> dict[str, str]:
-    """What files of a schema have."""
-    if schema >= _WITH_SITUATIONS:
-        return expected
-    return {name: described for name, described in expected.items() if name not in ADDED}
+def _of_schema(file: ArrayFile, expected: dict[str, str], schema: int) -> dict[str, str]:
+    """What a file has to hold by its schema, and what it holds beyond."""
+    lacks = set(ADDED) - set(file.arrays) if schema < _WITH_SITUATIONS else ()
+    return {name: described for name, described in expected.items() if name not in lacks}
 
 
 def check_weights(

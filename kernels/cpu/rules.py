@@ -34,6 +34,7 @@ SHRINK = 2.0
 LEAST = 0.04
 """Part of the explained variance that a further term must add."""
 
+_TIED = 1 + 1e-9
 _FEWEST = 3  # positions that a feature must have outside of the held-out excerpts
 
 
@@ -173,7 +174,7 @@ def grow(
             for f in range(features):
                 if d[f] > 0.5 and (count > 0 or r[f] > 0):
                     own_gain = r[f] * r[f] / (d[f] + SHRINK)
-                    if own_gain > gain:
+                    if own_gain > gain * _TIED:  # of equal sets the first has the best phrase
                         best, gain = f, own_gain
             if best < 0 or gain < LEAST * explained:
                 break
