@@ -96,12 +96,15 @@ def print_rows(
     title: str | None = None,
     otherwise: str | None = None,
     run: Run | None = None,
+    words: Run | None = None,
 ) -> None:
     """Print explanations as JSON or as a table; `otherwise` is what is said if there are none.
 
-    With the run that they are of, JSON has all of their scores, and judges' are printed too.
+    With the run that they are of, JSON has all of their scores, and judges' are printed too. With
+    `words`, the same run, pieces of words are printed in their words.
     """
     from fastexplain.cli.tables import explanations_table, judges_table
+    from fastexplain.report.entries import whole_words
     from fastexplain.report.neuron import explanation_data, explanations_data
 
     if as_json and run is not None:
@@ -109,7 +112,8 @@ def print_rows(
     elif as_json:
         print_json({"explanations": [explanation_data(row) for row in rows]})
     elif rows:
-        out.print(explanations_table(rows, title))
+        texts = {} if words is None else whole_words(words, rows)
+        out.print(explanations_table(rows, title, texts=texts))
         if run is not None and (table := judges_table(run, rows)):
             out.print(table)
     elif otherwise is not None:

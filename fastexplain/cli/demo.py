@@ -14,6 +14,7 @@ from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.baselines import SPLITS, neuron_baselines
 from fastexplain.pipeline.models import Model, Settings
 from fastexplain.records import CORRELATION, StoredExplanation
+from fastexplain.report.entries import whole_words
 from fastexplain.report.names import name_of
 from fastexplain.report.neuron import explanation_data
 from fastexplain.report.plots import check_matplotlib
@@ -61,6 +62,7 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
         settings = Settings(smollm2, smollm2, scorers=[CORRELATION, "mismatched"])
         requests.explain_by_model(opened, names, settings)
     with opened.database() as database:
+        texts = {mean.split: mean.value for mean in database.means("list") if not mean.site}
         rows = [
             row
             for best in chosen
@@ -73,12 +75,14 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
     mean_random = _mean([mean.random_only for mean in means])
     if show:
         title = "The best neuron by lookup in each of some layers"
-        out.print(explanations_table(rows, title, beside))
+        out.print(explanations_table(rows, title, beside, texts=whole_words(opened, rows)))
         example = chosen[-1].neuron if chosen else "5:131"
         lines = (
             f"All {sum(mean.scored for mean in means):,} neurons have a lookup explanation; mean "
             f"held-out correlation {score_text(mean_score)} on top and random excerpts, "
-            f"{score_text(mean_random)} on random ones.",
+            f"{score_text(mean_random)} on random ones; of their texts alone "
+            f"{score_text(texts.get('top_and_random'))} and "
+            f"{score_text(texts.get('random_only'))}.",
             "smollm2, with 135 million parameters, is a weak explainer and a weaker simulator: its "
             "scores show that the path works, not what it can do. A larger model, on any "
             "OpenAI-compatible server:",
@@ -96,6 +100,8 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
         "sweep": opened.manifest["sweep"],
         "lookup_mean_top_and_random": mean_score,
         "lookup_mean_random_only": mean_random,
+        "text_mean_top_and_random": texts.get("top_and_random"),
+        "text_mean_random_only": texts.get("random_only"),
         "layers": [mean._asdict() for mean in means],
         "explanations": [explanation_data(row) | {"baselines": beside[row.id]} for row in rows],
     }

@@ -39,10 +39,13 @@ if TYPE_CHECKING:
 _MANY = 1000
 # Of more explained neurons than these only the best are shown.
 _SHOWN = 50
+# Layers of which the best is shown, a line each.
+_LINES = 40
 
 # What `explain` takes that has a meaning for lookup too.
 _FOR_LOOKUP = {
     "run", "neurons", "explainer", "sample", "seed", "where", "fresh", "yes", "as_json",
+    "entries",
 }  # fmt: skip
 
 
@@ -134,6 +137,10 @@ def explain(
             metavar="CONDITION", help="Only neurons that meet this, as 'lookup_score < 0.3'."
         ),
     ] = None,
+    entries: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Entries of a lookup's text: 4, 8 (the default), 16 or 32."),
+    ] = None,
     concurrency: Concurrency = 64,
     requests_per_minute: Annotated[
         int | None, typer.Option(metavar="N", help="The server's limit on requests.")
@@ -182,11 +189,13 @@ def explain(
 
     opened = open_run(run)
     chosen = select_neurons(opened, neurons or [], sample=sample, seed=seed, where=where)
+    if entries is not None and explainer != "lookup":
+        raise UsageError("--entries is for lookup, the explainer that lists entries")
     if explainer == "lookup":
         _reject_model_options(context)
         from fastexplain.cli import jobs
 
-        jobs.explain_by_lookup(opened, fresh=fresh)
+        jobs.explain_by_lookup(opened, fresh=fresh, entries=entries)
         _print_explained(opened, chosen, ("lookup", explainer, None), as_json)
         return
 
@@ -330,16 +339,23 @@ def _confirm(neurons: int) -> None:
 def _print_explained(
     run: Run, neurons: list[NeuronId], asked: tuple[str, str, str | None], as_json: bool
 ) -> None:
-    """Print the explanations of neurons by a method, model and version; of very many the best.
+    """Print the explanations of neurons by a method, model and version.
 
-    Without a version they are of any.
+    Without a version they are of any. Of very many neurons the best of each layer is printed.
     """
+    from fastexplain.cli.tables import best_table
+    from fastexplain.report.entries import whole_words
+
     method, explainer, version = asked
     made_by = {(method, explainer), *([("rule", "rule")] if method == "lookup" else [])}
     best = not neurons or (len(neurons) > _SHOWN and not as_json)
     with run.database() as database:
         if best:
-            rows = database.best(10, method, model=explainer)
+            rows = [
+                row
+                for layer in _some(run.layers)
+                for row in database.best(1, method, layer=layer, model=explainer)
+            ]
         else:
             rows = [
                 row
@@ -347,11 +363,16 @@ def _print_explained(
                 for row in database.explanations(neuron)
                 if (row.method, row.model) in made_by and version in (None, row.version)
             ]
+    if best and rows and not as_json:
+        title = "The best of each layer, by its text's score on top and random excerpts"
+        out.print(best_table(rows, title, whole_words(run, rows)))
+        return
     undefined = f"None of the {len(neurons):,} neurons has a score that is defined."
-    print_rows(
-        rows,
-        as_json,
-        title="The best of them" if best else None,
-        otherwise=undefined if best and neurons else None,
-        run=run,
-    )
+    otherwise = undefined if best and neurons else None
+    print_rows(rows, as_json, otherwise=otherwise, run=run, words=run)
+
+
+def _some(layers: list[int]) -> list[int]:
+    """All layers, or as many as fit on a screen, spread evenly."""
+    count = min(len(layers), _LINES)
+    return [layers[place * len(layers) // count] for place in range(count)]

@@ -12,6 +12,7 @@ from fastexplain.bench import turns as bench
 from fastexplain.bench.geometries import random_subject
 from fastexplain.cli.terminal import interrupts, messages, print_line, progress, working
 from fastexplain.errors import RunError
+from fastexplain.explainers.lists import check_entries
 from fastexplain.explainers.lookup import lookup_is_stored, store_lookup
 from fastexplain.explainers.rules import rules_are_stored, store_rules
 from fastexplain.report.figures import run_figures
@@ -110,15 +111,20 @@ def run_bench(
     return result
 
 
-def explain_by_lookup(run: Run, *, fresh: bool = False) -> None:
-    """Explain every neuron by lookup and by a rule, where that wasn't done or is wanted `fresh`."""
-    for what, is_stored, store in (
-        ("lookup", lookup_is_stored, store_lookup),
-        ("rules", rules_are_stored, store_rules),
-    ):
-        if fresh or not is_stored(run):
-            with progress(f"Explaining by {what}", len(run.layers)) as advance:
-                store(run, advance)
+def explain_by_lookup(run: Run, *, fresh: bool = False, entries: int | None = None) -> None:
+    """Explain every neuron by lookup and by a rule, where that wasn't done or is wanted `fresh`.
+
+    Args:
+        entries: of a lookup's text, at most; as many as those have that are stored if None.
+    """
+    if entries is not None:
+        check_entries(entries)
+    if fresh or not lookup_is_stored(run, entries):
+        with progress("Explaining by lookup", len(run.layers)) as advance:
+            store_lookup(run, advance, entries=entries)
+    if fresh or not rules_are_stored(run):
+        with progress("Explaining by rules", len(run.layers)) as advance:
+            store_rules(run, advance)
 
 
 def write_report(run: Run, directory: Path) -> tuple[dict[str, Any], list[Path]]:

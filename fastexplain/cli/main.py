@@ -293,7 +293,8 @@ def top(
             there = f"there are {', '.join(methods)}" if methods else "nothing is explained yet"
             raise UsageError(f"nothing is explained by '{method}'; {there}")
         rows = database.best(limit, method, by, layer)
-    print_rows(rows, as_json, otherwise=f"Nothing is explained yet; run: fastexplain explain {run}")
+    nothing = f"Nothing is explained yet; run: fastexplain explain {run}"
+    print_rows(rows, as_json, otherwise=nothing, words=opened)
 
 
 app.command()(find)

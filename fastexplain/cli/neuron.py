@@ -6,9 +6,16 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from fastexplain.cli.tables import excerpt_text, explained_by, explanations_table, judges_table
+from fastexplain.cli.tables import (
+    entries_table,
+    excerpt_text,
+    explained_by,
+    explanations_table,
+    judges_table,
+)
 from fastexplain.cli.weights import weights_table
 from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
+from fastexplain.report.entries import shown_entries, whole_words
 from fastexplain.report.neuron import Simulated, explanations_of
 from fastexplain.run.directory import Run
 
@@ -23,7 +30,10 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
         f"from {found.minimum:.3g} to {found.maximum:.3g}"
     )
     if rows:
-        console.print(explanations_table(rows, intervals=True))
+        console.print(explanations_table(rows, intervals=True, texts=whole_words(run, rows)))
+        for row in (row for row in rows if row.text_scores is not None):
+            if entries := shown_entries(run, row):
+                console.print(entries_table(entries, row.parameters["default"]))
         if table := judges_table(run, rows):
             console.print(table)
     else:

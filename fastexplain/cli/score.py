@@ -43,7 +43,11 @@ def score(
             progress=advance,
         )
     if as_json:
-        print_json(asdict(found) | {"means": [mean._asdict() for mean in found.means]})
+        means = {
+            name: [mean._asdict() for mean in getattr(found, name)]
+            for name in ("means", "text_means")
+        }
+        print_json(asdict(found) | means)
         return
     lines = [f"{found.scored:,} explanations scored."]
     if found.lacking:
@@ -51,7 +55,8 @@ def score(
             f"{found.lacking:,} have no simulations: explain their neurons with a simulator."
         )
     out.print(" ".join(lines), markup=False)
-    if whole := [mean for mean in found.means if not mean.site]:
-        from fastexplain.cli.tables import means_table
+    from fastexplain.cli.tables import means_table
 
-        out.print(means_table(whole))
+    for means, of in ((found.text_means, "its texts"), (found.means, "its whole tables")):
+        if whole := [mean for mean in means if not mean.site]:
+            out.print(means_table(whole, of))

@@ -6,14 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from fastexplain.cli.terminal import visible
+from fastexplain.explainers.lists import mean_text
 from fastexplain.kernels import discretize
-from fastexplain.records import Mean, Measured, Scores, StoredExplanation
+from fastexplain.records import LIST, Mean, Measured, Scores, StoredExplanation
+from fastexplain.report.entries import ShownEntry
 from fastexplain.run.directory import Run
 from fastexplain.scorers.registry import JUDGES
 
@@ -61,9 +64,10 @@ def interval_text(value: float | None, low: float | None, high: float | None) ->
     return f"{score_text(value)} ({low:.2f} to {high:.2f})"
 
 
-def means_table(means: Sequence[Mean]) -> Table:
-    """Means over all neurons explained by lookup, with their intervals."""
-    table = Table(title="Means over neurons, by lookup", title_justify="left", header_style="bold")
+def means_table(means: Sequence[Mean], of: str) -> Table:
+    """Means over all neurons explained by lookup, with their intervals; `of` says what of it."""
+    title = f"Means over neurons, by lookup: {of}"
+    table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("measure", no_wrap=True)
     splits = list(dict.fromkeys(mean.split for mean in means))
     for split in splits:
@@ -87,40 +91,123 @@ def explanations_table(
     beside: Mapping[int, Mapping[str, float | None]] | None = None,
     *,
     intervals: bool = False,
+    texts: Mapping[int, str] | None = None,
 ) -> Table:
     """Neurons, explanations, scores, and how many top and random excerpts those rest on.
 
-    Scores that rest on too few of the tokens are marked by what they rest on. With `intervals` the
-    headline has the ends of its own.
+    A lookup explanation has two lines of scores: what its text predicts as it stands, and what its
+    whole table does. Scores that rest on too few of the tokens are marked by what they rest on.
+    With `intervals` the headline has the ends of its own.
 
     Args:
         beside: by the rows' ids, baselines over top and random excerpts by their names.
+        texts: by the rows' ids, what to show in place of an explanation's own text.
     """
     names = list(dict.fromkeys(name for own in (beside or {}).values() for name in own))
-    table = Table(title=title, title_justify="left", header_style="bold")
+    resting = {_resting(scores) for row in rows for _, scores in _scored(row)}
+    [same] = resting if len(resting) == 1 else [None]
+    table = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=same and f"Scores rest on {same} excerpts, top + random.",
+        caption_justify="left",
+    )
     table.add_column("neuron", no_wrap=True)
     table.add_column("explained by", no_wrap=True)
-    table.add_column("top and random", justify="right")
+    table.add_column("top and random", justify="right", min_width=20 if intervals else 7)
     for name in names:
         table.add_column(name, justify="right", style="dim")
     table.add_column("random", justify="right")
-    table.add_column("excerpts", max_width=16)
+    if not same:
+        table.add_column("excerpts", max_width=16)
     table.add_column("explanation", ratio=1)
     for row in rows:
-        scores = row.scores or Scores(None, None, None, 0, 0)
+        lines = _scored(row)
+        headlines = (
+            interval_text(s.top_and_random, *((s.low, s.high) if intervals else (None, None)))
+            for _, s in lines
+        )
+        text = (texts or {}).get(row.id) or row.text or f"failed: {row.failure}"
         table.add_row(
             str(row.neuron),
-            Text(visible(explained_by(row))),
-            interval_text(
-                scores.top_and_random, *((scores.low, scores.high) if intervals else (None, None))
-            ),
+            Text("\n".join(visible(name) for name, _ in lines)),
+            "\n".join(headlines),
             *(score_text((beside or {})[row.id].get(name)) for name in names),
-            score_text(scores.random_only),
-            f"{scores.excerpts_top} + {scores.excerpts_random}"
-            + (f", {scores.reason.partition(':')[0]}" if scores.reason else ""),
-            Text(_unbroken(visible(row.text or f"failed: {row.failure}"))),
+            "\n".join(score_text(scores.random_only) for _, scores in lines),
+            *([] if same else ["\n".join(_resting(scores) for _, scores in lines)]),
+            Text(_unbroken(visible(text))),
         )
     return table
+
+
+def best_table(rows: Sequence[StoredExplanation], title: str, texts: Mapping[int, str]) -> Table:
+    """One line for each explanation: both headline scores, and as much of the text as fits."""
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
+        padding=(0, 1, 0, 0), expand=True,
+    )  # fmt: skip
+    table.add_column("neuron", no_wrap=True)
+    table.add_column("text", justify="right")
+    tables = any(row.text_scores is not None for row in rows)
+    if tables:
+        table.add_column("table", justify="right")
+    table.add_column("explanation", ratio=1, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        scores = [scores.top_and_random for _, scores in _scored(row)]
+        scores = scores if len(scores) == 1 + tables else [None, *scores]
+        text = texts.get(row.id) or row.text or ""
+        table.add_row(
+            str(row.neuron), *map(score_text, scores), Text(_unbroken(visible(text)))
+        )  # fmt: skip
+    return table
+
+
+def entries_table(entries: Sequence[ShownEntry], default: float) -> Table:
+    """A list's entries, each with the tokens that it rests on and one place where it stands."""
+    table = Table(
+        title="What the text of lookup says", title_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("entry", max_width=30)
+    table.add_column("mean", justify="right")
+    table.add_column("count", justify="right")
+    table.add_column("where it stands", ratio=1)
+    table.add_column("from", no_wrap=True)
+    for entry in entries:
+        table.add_row(
+            Text(_unbroken(visible(entry.text))),
+            mean_text(entry.mean),
+            f"{entry.count:,}",
+            Text.assemble(
+                *(visible(part) for part in (entry.before, "«")),
+                (visible(entry.own), "bold"),
+                *(visible(part) for part in ("»", entry.after)),
+            )
+            if entry.source
+            else "",
+            entry.source,
+        )
+    table.add_row("anything else", mean_text(default), "", "", "")
+    return table
+
+
+def _scored(row: StoredExplanation) -> list[tuple[str, Scores]]:
+    """Who explained and what was scored of it, with the scores: first those of the text."""
+    scores = row.scores or Scores(None, None, None, 0, 0)
+    if row.text_scores is None:
+        return [(explained_by(row), scores)]
+    by = explained_by(row)
+    return [(f"{by}, text", row.text_scores), (f"{by}, table", scores)]
+
+
+def _resting(scores: Scores) -> str:
+    """How many top and random excerpts scores rest on, and of how much of them if not of all."""
+    lacking = f", {scores.reason.partition(':')[0]}" if scores.reason else ""
+    return f"{scores.excerpts_top} + {scores.excerpts_random}{lacking}"
 
 
 def judges_table(run: Run, explanations: Sequence[StoredExplanation]) -> Table | None:
@@ -169,12 +256,14 @@ def _measured_text(measured: Sequence[Measured]) -> str:
 
 def explained_by(row: StoredExplanation) -> str:
     """The explainer; the simulator where that is another; how they did it, if not as usual."""
+    if row.method == "lookup":
+        return f"{row.model}, text" if row.simulator == LIST else row.model
     name = row.model
     if row.method in ("revised", "control"):
         name += ", revised" if row.method == "revised" else ", revised by random texts"
     elif isinstance(row.parameters, dict) and "candidates" in row.parameters:
         name += f", best of {row.parameters['candidates']}"
-    how = _unusual(row.simulation) if row.method != "lookup" and row.simulation else ""
+    how = _unusual(row.simulation) if row.simulation else ""
     by = "" if row.simulator in (None, row.model) else f" by {row.simulator}"
     return f"{name}, simulated{by}{how}" if by or how else name
 
@@ -188,4 +277,4 @@ def _unusual(simulation: str) -> str:
 
 def _unbroken(text: str) -> str:
     """Show the space that a quoted token begins with; a cell's line would be broken there."""
-    return re.sub(r"(^|, |after )(['\"]) ", r"\1\2␣", text)
+    return re.sub(r"(^|, |after |·)(['\"]) ", r"\1\2␣", text)

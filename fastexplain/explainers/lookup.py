@@ -133,6 +133,34 @@ def predict_layer(
     return _predict(run, layer, layer_tables(run, layer), rows, split)
 
 
+def predict_texts(
+    run: Run, layer: int, rows: tuple[np.ndarray, np.ndarray], entries: int
+) -> list[Predicted]:
+    """What the texts of a layer's explanations predict, of the test and the calibration split.
+
+    Texts are chosen again, as they are stored, which have not seen the test split. From the
+    calibration split only what is in the test split is left out.
+
+    Raises:
+        RunError: the sweep kept no tables.
+    """
+    tables = layer_tables(run, layer)
+    tested, acts, top = split_excerpts(run, layer)
+    excerpts = HeldOut(tested, acts, *rows, run.skip)
+    lists = shortened(choose_lists(tables, excerpts, second_rows(run.tables), entries), entries)
+    others, other_acts, other_top = split_excerpts(run, layer, split="calibration")
+    others[(others[:, :, None] == tested[:, None, :]).any(axis=2)] = -1
+    return [
+        Predicted(
+            own.activations[:, :, run.skip :], lists.predict(own, tables)[:, :, run.skip :], tops
+        )
+        for own, tops in (
+            (excerpts, top),
+            (HeldOut(others, other_acts, *rows, run.skip), other_top),
+        )
+    ]
+
+
 def _predict(
     run: Run, layer: int, tables: LookupTables, rows: tuple[Any, ...], split: str = "test"
 ) -> Predicted:

@@ -19,6 +19,7 @@ from numbers import Real
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from fastexplain.errors import UsageError
+from fastexplain.explainers.lists import check_entries
 from fastexplain.explainers.lookup import METHOD, VERSION, lookup_is_stored, store_lookup
 from fastexplain.explainers.rules import rules_are_stored, store_rules
 from fastexplain.notebook import table_html
@@ -90,6 +91,9 @@ class Explained:
                 score = "undefined" if found is None else f"{found:.2f}"
                 if row.scores.reason:
                     score += f" ({row.scores.reason.partition(':')[0]})"
+            if row.text_scores is not None:
+                found = row.text_scores.top_and_random
+                score = f"{'undefined' if found is None else f'{found:.2f}'}, table {score}"
             rows.append((str(row.neuron), score, row.text or ""))
         more = len(self.explanations) - len(rows)
         return rows + [("...", "", f"and {more:,} more")] * (more > 0)
@@ -105,6 +109,7 @@ async def explain_async(
     candidates: int = 1,
     revise: int = 0,
     subject: str | None = None,
+    entries: int | None = None,
     simulation: str | None = None,
     readout: str | None = None,
     prompt: str | None = None,
@@ -139,6 +144,8 @@ async def explain_async(
         revise: rounds, at the most, in which a language model revises its explanation with the help
             of counter-examples: sentences on which the run's subject is loaded and run.
         subject: where that is now, if not where it was swept from.
+        entries: of the lookup's texts, 4, 8, 16 or 32 at most; 8, or as many as those have that are
+            stored, if None.
         simulation: how to simulate, one of `simulators.model.MODES`; the best that the simulator
             can do if None.
         readout: "expected"; "contrast" with an empty explanation, or "contrast-others" with those
@@ -189,8 +196,10 @@ async def explain_async(
                     f"`{name}` is for language models; name one, as "
                     "explainer=fastexplain.Model(...)"
                 )
-        return await _by_lookup(run, chosen, fresh=fresh, progress=progress)
+        return await _by_lookup(run, chosen, entries, fresh=fresh, progress=progress)
 
+    if entries is not None:
+        raise UsageError("`entries` is for lookup, the explainer that lists entries")
     if not isinstance(concurrency, int) or concurrency < 1:
         raise UsageError(f"`concurrency` is {concurrency!r}; give a whole number from 1 on")
     limiting = {"max_cost": max_cost, "max_requests": max_requests, "max_minutes": max_minutes,
@@ -316,12 +325,19 @@ def _run_in_thread(coroutine: Coroutine[Any, Any, _T]) -> _T:
 
 
 async def _by_lookup(
-    run: Run, neurons: list[NeuronId], *, fresh: bool, progress: bool | Report
+    run: Run,
+    neurons: list[NeuronId],
+    entries: int | None,
+    *,
+    fresh: bool,
+    progress: bool | Report,
 ) -> Explained:
     """Explain all by lookup and by a rule, unless that was done and is not wanted `fresh`."""
-    if fresh or not lookup_is_stored(run):
+    if entries is not None:
+        check_entries(entries)
+    if fresh or not lookup_is_stored(run, entries):
         with reported(progress, "Explaining by lookup", len(run.layers), "layers") as report:
-            await asyncio.to_thread(store_lookup, run, report)
+            await asyncio.to_thread(store_lookup, run, report, entries=entries)
     if fresh or not rules_are_stored(run):
         with reported(progress, "Explaining by rules", len(run.layers), "layers") as report:
             await asyncio.to_thread(store_rules, run, report)

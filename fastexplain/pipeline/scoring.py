@@ -14,11 +14,17 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastexplain.errors import UsageError
-from fastexplain.explainers.lookup import METHOD, VERSION, predict_layer, simulate_by_lookup
+from fastexplain.explainers.lookup import (
+    METHOD,
+    VERSION,
+    predict_layer,
+    predict_texts,
+    simulate_by_lookup,
+)
 from fastexplain.kernels.summary import widen
 from fastexplain.pipeline.protocols import OtherText, Scorer
 from fastexplain.progress import Report, reported
-from fastexplain.records import CORRELATION, Mean, Measured, NeuronId, NeuronRecord
+from fastexplain.records import CORRELATION, LIST, Mean, Measured, NeuronId, NeuronRecord
 from fastexplain.run.agreement import CALIBRATED, Means
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
@@ -44,11 +50,13 @@ class Scored:
         scored: explanations that it scored, each counted once for each of its simulators.
         lacking: explanations that have no simulations, which only a model could give.
         means: over the neurons explained by lookup, where these are all of the run.
+        text_means: the same of the texts of these explanations.
     """
 
     scored: int
     lacking: int
     means: list[Mean]
+    text_means: list[Mean]
 
 
 def score(
@@ -88,7 +96,7 @@ def score(
     for neuron in chosen:
         wanted.setdefault(neuron.layer, set()).add(neuron.index)
     scored = 0
-    means: dict[str, Means] = {}
+    means: dict[str, dict[str, Means]] = {}
     with (
         run.database() as database,
         reported(progress, "Scoring", len(wanted), "layers") as report,
@@ -104,7 +112,7 @@ def score(
             }
             for scorer in made:
                 if isinstance(scorer, Simulation) and lookups:
-                    own = means.setdefault(scorer.name, Means())
+                    own = means.setdefault(scorer.name, {})
                     _score_layer(run, database, layer, lookups, scorer, own)
             others = [
                 each
@@ -126,13 +134,22 @@ def score(
         everything = len(chosen) == sum(site.units for site in run.sites.values())
         # A mean of what has no lower bound tells of its worst neuron alone: R² gave -26 million.
         bounded = [name for name in Simulation.measures if name not in CALIBRATED]
-        found = {name: own.rows(bounded) for name, own in means.items() if everything}
-        for name, rows in found.items():
-            database.add_means(METHOD, name, rows)
+        found = {
+            (judge, name): own.rows(bounded)
+            for name, judges in means.items()
+            for judge, own in judges.items()
+            if everything
+        }
+        for (judge, name), rows in found.items():
+            database.add_means(judge, name, rows)
         lacking = sum(
             index in wanted[layer] for layer in wanted for index in database.unsimulated(str(layer))
         )
-    return Scored(scored, lacking, [row for rows in found.values() for row in rows])
+    rows_of = {
+        of: [row for (judge, _), rows in found.items() if judge == of for row in rows]
+        for of in (METHOD, LIST)
+    }
+    return Scored(scored, lacking, rows_of[METHOD], rows_of[LIST])
 
 
 def _nobody(purpose: str) -> NoReturn:
@@ -161,18 +178,25 @@ def _score_layer(
     layer: int,
     lookups: dict[int, int],
     scorer: Simulation,
-    means: Means,
+    means: dict[str, Means],
 ) -> None:
-    """Score a layer's lookup explanations, given by index as their ids, all at once."""
+    """Score a layer's lookup explanations, given by index as their ids, all at once.
+
+    Args:
+        means: by judge; those of the texts are added where the texts are of this version.
+    """
     rows = run.tables.rows(run.excerpts)
-    test, fitted_on = (predict_layer(run, layer, rows, s) for s in ("test", "calibration"))
+    predicted = {METHOD: [predict_layer(run, layer, rows, s) for s in ("test", "calibration")]}
+    if entries := database.list_length(METHOD, VERSION):
+        predicted[LIST] = predict_texts(run, layer, rows, entries)
     # The strongest exemplar is among those that an explanation is written from.
     strongest = widen(run.array(layer, "top.activations")[:, :1, run.skip :])
     scale = strongest.max(axis=(1, 2), initial=-np.inf)
-    found = scorer.measure(test, (fitted_on.true, fitted_on.simulated), scale)
-    means.add(str(layer), found.sets, test.top)
-    scores = {key: found.measured(index) for index, key in lookups.items()}
-    database.add_scores(scorer.name, METHOD, VERSION, scores)
+    for judge, (test, fitted_on) in predicted.items():
+        found = scorer.measure(test, (fitted_on.true, fitted_on.simulated), scale)
+        means.setdefault(judge, Means()).add(str(layer), found.sets, test.top)
+        scores = {key: found.measured(index) for index, key in lookups.items()}
+        database.add_scores(scorer.name, judge, VERSION, scores)
 
 
 def _score_one(

@@ -14,6 +14,7 @@ import numpy as np
 from fastexplain.errors import RunError
 from fastexplain.explainers.baselines import SPLITS, Baseline, layer_baselines
 from fastexplain.records import CORRELATION
+from fastexplain.report.curve import curve_figures
 from fastexplain.report.summaries import baseline_summary, summary
 from fastexplain.run.directory import Run
 
@@ -62,7 +63,7 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
         `run`, `subject`, `neurons`, `tokens`, `excerpts`, `published`, and `measures`: a list, each
         with the parts of `Key`, `stored` (or else it is a baseline), `all` (a summary over all
         neurons, see `summaries.summary`) and `layers` (the same with `layer`, of each that has
-        any).
+        any); and `lists`, see `curve.curve_figures`.
 
     Raises:
         RunError: there are neither scores nor tables, or a file is damaged.
@@ -104,6 +105,7 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
         "depth": max((site.layer for site in run.sites.values()), default=0) + 1,
         "published": PUBLISHED,
         "measures": measures,
+        "lists": curve_figures(run),
     }
 
 
@@ -126,7 +128,8 @@ def _stored(
     key: Key, columns: dict[int, np.ndarray], lookups: dict[int, Baseline]
 ) -> dict[str, Any]:
     """A stored measure; the lookup's own correlations have the errors of its predictions."""
-    is_lookup = (key.method, key.scorer, key.measure) == ("lookup", CORRELATION, CORRELATION)
+    is_table = ("lookup", "lookup", CORRELATION, CORRELATION)
+    is_lookup = (key.method, key.judge, key.scorer, key.measure) == is_table
     known = lookups if is_lookup and key.split in SPLITS else {}
 
     def of(own: np.ndarray, baseline: Baseline | None) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastexplain.records import LIST
+
 SPLITS = ("top_and_random", "random_only", "top_only")
 """Splits in the order in which they are shown; others follow."""
 
@@ -41,6 +43,8 @@ def name_of(row: dict[str, Any]) -> str:
     """Who explained, and who simulated or judged, if that is another; or the baseline's name."""
     if row["method"] == "baseline":
         return _BASELINES.get(row["model"], row["model"])
+    if (row["method"], row["judge"]) == ("lookup", LIST):
+        return "lookup's text"
     name = shown(row["model"]) + _REVISED.get(row["method"], "")
     if row["judge"] != row["model"]:
         name += f", by {shown(row['judge'])}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from fastexplain.explainers.lists import simulate_list
 from fastexplain.explainers.lookup import simulate_by_lookup
-from fastexplain.records import Exemplar, NeuronRecord, Steering, StoredExplanation
+from fastexplain.records import LIST, Exemplar, NeuronRecord, Steering, StoredExplanation
 from fastexplain.report.judged import judged_of
 from fastexplain.run.directory import Run
 from fastexplain.run.weights import NEIGHBOURS, NeuronWeights, Side
@@ -130,6 +132,8 @@ def explanation_data(row: StoredExplanation) -> dict[str, object]:
         "excerpts_top": scores and scores.excerpts_top,
         "excerpts_random": scores and scores.excerpts_random,
         "reason": scores and scores.reason,
+        "text_top_and_random": row.text_scores and row.text_scores.top_and_random,
+        "text_random_only": row.text_scores and row.text_scores.random_only,
         "id": row.id,
         "data": row.data,
         "parameters": row.parameters,
@@ -146,11 +150,23 @@ def explanations_of(
         rows = database.explanations(record.id)
         for row in rows:
             if row.method == "lookup":
-                simulated.append((row, simulate_by_lookup(run, record)))
+                by_table = simulate_by_lookup(run, record)
+                simulated.append((row, by_table))
+                if row.text_scores is not None:
+                    simulated.append((replace(row, simulator=LIST), _by_text(run, row, by_table)))
                 continue
             if values := database.simulated(row.id, row.simulator, row.simulation):
                 simulated.append((row, values))
     return rows, simulated
+
+
+def _by_text(run: Run, row: StoredExplanation, excerpts: Iterable[int]) -> dict[int, np.ndarray]:
+    """What a lookup explanation's text says of excerpts, as `Simulated` has it."""
+    default = row.parameters["default"]
+    found = {id_: simulate_list(row.data, default, run.excerpt(id_)) for id_ in excerpts}
+    for values in found.values():
+        values[: run.skip] = np.nan  # not counted
+    return found
 
 
 def _exemplar_data(exemplar: Exemplar) -> dict[str, Any]:

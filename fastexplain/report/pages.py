@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastexplain.errors import RunError
-from fastexplain.report.names import measure_name, name_of, shown, split_name
+from fastexplain.report.names import SPLITS, measure_name, name_of, shown, split_name
 from fastexplain.report.plots import pictures
 from fastexplain.report.summaries import QUANTILES
 
@@ -35,6 +35,8 @@ _NOTES = (
     "Mean by position predicts from the place in the excerpt alone, by random excerpts that the "
     "neuron is not tested on. Repeated text left out: without tokens whose last four tokens stand "
     "in another excerpt too.",
+    "A text by lookup is scored as it stands: its entries' means, and its default for all else. "
+    "By entries: one that says the same of all tokens that score it counts as 0 there.",
 )
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em;
@@ -143,6 +145,23 @@ def _tables(figures: dict[str, Any]) -> Iterator[Table]:
     for each in figures["measures"]:
         layers = [(str(layer["layer"]), *_cells(layer)) for layer in each["layers"]]
         yield Table(_row_title(each), ("layer", *_HEADER), layers)
+    if figures["lists"] is not None:
+        yield _entries_table(figures["lists"])
+
+
+def _entries_table(lists: dict[str, Any]) -> Table:
+    """Mean correlations of lookup's texts by their entries, a row a layer."""
+    names = [*(str(length) for length in lists["lengths"]), "table"]
+    splits = SPLITS[:2]
+    rows = [
+        (title, *(number(value) for split in splits for value in each[split]))
+        for title, each in (
+            ("all", lists["all"]),
+            *((str(each["layer"]), each) for each in lists["layers"]),
+        )
+    ]
+    header = [f"{split_name(split).lower()}: {name}" for split in splits for name in names]
+    return Table("Texts by lookup: mean correlation by entries", ("layer", *header), rows)
 
 
 def _row_title(row: dict[str, Any]) -> str:

@@ -11,16 +11,18 @@ import math
 from typing import Any
 
 from fastexplain.errors import UsageError
+from fastexplain.records import LIST
 from fastexplain.report.names import SPLITS, measure_name, name_of, shown, split_name
 
 _COLOURS = {
     "lookup": "#0072B2",
+    "list": "#000000",
     "token": "#56B4E9",
     "unrepeated": "#009E73",
     "position": "#E69F00",
     "mismatched": "#D55E00",
 }
-_OTHERS = ("#CC79A7", "#000000", "#8C6D1F", "#7F3C8D", "#5F5F5F")
+_OTHERS = ("#CC79A7", "#8C6D1F", "#7F3C8D", "#5F5F5F")
 _GREY = "#6E6E6E"
 
 # Layers with fewer neurons show these one by one instead of a band of quantiles.
@@ -63,6 +65,8 @@ def pictures(figures: dict[str, Any]) -> dict[str, tuple[bytes, bytes]]:
 
     with matplotlib.rc_context(_STYLE):
         found = {"baselines": _drawn(_baselines(figures))}
+        if figures["lists"] is not None:
+            found["entries"] = _drawn(_entries(figures["lists"]))
         there = [each["split"] for each in figures["measures"]]
         for split in dict.fromkeys([s for s in SPLITS if s in there] + there):
             rows = [each for each in figures["measures"] if each["split"] == split]
@@ -102,7 +106,8 @@ def _baselines(figures: dict[str, Any]) -> Any:
             if row["scorer"] != "correlation":  # such as that of another neuron's explanation
                 name += f": {shown(row['scorer'])}"
             if name not in chosen:
-                kind = row["model"] if row["method"] in ("baseline", "lookup") else ""
+                own = row["judge"] if row["judge"] == LIST else row["model"]
+                kind = own if row["method"] in ("baseline", "lookup") else ""
                 chosen[name] = _COLOURS.get(kind) or next(colours)
             line = _means(axis, row, chosen[name])
             if line is not None:
@@ -148,6 +153,34 @@ def _means(axis: Any, row: dict[str, Any], colour: str) -> Any:
     return line
 
 
+def _entries(lists: dict[str, Any]) -> Any:
+    """Scores of lookup's texts by the number of entries: each layer pale, all layers black."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    lengths, layers = lists["lengths"], lists["layers"]
+    for axis, split in zip(axes, SPLITS[:2], strict=True):
+        for place, each in enumerate(layers):
+            shade = colormaps["viridis"](0.9 * place / max(len(layers) - 1, 1))
+            ends = place in (0, len(layers) - 1)
+            axis.plot(lengths, each[split][:-1], color=shade, linewidth=1.0, alpha=0.7,
+                      label=f"layer {each['layer']}" if ends else None)  # fmt: skip
+        *means, table = lists["all"][split]
+        axis.plot(lengths, means, "o-", color="black", linewidth=2, label="all layers")
+        axis.axhline(table, color="black", linestyle="--", linewidth=1, label="the whole table")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(lengths, [str(length) for length in lengths])
+        axis.set_title(f"{split_name(split)} excerpts", loc="left", fontweight="bold")
+        axis.set_xlabel("entries of the text")
+        axis.grid(axis="y", color="#E3E3E3", linewidth=0.6)
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel("mean correlation")
+    axes[0].legend(frameon=False, loc="upper left")
+    return figure
+
+
 def _distributions(rows: list[dict[str, Any]], split: str) -> Any:
     """A panel for each measure: median, quartiles, and the middle 90% of each layer's neurons."""
     from matplotlib.figure import Figure
@@ -162,7 +195,7 @@ def _distributions(rows: list[dict[str, Any]], split: str) -> Any:
         known = [each for each in row["layers"] if each["quantiles"] is not None]
         layers = [each["layer"] for each in known]
         q5, q25, q50, q75, q95 = ([each["quantiles"][n] for each in known] for n in range(5))
-        colour = _COLOURS.get(row["model"], _OTHERS[0])
+        colour = _COLOURS.get(LIST if row["judge"] == LIST else row["model"], _OTHERS[0])
         if len(layers) > 1 and min(each["neurons"] for each in known) >= _BAND:
             axis.fill_between(layers, q5, q95, color=colour, alpha=0.18, linewidth=0)
             axis.fill_between(layers, q25, q75, color=colour, alpha=0.35, linewidth=0)

@@ -167,6 +167,15 @@ class Reading(Connections):
         )
         return count
 
+    def list_length(self, method: str, version: str) -> int | None:
+        """The most entries of a text by lookup in this version; None where nothing is."""
+        [(most,)] = self.query(
+            """SELECT max(json_extract(parameters, '$.entries')) FROM explanations
+            WHERE method = ? AND version = ?""",
+            (method, version),
+        )
+        return most
+
     def best(
         self,
         limit: int = 20,

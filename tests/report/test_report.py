@@ -62,7 +62,11 @@ def numbers(found: dict) -> list[float]:
 
 
 def test_the_figures_hold_what_is_stored_and_the_baselines(scored, figures) -> None:
-    found = {(m["model"], m["split"], m["measure"]): m for m in figures["measures"]}
+    found = {
+        (m["model"], m["split"], m["measure"]): m
+        for m in figures["measures"]
+        if m["judge"] != "list"
+    }
     lookup = found["lookup", "top_and_random", "correlation"]
     assert lookup["stored"] and lookup["all"]["neurons"] == 5
     assert lookup["all"]["undefined"] == planted.NEURONS - 5
@@ -106,13 +110,13 @@ def test_names_of_models_do_nothing_in_a_page(figures, drawn) -> None:
     assert not re.search(r"(?<!\\)<", text) and "\x1b" not in text and "\\$x\\_1\\$" in text
     for line in text.splitlines():
         if line.startswith("| "):  # every row of every table has as many cells
-            assert len(re.split(r"(?<!\\)\|", line)) == 14
+            assert len(re.split(r"(?<!\\)\|", line)) in (14, 17)  # 17 by entries
 
 
 def test_pictures_of_one_run_are_the_same_each_time(figures, drawn) -> None:
     assert pictures(figures) == drawn
     assert list(drawn) == [
-        "baselines", "distributions-top_and_random", "distributions-random_only",
+        "baselines", "entries", "distributions-top_and_random", "distributions-random_only",
         "distributions-top_only", "distributions-corpus",
     ]  # fmt: skip
 
@@ -188,3 +192,20 @@ def test_reliability_is_that_of_a_simulation_with_a_known_one() -> None:
     assert reliability(rng.normal(size=9), rng.normal(size=9)) is None
     assert reliability(np.ones(50), rng.normal(size=50)) is None
     assert reliability(np.arange(50.0), -np.arange(50.0)) == 0
+
+
+def test_the_curve_by_entries_rises_to_what_the_table_knows(scored, figures) -> None:
+    lists = figures["lists"]
+    assert lists["lengths"] == [1, 2, 4, 8, 16, 32]
+    [layer] = lists["layers"]
+    assert layer == {"layer": 0} | lists["all"]
+    *by_length, table = layer["top_and_random"]
+    assert by_length[3] > 0.9 and table > 0.9
+    assert by_length[0] < by_length[3] - 0.1  # six digits want six entries
+    texts = [
+        m
+        for m in figures["measures"]
+        if (m["judge"], m["split"], m["scorer"]) == ("list", "top_and_random", "correlation")
+    ]
+    # With 8 entries it is the mean of the stored scores, where all of them are defined.
+    assert [m["all"]["mean"] for m in texts] == [pytest.approx(by_length[3], abs=1e-6)]

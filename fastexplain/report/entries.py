@@ -1,0 +1,137 @@
+"""A list's entries as people read them: whole words, and for each one place where it stands.
+
+1. Among the neuron's exemplars the place with the highest activation at the entry's tokens is its
+   context; where no exemplar has them, the first place in the corpus, with no activation known.
+2. A piece of a word is shown in its word there: `meth·'inks'` is the token `'inks'` in "methinks".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastexplain.explainers.lists import mean_text
+from fastexplain.records import NeuronRecord, StoredExplanation
+from fastexplain.run.directory import Run
+
+_SEARCHED = 4096  # excerpts of the corpus, which are shuffled; a search of these takes 1 ms
+_BEFORE, _AFTER = 24, 16  # characters of a context
+_WORD = 16  # characters of a word on either side of its piece
+
+
+class ShownEntry(NamedTuple):
+    """An entry with its place.
+
+    Attributes:
+        text: such as `meth·'inks'`, or `'moon' after 'bright'`.
+        mean, count: as stored.
+        before, own, after: a few words around the place, and the entry's own tokens; empty where
+            the corpus's searched part has no such place.
+        source: where it is: `top 1` (the first of the top exemplars), `random 7`, or `text 12` for
+            an excerpt of the corpus that is no exemplar; empty as well.
+        activation: the neuron's there; None where it is not known.
+    """
+
+    text: str
+    mean: float
+    count: int
+    before: str
+    own: str
+    after: str
+    source: str
+    activation: float | None
+
+
+class _Place(NamedTuple):
+    tokens: Sequence[str]
+    start: int
+    stop: int
+    source: str
+    activation: float | None
+
+
+def shown_entries(run: Run, row: StoredExplanation) -> list[ShownEntry]:
+    """The entries of a lookup explanation; none of one by an earlier version, which has no ids.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    entries: list[dict[str, Any]] = row.data if isinstance(row.data, list) else []
+    if not entries or any("ids" not in entry for entry in entries):
+        return []
+    record = run.neuron(row.neuron)
+    return [_shown(entry, _place(run, record, entry["ids"])) for entry in entries]
+
+
+def whole_words(run: Run, rows: Iterable[StoredExplanation]) -> dict[int, str]:
+    """The texts of lookup explanations with pieces in their words, by the explanations' ids."""
+    texts = {}
+    for row in rows:
+        if row.method == "lookup" and (entries := shown_entries(run, row)):
+            listed = ", ".join(f"{entry.text} {mean_text(entry.mean)}" for entry in entries)
+            texts[row.id] = f"{listed}; else {mean_text(row.parameters['default'])}"
+    return texts
+
+
+def _place(run: Run, record: NeuronRecord, ids: list[int]) -> _Place | None:
+    """Where the tokens `ids` stand one after another, the last one counted."""
+    found: _Place | None = None
+    for kind in ("top", "random"):
+        for number, exemplar in enumerate(getattr(record, kind), start=1):
+            for last in _ends(exemplar.token_ids[None], ids, record.skip)[1].tolist():
+                activation = float(exemplar.activations[last])
+                if found is None or activation > (found.activation or 0.0):
+                    start = last + 1 - len(ids)
+                    source = f"{kind} {number}"
+                    found = _Place(exemplar.tokens, start, last + 1, source, activation)
+    if found is not None:
+        return found
+    excerpts, ends = _ends(run.excerpts[:_SEARCHED], ids, record.skip)
+    if not len(excerpts):
+        return None
+    excerpt, last = int(excerpts[0]), int(ends[0])
+    tokens = run.token_texts(run.excerpt(excerpt).tolist())
+    return _Place(tokens, last + 1 - len(ids), last + 1, f"text {excerpt}", None)
+
+
+def _ends(token_ids: np.ndarray, ids: list[int], skip: int) -> tuple[np.ndarray, np.ndarray]:
+    """The excerpts, and the places of the last token, where `ids` stand; of `[E, T]`."""
+    holds = token_ids == ids[-1]
+    if len(ids) > 1:
+        holds[:, 1:] &= token_ids[:, :-1] == ids[0]
+        holds[:, 0] = False
+    holds[:, :skip] = False
+    excerpts, places = np.nonzero(holds)
+    return excerpts, places
+
+
+def _shown(entry: dict[str, Any], place: _Place | None) -> ShownEntry:
+    token, previous = repr(entry["token"]), entry["previous"]
+    before = own = after = source = ""
+    activation = None
+    if place is not None:
+        tokens, start, stop, source, activation = place
+        before, own, after = (
+            "".join(part) for part in (tokens[:start], tokens[start:stop], tokens[stop:])
+        )
+    left, right = _ends_of_word(before, own)[0], _ends_of_word(own, after)[1]
+    left = left if len(left) <= _WORD else f"…{left[-_WORD:]}"
+    right = right if len(right) <= _WORD else f"{right[:_WORD]}…"
+    token = f"{token}·{right}" if right else token
+    if previous is None:
+        text = f"{left}·{token}" if left else token
+    else:
+        text = f"{token} after {f'{left}·' if left else ''}{previous!r}"
+    return ShownEntry(
+        text, entry["mean"], entry["count"], before[-_BEFORE:], own, after[:_AFTER], source,
+        activation,
+    )  # fmt: skip
+
+
+def _ends_of_word(first: str, second: str) -> tuple[str, str]:
+    """The letters on both sides of where two texts meet, if they make one word there."""
+    left, right = re.search(r"[^\W\d_]+$", first), re.search(r"^[^\W\d_]+", second)
+    return (left[0], right[0]) if left and right else ("", "")
