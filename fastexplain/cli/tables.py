@@ -147,8 +147,8 @@ def explanations_table(
 def best_table(rows: Sequence[StoredExplanation], title: str, texts: Mapping[int, str]) -> Table:
     """One line for each explanation: both headline scores, and as much of the text as fits."""
     table = Table(
-        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
-        padding=(0, 1, 0, 0), expand=True,
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD,
+        show_edge=False, padding=(0, 1, 0, 0), expand=True,
     )  # fmt: skip
     table.add_column("neuron", no_wrap=True)
     table.add_column("text", justify="right")

@@ -42,6 +42,9 @@ SHORTLISTED = 4
 
 _DRAWN = 1.0  # tokens by which a mean is drawn to what the list says already, before it is compared
 
+_LEAST = 1e-4
+"""An entry that adds less than this share of what the list explains is rounding, or beside it."""
+
 
 class Lists(NamedTuple):
     """The entries of F neurons' lists, in the order in which they were chosen, n at most.
@@ -214,9 +217,10 @@ def _greedy(candidates, own_sums, own_counts, parents, total, tokens, chosen):
         total, tokens: float and int, of all that no entry has.
     """
     listed = np.zeros(len(candidates), np.bool_)
+    explained = 0.0
     for entry in range(len(chosen)):
         default = total / max(tokens, 1)
-        best, found = 0.0, -1
+        best, found, added = 0.0, -1, 0.0
         for c in range(len(candidates)):
             if listed[c] or own_counts[c] <= 0:
                 continue
@@ -225,14 +229,15 @@ def _greedy(candidates, own_sums, own_counts, parents, total, tokens, chosen):
                 before = own_sums[parent] / max(own_counts[parent], 1)
             number = np.float64(own_counts[c])
             gain = (own_sums[c] - number * before) / (number + _DRAWN)
-            if gain > 0.0:
+            if gain > 0.0 and gain * gain * number > _LEAST * explained:
                 weight = np.sqrt(number) if entry % _STRONG == _STRONG - 1 else number
                 worth = gain * gain * weight
                 if worth > best:
-                    best, found = worth, c
+                    best, found, added = worth, c, gain * gain * number
         if found < 0:
             break
         chosen[entry], listed[found] = found, True
+        explained += added
         parent = parents[found]
         if parent >= 0:
             own_sums[parent] -= own_sums[found]

@@ -22,6 +22,7 @@ import fastexplain
 from fastexplain.cli import demo
 from fastexplain.cli.common import size_of
 from fastexplain.cli.neuron import print_neuron
+from fastexplain.cli.terminal import out as out_console
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.records import ExplanationRow, Scores
@@ -374,6 +375,46 @@ def test_compile_is_a_setting_of_the_sweep(cli, planted_subject, text, tmp_path)
     arguments = [planted_subject.name, "--corpus", text, "--out", tmp_path / "run"]
     assert cli("sweep", *arguments, "--excerpts", "8", "--compile")[0] == 0
     assert fastexplain.open_run(tmp_path / "run").manifest["settings"]["compile"] is True
+
+
+def test_explain_ends_with_the_best_of_each_layer(cli, swept, monkeypatch) -> None:
+    monkeypatch.setattr(out_console, "_width", 80)
+    code, out, _ = cli("explain", swept)
+    assert code == 0 and "The best of each layer" in out
+    lines = [line.split() for line in out.splitlines() if line.lstrip().startswith("0:")]
+    [[neuron, text, table, *_]] = lines
+    with fastexplain.open_run(swept).database() as database:
+        [best] = database.best(1, "lookup")
+    assert neuron == str(best.neuron)
+    assert (float(text), float(table)) == pytest.approx(
+        (best.text_scores.top_and_random, best.scores.top_and_random), abs=0.005
+    )
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_list_has_the_entries_that_were_asked_for(cli, run) -> None:
+    def entries() -> int:
+        with run.database() as database:
+            return len(database.explanations(fastexplain.NeuronId(0, planted.DIGIT))[0].data)
+
+    assert cli("explain", run.path, "--entries", 4)[0] == 0 and entries() == 4
+    assert cli("explain", run.path)[0] == 0 and entries() == 4  # what is there is shown
+    code, _, err = cli("explain", run.path, "--entries", 5)
+    assert code == 2 and "--entries is 5; choose one of 4, 8, 16, 32" in err and entries() == 4
+    code, _, err = cli("explain", run.path, "0:1", "--entries", 8, "--explainer", "m")
+    assert code == 2 and "--entries is for lookup" in err
+    found = fastexplain.explain(run, "0:1", entries=8)
+    assert entries() == 6 and "table 1.00" in repr(found)
+    with pytest.raises(fastexplain.FastexplainError, match="`entries` is for lookup"):
+        fastexplain.explain(run, "0:1", explainer=fastexplain.Model("m"), entries=8)
+
+
+def test_show_names_both_scores_and_each_entrys_place(cli, swept) -> None:
+    code, out, _ = cli("show", swept, f"0:{planted.MOON_AFTER_BRIGHT}")
+    assert code == 0 and "lookup, text" in out and "lookup, table" in out
+    assert "What the text of lookup says" in out and "«brightmoon»" in out
+    assert "anything else" in out and "Scores rest on 5 + 5 excerpts" in out
+    assert out.count("\nlookup, text  ") == 5  # simulations, beside the table's
 
 
 def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:

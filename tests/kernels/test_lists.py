@@ -67,6 +67,7 @@ def plain_choice(tables: LookupTables, held_out, second, neuron: int, count: int
     sums, counts, total, tokens = left_of(tables, held_out, neuron)
     known = len(tables.token_sums)
     chosen: list[int] = []
+    explained = 0.0
     while len(chosen) < count:
         best, found = 0.0, None
         for row in range(len(sums)):
@@ -78,10 +79,12 @@ def plain_choice(tables: LookupTables, held_out, second, neuron: int, count: int
             gain = (sums[row] - counts[row] * before) / (counts[row] + 1)
             strong = len(chosen) % 6 == 5
             worth = gain**2 * (math.sqrt(counts[row]) if strong else counts[row])
-            if gain > 0 and worth > best * (1 + 1e-12):
-                best, found = worth, row
+            enough = gain > 0 and gain**2 * counts[row] > 1e-4 * explained
+            if enough and worth > best * (1 + 1e-12):
+                best, found, added = worth, row, gain**2 * counts[row]
         if found is None:
             break
+        explained += added
         parent = second[found - known] if found >= known else -1
         if parent < 0 or parent not in chosen:
             total -= sums[found]
