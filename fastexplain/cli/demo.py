@@ -13,7 +13,7 @@ from fastexplain.cli.terminal import out, print_line
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.baselines import SPLITS, neuron_baselines
 from fastexplain.pipeline.models import Model, Settings
-from fastexplain.records import CORRELATION, StoredExplanation
+from fastexplain.records import CORRELATION, LIST, StoredExplanation
 from fastexplain.report.entries import whole_words
 from fastexplain.report.names import name_of
 from fastexplain.report.neuron import explanation_data
@@ -62,7 +62,7 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
         settings = Settings(smollm2, smollm2, scorers=[CORRELATION, "mismatched"])
         requests.explain_by_model(opened, names, settings)
     with opened.database() as database:
-        texts = {mean.split: mean.value for mean in database.means("list") if not mean.site}
+        texts = {mean.split: mean.value for mean in database.means(LIST) if not mean.site}
         rows = [
             row
             for best in chosen
@@ -148,6 +148,7 @@ def _beside_means(figures: dict[str, Any] | None) -> list[str]:
         f"{name_of(each)} {each['all']['mean']:.2f} ± {error:.2f}"
         for each in figures["measures"]
         if each["method"] in ("lookup", "baseline")
+        and each["judge"] != LIST  # whose means stand below
         and (each["split"], each["measure"]) == ("top_and_random", CORRELATION)
         and each["all"]["mean"] is not None
         for error in [hypot(each["all"]["error_neurons"] or 0, each["all"]["error_excerpts"] or 0)]

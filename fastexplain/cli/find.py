@@ -101,7 +101,7 @@ def _print_explanations(
         rows = database.search(" ".join(words), limit if chosen is None else _MOST)
     if chosen is not None:
         rows = [row for row in rows if row.neuron in chosen][:limit]
-    print_rows(rows, as_json, otherwise=f"No explanation has: {' '.join(words)}")
+    print_rows(rows, as_json, otherwise=f"No explanation has: {' '.join(words)}", words=run)
 
 
 def _print_fulfilling(run: Run, where: str, limit: int, as_json: bool) -> None:

@@ -43,11 +43,11 @@ def score(
             progress=advance,
         )
     if as_json:
-        means = {
+        named = {
             name: [mean._asdict() for mean in getattr(found, name)]
             for name in ("means", "text_means")
         }
-        print_json(asdict(found) | means)
+        print_json(asdict(found) | named)
         return
     lines = [f"{found.scored:,} explanations scored."]
     if found.lacking:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ _BEFORE, _AFTER = 24, 16  # characters of a context
 _WORD = 16  # characters of a word on either side of its piece
 
 
-class ShownEntry(NamedTuple):
+@dataclass(frozen=True)
+class ShownEntry:
     """An entry with its place.
 
     Attributes:
