@@ -13,9 +13,9 @@ import numpy as np
 
 from fastexplain.errors import RunError
 from fastexplain.explainers.baselines import SPLITS, Baseline, layer_baselines
-from fastexplain.records import CORRELATION
+from fastexplain.records import CORRELATION, LIST, Mean
 from fastexplain.report.curve import curve_figures
-from fastexplain.report.summaries import baseline_summary, summary
+from fastexplain.report.summaries import WIDTH, baseline_summary, summary
 from fastexplain.run.directory import Run
 
 PUBLISHED = {
@@ -70,6 +70,7 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
     """
     stored: dict[Key, dict[int, np.ndarray]] = {}
     with run.database(read_only=True) as database:
+        texts = database.means(LIST)
         for site in run.sites.values():
             rows = database.site_values(site.name)
             with database.understood():
@@ -91,7 +92,7 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
     lookups = baselines.get("lookup", {})
     if any(key.method == "lookup" for key in stored):  # then it is among them
         baselines.pop("lookup", None)
-    measures = [_stored(key, columns, lookups) for key, columns in sorted(stored.items())]
+    measures = [_stored(key, columns, lookups, texts) for key, columns in sorted(stored.items())]
     measures += [
         _baseline(name, split, found) for name, found in baselines.items() for split in SPLITS
     ]
@@ -125,9 +126,19 @@ def _columns(rows: list[Any], units: int) -> dict[Key, np.ndarray]:
 
 
 def _stored(
-    key: Key, columns: dict[int, np.ndarray], lookups: dict[int, Baseline]
+    key: Key, columns: dict[int, np.ndarray], lookups: dict[int, Baseline], texts: list[Mean]
 ) -> dict[str, Any]:
-    """A stored measure; the lookup's own correlations have the errors of its predictions."""
+    """A stored measure; the lookup's own correlations have the errors of its predictions.
+
+    Those of its texts have the errors of their means, as they were stored.
+    """
+    is_text = (key.method, key.judge, key.scorer) == ("lookup", LIST, CORRELATION)
+    widths = {
+        mean.site: (mean.high - mean.low) / WIDTH
+        for mean in texts
+        if is_text and (mean.split, mean.measure) == (key.split, key.measure)
+        if mean.low is not None and mean.high is not None
+    }
     is_table = ("lookup", "lookup", CORRELATION, CORRELATION)
     is_lookup = (key.method, key.judge, key.scorer, key.measure) == is_table
     known = lookups if is_lookup and key.split in SPLITS else {}
@@ -141,6 +152,9 @@ def _stored(
 
     layers = [{"layer": n} | of(own, known.get(n)) for n, own in sorted(columns.items())]
     every = of(np.hstack([columns[n] for n in sorted(columns)]), _joined(known))
+    for site, found in (("", every), *((str(each["layer"]), each) for each in layers)):
+        if site in widths:
+            found["error_excerpts"] = widths[site]
     return key._asdict() | {"stored": True, "all": every, "layers": layers}
 
 

@@ -17,8 +17,8 @@ from fastexplain.explainers.baselines import SPLITS, Baseline
 
 QUANTILES = (5, 25, 50, 75, 95)
 
-# Of a 95% interval this many standard errors of a normal distribution are in it.
-_WIDTH = 2 * 1.959964
+WIDTH = 2 * 1.959964
+"""So many standard errors of a normal distribution are in a 95% interval."""
 
 # Neurons from which a correlation between halves is said.
 _FEWEST = 10
@@ -44,7 +44,7 @@ def summary(values: np.ndarray, widths: np.ndarray | None = None) -> dict[str, A
         "undefined": len(values) - count,
         "mean": float(defined.mean()) if count else None,
         "error_neurons": float(defined.std(ddof=1) / count**0.5) if count > 1 else None,
-        "error_excerpts": float(own.mean() / _WIDTH) if count and len(own) == count else None,
+        "error_excerpts": float(own.mean() / WIDTH) if count and len(own) == count else None,
         "quantiles": np.percentile(defined, QUANTILES).tolist() if count else None,
         "reliability": None,
     }
