@@ -64,11 +64,11 @@ def test_by_lookup_all_are_explained_at_once(call, run):
     [row] = found.explanations
     assert (row.method, row.neuron, found.explainer) == ("lookup", NeuronId(0, 0), "lookup")
     assert row.scores.top_and_random == pytest.approx(1.0)
-    assert layers == [1]
+    assert layers == [1, 1]  # the lookup, then the rules
     everything = call(run, "all", progress=layers.append)
-    assert len(everything.explanations) == planted.NEURONS and layers == [1]
+    assert len(everything.explanations) == planted.NEURONS and layers == [1, 1]
     call(run, CAT, fresh=True, progress=layers.append)
-    assert layers == [1, 1]
+    assert layers == [1, 1, 1, 1]
 
 
 def test_a_limit_stops_it_and_a_higher_one_goes_on(run, model):
