@@ -20,7 +20,7 @@ def test_capture(benchmark, tables: bool, nonlinearity: str | None) -> None:
     """GB/s read and written, beside those of a copy, once the exemplars are good."""
     form = CaptureForm(
         EXCERPTS, NEURONS, torch.float32, CPU, nonlinearity=nonlinearity,
-        gated=nonlinearity is not None, table_rows=(1900, 3900) if tables else (0, 0),
+        gated=nonlinearity is not None, table_rows=(1900, 2900, 1000) if tables else (0, 0, 0),
     )  # fmt: skip
     found = benchmark.pedantic(capture_bandwidth, (form,), rounds=1)  # it repeats itself
     benchmark.extra_info["gigabytes_per_second"] = round(found["bytes_per_second"] / 1e9, 2)
@@ -47,11 +47,13 @@ def test_correlate(benchmark, way: str) -> None:
 def test_lookup(benchmark, neurons: int) -> None:
     """Predictions for all neurons of a layer, on 5 excerpts of their own and 5 that all share."""
     rng = np.random.default_rng(0)
-    excerpts, rows = 2048, (4400, 1400)
+    excerpts, rows = 2048, (4400, 1100, 300)
     token_rows = np.minimum(rng.zipf(1.2, (excerpts, TOKENS)) - 1, rows[0]).astype(np.int32)
     token_rows[token_rows == rows[0]] = -1
-    pair_rows = rng.integers(-rows[1], rows[1], (excerpts, TOKENS)).astype(np.int32)
-    pair_rows[pair_rows < 0] = -1
+    pair_rows, triple_rows = (
+        np.maximum(rng.integers(-count, count, (excerpts, TOKENS)), -1).astype(np.int32)
+        for count in rows[1:]
+    )
     tables = LookupTables(
         *(rng.random((count, neurons), dtype=np.float32) * 30 for count in rows),
         *(np.full(count, 30, np.int64) for count in rows),
@@ -61,7 +63,7 @@ def test_lookup(benchmark, neurons: int) -> None:
     ids = rng.integers(5, excerpts, (neurons, 10)).astype(np.int32)
     ids[:, 5:] = np.arange(5)
     activations = rng.random((neurons, 10, TOKENS), dtype=np.float32)
-    held_out = HeldOut(ids, activations, token_rows, pair_rows, 1)
+    held_out = HeldOut(ids, activations, token_rows, pair_rows, triple_rows, 1)
     benchmark.pedantic(
         lambda: kernels.lookup(tables, held_out), rounds=10, iterations=1, warmup_rounds=1
     )

@@ -46,7 +46,7 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 LAYOUTS = ("plain", "gated", "halves", "halves swapped", "padded")
 
 # Summation order differs, and terms are float32 before they are added.
-_SUMS = ("sums", "token_sums", "pair_sums")
+_SUMS = ("sums", "token_sums", "pair_sums", "triple_sums")
 _SUM_RELATIVE, _SUM_OF_LARGEST = 1e-5, 1e-6
 # What float32 arithmetic may be off by, relative to the value and to what it was made of.
 _RELATIVE, _OF_INPUT = 1e-5, 1e-6
@@ -88,7 +88,7 @@ class CaptureCase:
     top: int = 3
     bottom: int = 2
     random: int = 3
-    rows: tuple[int, int] = (4, 3)
+    rows: tuple[int, int, int] = (4, 3, 2)
     seed: int = 0
 
     def __str__(self) -> str:
@@ -113,7 +113,7 @@ def capture_cases(rng: np.random.Generator) -> Iterator[CaptureCase]:
             neurons = wide[number % len(wide)]
             read.append(CaptureCase(dtype, neurons, values=values, seed=seed()))
         read.append(CaptureCase(dtype, 4, lead=0, skip=0, bottom=0, seed=seed()))
-        more = {"lead": number % 2, "rows": (0, 0), "random": 0}
+        more = {"lead": number % 2, "rows": (0, 0, 0), "random": 0}
         read.append(CaptureCase(dtype, wide[-1], seed=seed(), **more))
     dtypes = list(DTYPES)
     for number, nonlinearity in enumerate(NONLINEARITIES):
@@ -145,7 +145,7 @@ def capture_cases(rng: np.random.Generator) -> Iterator[CaptureCase]:
             top=int(rng.integers(1, 6)),
             bottom=int(rng.integers(3)),
             random=int(rng.integers(4)),
-            rows=(int(rng.integers(5)), int(rng.integers(5))),
+            rows=(int(rng.integers(5)), int(rng.integers(5)), int(rng.integers(5))),
             seed=seed(),
         )
 
@@ -242,16 +242,14 @@ def check_lookup(shape: tuple[int, int, int], skip: int, seed: int) -> None:
     """`[neurons, excerpts held out, tokens]`; some are missing, some tokens are in no table."""
     rng = np.random.default_rng(seed)
     neurons, held, tokens = shape
-    excerpts, rows = 2 * held + 3, (5, 7)
+    excerpts, rows = 2 * held + 3, (5, 7, 6)
     acts = rng.standard_normal((excerpts, tokens, neurons), dtype=np.float32)
-    token_rows, pair_rows = (
-        rng.integers(-1, count, (excerpts, tokens)).astype(np.int32) for count in rows
-    )
+    families = [rng.integers(-1, count, (excerpts, tokens)).astype(np.int32) for count in rows]
     ids = np.stack([rng.permutation(excerpts)[:held] for _ in range(neurons)]).astype(np.int32)
     true = acts[ids, :, np.arange(neurons)[:, None]]
     ids[rng.random(ids.shape) < 0.2] = -1
-    tables = _tables(acts, token_rows, pair_rows, rows, skip)
-    held_out = HeldOut(ids, true, token_rows, pair_rows, skip)
+    tables = _tables(acts, families, rows, skip)
+    held_out = HeldOut(ids, true, *families, skip)
     found = implementation("lookup")(moved(tables, to_device), moved(held_out, to_device))
     expected = reference.lookup(tables, held_out)
     np.testing.assert_allclose(to_host(found), expected, rtol=1e-5, atol=1e-6)
@@ -373,16 +371,12 @@ def _on_device(
 
 
 def _tables(
-    acts: np.ndarray,
-    token_rows: np.ndarray,
-    pair_rows: np.ndarray,
-    rows: tuple[int, int],
-    skip: int,
+    acts: np.ndarray, families: list[np.ndarray], rows: tuple[int, int, int], skip: int
 ) -> LookupTables:
     """What a sweep's tables would hold of `acts` `[excerpts, tokens, neurons]`."""
     positive = np.maximum(acts[:, skip:], 0).astype(np.float64)
     sums, counts = [], []
-    for which, count in zip((token_rows, pair_rows), rows, strict=True):
+    for which, count in zip(families, rows, strict=True):
         known = which[:, skip:] >= 0
         total = np.zeros((count, acts.shape[2]))
         np.add.at(total, which[:, skip:][known], positive[known])

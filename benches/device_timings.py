@@ -35,8 +35,8 @@ from fastexplain.kernels.summary import HeldOut, LookupTables
 CUDA = torch.device("cuda")
 _EXCERPTS, _NEURONS = 1024, 6400  # [65536, 6400] activations, of GPT-2 XL
 _ALL_NEURONS, _HELD_OUT = 300_000, 10  # about GPT-2 XL's, and the excerpts of a score
-_ROWS = (4369, 1456)  # of a gigabyte of tables for smollm2's neurons
-_LOOKUP_ROWS = (600, 295)  # the same gigabyte for 300,000
+_ROWS = (4369, 1086, 370)  # of a gigabyte of tables for smollm2's neurons
+_LOOKUP_ROWS = (600, 220, 75)  # the same gigabyte for 300,000
 
 BARS: tuple[tuple[str, str, float], ...] = (
     ("capture plain over copy", "kernels/capture plain/of_copy", 0.85),
@@ -154,8 +154,10 @@ def _neuron_work() -> dict[str, tuple[Callable[[], object], int]]:
     excerpts = 4096
     tokens = zipf_tokens(excerpts, 4 * sum(_LOOKUP_ROWS), seed=0)
     token_rows = np.where(tokens < _LOOKUP_ROWS[0], tokens, -1).astype(np.int32)
-    pairs = rng.integers(-3 * _LOOKUP_ROWS[1], _LOOKUP_ROWS[1], tokens.shape)
-    pair_rows = np.maximum(pairs, -1).astype(np.int32)
+    pair_rows, triple_rows = (
+        np.maximum(rng.integers(-3 * count, count, tokens.shape), -1).astype(np.int32)
+        for count in _LOOKUP_ROWS[1:]
+    )
     first = rng.integers(excerpts, size=(_ALL_NEURONS, 1))
     step = 2 * rng.integers(1, excerpts // 2, size=(_ALL_NEURONS, 1)) + 1  # odd: no id twice
     ids = ((first + step * np.arange(_HELD_OUT)) % excerpts).astype(np.int32)
@@ -169,7 +171,7 @@ def _neuron_work() -> dict[str, tuple[Callable[[], object], int]]:
         torch.full((_ALL_NEURONS,), 1e6, dtype=torch.float64, device=CUDA),
         100_000_000,
     )
-    held_out = HeldOut(there(ids), true, there(token_rows), there(pair_rows), 1)
+    held_out = HeldOut(there(ids), true, there(token_rows), there(pair_rows), there(triple_rows), 1)
     values = true.numel()
     return {
         "discretize": (lambda: kernels.discretize(true, scale), values * 5),

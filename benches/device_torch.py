@@ -32,12 +32,12 @@ def check_large(nonlinearity: str | None, gated: bool, seed: int) -> None:
 
     tokens = zipf_tokens(excerpts, 20_000, seed=seed)
     tables = Tables.choose(tokens, skip=1, rows=_ROWS)
-    token_rows, pair_rows = tables.rows(tokens)
+    families = dict(zip(("token", "pair", "triple"), tables.rows(tokens), strict=True))
     ids = np.arange(excerpts, dtype=np.int32)
     random_ids = smallest_hashes(ids, _RANDOM, 0)
     kept = _exemplars(neurons, torch.bfloat16, random_ids, tables.size)
     batch = Batch.make(
-        ids, token_rows, pair_rows, skip=1, random_ids=random_ids, table_rows=tables.size
+        ids, *families.values(), skip=1, random_ids=random_ids, table_rows=tables.size
     )
     if nonlinearity is None:
         acts, pre = draw(), None
@@ -84,7 +84,7 @@ def check_large(nonlinearity: str | None, gated: bool, seed: int) -> None:
     positive = exact.clamp(min=0)
     total = positive.sum((0, 1))
     _close("sum of max(x, 0)", found.sums[4], total, total)
-    for name, which in (("token", token_rows), ("pair", pair_rows)):
+    for name, which in families.items():
         table = getattr(found, f"{name}_sums")
         place = torch.from_numpy(which[:, 1:].astype(np.int64)).to(CUDA).flatten()
         total = torch.zeros(len(table) + 1, neurons, dtype=torch.float64, device=CUDA)
@@ -107,7 +107,7 @@ def _activated(pre: Preactivations) -> torch.Tensor:
 
 
 def _exemplars(
-    neurons: int, dtype: torch.dtype, random_ids: np.ndarray, rows: tuple[int, int]
+    neurons: int, dtype: torch.dtype, random_ids: np.ndarray, rows: tuple[int, int, int]
 ) -> Exemplars:
     summary = Summary.empty(
         neurons, TOKENS, kernel_dtype(dtype), top=_TOP, bottom=0,
@@ -184,7 +184,8 @@ def check_compiled(geometry: str) -> None:
     ids = np.arange(len(tokens), dtype=np.int32)
     rows = np.full(tokens.shape, -1, np.int32)
     batch = on_device(
-        Batch.make(ids, rows, rows, skip=1, random_ids=ids[:_RANDOM], table_rows=(0, 0)), CUDA
+        Batch.make(ids, rows, rows, rows, skip=1, random_ids=ids[:_RANDOM], table_rows=(0, 0, 0)),
+        CUDA,
     )
     seen: dict[int, torch.Tensor] = {}
     subject.trunk(
@@ -193,7 +194,7 @@ def check_compiled(geometry: str) -> None:
     )
     for compiled in (False, True):
         kept = {
-            layer: _exemplars(width, torch.float32, ids[:_RANDOM], (0, 0))
+            layer: _exemplars(width, torch.float32, ids[:_RANDOM], (0, 0, 0))
             for layer, width in enumerate(subject.widths)
         }
 

@@ -49,8 +49,8 @@ def fold_ptx(nonlinearity: str | None, gated: bool, lead: int) -> str:
     acts = np.zeros((3, lead + 64, 64), np.uint16)
     ids, rows = np.arange(3, dtype=np.int32), np.full((3, 64), -1, np.int32)
     summary = Summary.empty(64, 64, acts.dtype, top=20, bottom=0, random_ids=ids,
-                            table_rows=(0, 0), seed=1)  # fmt: skip
-    batch = Batch.make(ids, rows, rows, skip=1 - lead, random_ids=ids, table_rows=(0, 0))
+                            table_rows=(0, 0, 0), seed=1)  # fmt: skip
+    batch = Batch.make(ids, rows, rows, rows, skip=1 - lead, random_ids=ids, table_rows=(0, 0, 0))
     pre = None
     if nonlinearity is not None:
         pre = Preactivations(nonlinearity, acts, acts.copy() if gated else None)

@@ -11,9 +11,9 @@ arrays.
 
 Letters in shapes: B excerpts in a batch, T tokens in an excerpt (64), L = T plus the positions
 before them that are not counted (a BOS token), F neurons of one layer, K top exemplars, R random
-exemplars, H histogram bins, D excerpts that a bin keeps, V tokens and P pairs in the tables, N
-neurons, E excerpts that a neuron is scored on. Activations are float32, float16, or bfloat16 as
-uint16 views, for which NumPy has no type.
+exemplars, H histogram bins, D excerpts that a bin keeps, V tokens, P pairs and Q triples in the
+tables, N neurons, E excerpts that a neuron is scored on. Activations are float32, float16, or
+bfloat16 as uint16 views, for which NumPy has no type.
 
 On a device nothing waits for it: all is queued on `stream`, the handle of a CUDA stream (0 is the
 default one; the CPU ignores it).
@@ -161,14 +161,15 @@ def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
     Args:
         tables: one layer's sums and counts.
         excerpts: per neuron E excerpts to predict, with their true activations. On a device,
-            E * T is 4,096 at most: a neuron's tokens have to fit into a block's shared memory.
+            E * T is 3,072 at most: a neuron's tokens have to fit into a block's shared memory.
 
     Returns:
-        float32 `[F, E, T]`: the pair's estimate, backing off to the token's and to the neuron's
-        mean; NaN at tokens that are not counted and in missing excerpts. With g the mean of
-        max(activation, 0), e = (S_t + 0.5 g) / (C_t + 0.5) and (S_p + 2 e) / (C_p + 2), where what
-        the neuron's E excerpts put into S, C and g has been subtracted; a sum whose
-        remaining count is 0, or that is within rounding of 0, is exactly 0.
+        float32 `[F, E, T]`: the triple's estimate, backing off to the pair's, the token's and the
+        neuron's mean; NaN at tokens that are not counted and in missing excerpts. With g the mean
+        of max(activation, 0), these are e = (S_t + 0.5 g) / (C_t + 0.5) for a token,
+        p = (S_p + 2 e) / (C_p + 2) for a pair and (S_q + 2 p) / (C_q + 2) for a triple, where what
+        the neuron's E excerpts put into S, C and g has been subtracted; a sum whose remaining count
+        is 0, or that is within rounding of 0, is exactly 0.
 
     Raises:
         ValueError: shapes do not fit together, an index points outside of what it is an index of

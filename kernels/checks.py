@@ -33,7 +33,8 @@ SUMMARY: Layout = {
     "sums": ("float64", "MF"), "positive": ("int64", "F"),
     "minimum": ("float32", "F"), "maximum": ("float32", "F"),
     "histogram": ("int32", "FH"), "histogram_ids": ("int32", "DFH"),
-    "token_sums": ("float32", "VF"), "pair_sums": ("float32", "PF"), "fault": ("int32", "1"),
+    "token_sums": ("float32", "VF"), "pair_sums": ("float32", "PF"),
+    "triple_sums": ("float32", "UF"), "fault": ("int32", "1"),
 }  # fmt: skip
 _BATCH: Layout = {
     "ids": ("int32", "B"), "random_slots": ("int32", "B"), "positions": ("int32", "N"),
@@ -41,12 +42,14 @@ _BATCH: Layout = {
 }  # fmt: skip
 _TABLES: Layout = {
     "token_sums": ("float32", "VF"), "pair_sums": ("float32", "PF"),
-    "token_counts": ("int64", "V"), "pair_counts": ("int64", "P"),
+    "triple_sums": ("float32", "UF"),
+    "token_counts": ("int64", "V"), "pair_counts": ("int64", "P"), "triple_counts": ("int64", "U"),
     "positive_sums": ("float64", "F"),
 }  # fmt: skip
 _HELD_OUT: Layout = {
     "ids": ("int32", "FE"), "activations": ("float32", "FET"),
     "token_rows": ("int32", "XT"), "pair_rows": ("int32", "XT"),
+    "triple_rows": ("int32", "XT"),
 }  # fmt: skip
 _EXCERPT_SUMS: Layout = {"sums": ("float64", "NEM"), "ranked": ("int16", "NZ")}
 
@@ -107,7 +110,8 @@ def check_capture(acts: Any, batch: Batch, summary: Summary, pre: Preactivations
         in_range("segment_starts", batch.segment_starts[[0, -1]], 0, sizes["N"] + 1)
         lengths = np.diff(batch.segment_starts)
         in_range("lengths of segments", lengths, 0, sizes["N"] + 1)
-        in_range("segment_rows", batch.segment_rows[lengths > 0], 0, sizes["V"] + sizes["P"])
+        rows = sizes["V"] + sizes["P"] + sizes["U"]
+        in_range("segment_rows", batch.segment_rows[lengths > 0], 0, rows)
 
 
 def check_merge(a: Summary, b: Summary) -> None:
@@ -144,6 +148,7 @@ def check_lookup(tables: LookupTables, excerpts: HeldOut | None) -> None:
         used[excerpts.ids[excerpts.ids >= 0]] = True
         in_range("token_rows", excerpts.token_rows[used], -1, sizes["V"])
         in_range("pair_rows", excerpts.pair_rows[used], -1, sizes["P"])
+        in_range("triple_rows", excerpts.triple_rows[used], -1, sizes["U"])
 
 
 def check_excerpts(true: Any, simulated: Any, binary: Binary | None, scale: Any = None) -> None:

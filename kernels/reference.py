@@ -71,9 +71,11 @@ def capture(
         members = batch.positions[slice(*batch.segment_starts[segment : segment + 2])]
         if len(members):
             total = flat[members].sum(axis=0, dtype=np.float64).astype(np.float32)
-            pair = row - len(summary.token_sums)
-            table, place = (summary.token_sums, row) if pair < 0 else (summary.pair_sums, pair)
-            table[place] += total
+            place = row
+            for table in (summary.token_sums, summary.pair_sums, summary.triple_sums):
+                if 0 <= place < len(table):
+                    table[place] += total
+                place -= len(table)
 
 
 def activations(pre: Preactivations, neurons: int) -> np.ndarray:
@@ -155,6 +157,7 @@ def merge(a: Summary, b: Summary) -> Summary:
         histogram_ids=histogram_ids,
         token_sums=a.token_sums + b.token_sums,
         pair_sums=a.pair_sums + b.pair_sums,
+        triple_sums=a.triple_sums + b.triple_sums,
         fault=np.minimum(a.fault, b.fault),
         seed=a.seed,
     )  # fmt: skip
@@ -240,7 +243,8 @@ def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
     result = np.full((neurons, count, tokens), np.nan, np.float32)
     for neuron in range(neurons):
         seen = [
-            (excerpts.token_rows[excerpt, t], excerpts.pair_rows[excerpt, t], place, t,
+            (excerpts.token_rows[excerpt, t], excerpts.pair_rows[excerpt, t],
+             excerpts.triple_rows[excerpt, t], place, t,
              max(float(excerpts.activations[neuron, place, t]), 0.0))
             for place, excerpt in enumerate(excerpts.ids[neuron]) if excerpt >= 0
             for t in range(excerpts.skip, tokens)
@@ -248,17 +252,22 @@ def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
         rest = tables.count - len(seen)
         seen_sum = sum(value for *_, value in seen)
         mean = remaining(tables.positive_sums[neuron], seen_sum, rest) / max(rest, 1)
-        for token, pair, place, t, _ in seen:
+        for token, pair, triple, place, t, _ in seen:
             estimate = mean
             if token >= 0:
-                values = [other[4] for other in seen if other[0] == token]
+                values = [other[-1] for other in seen if other[0] == token]
                 left = tables.token_counts[token] - len(values)
                 total = remaining(float(tables.token_sums[token, neuron]), sum(values), left)
                 estimate = token_estimate(total, left, mean)
             if pair >= 0:
-                values = [other[4] for other in seen if other[1] == pair]
+                values = [other[-1] for other in seen if other[1] == pair]
                 left = tables.pair_counts[pair] - len(values)
                 total = remaining(float(tables.pair_sums[pair, neuron]), sum(values), left)
+                estimate = pair_estimate(total, left, estimate)
+            if triple >= 0:
+                values = [other[-1] for other in seen if other[2] == triple]
+                left = tables.triple_counts[triple] - len(values)
+                total = remaining(float(tables.triple_sums[triple, neuron]), sum(values), left)
                 estimate = pair_estimate(total, left, estimate)
             result[neuron, place, t] = estimate
     return result

@@ -136,7 +136,7 @@ def token_estimate(token_sum, token_count, mean):
 
 
 def pair_estimate(pair_sum, pair_count, estimate):
-    """The estimate for a pair: its mean activation, drawn to the token's by two tokens."""
+    """The estimate for a pair or a triple: its mean, drawn to its back-off's by two tokens."""
     return (pair_sum + 2.0 * estimate) / (pair_count + 2.0)
 
 

@@ -44,8 +44,8 @@ class Summary(NamedTuple):
         histogram: int32 `[F, H]`, excerpts by the bin of their largest activation.
         histogram_ids: int32 `[D, F, H]`, per bin its excerpts with the smallest hashes, in that
             order; `NO_ID` where it has fewer.
-        token_sums, pair_sums: float32 `[V, F]` and `[P, F]`, sums of max(x, 0). A sweep has its
-            situations' rows behind those of the pairs: P counts both.
+        token_sums, pair_sums, triple_sums: float32 `[V, F]`, `[P, F]` and `[Q, F]`, sums of
+            max(x, 0). A sweep has its situations' rows behind those of the pairs: P counts both.
         fault: int32 `[1]`, the id of an excerpt with NaN or infinity, else `NO_ID`.
         seed: of the hash.
     """
@@ -66,6 +66,7 @@ class Summary(NamedTuple):
     histogram_ids: Any
     token_sums: Any
     pair_sums: Any
+    triple_sums: Any
     fault: Any
     seed: int
 
@@ -79,7 +80,7 @@ class Summary(NamedTuple):
         top: int,
         bottom: int,
         random_ids: np.ndarray,
-        table_rows: tuple[int, int],
+        table_rows: tuple[int, int, int],
         seed: int,
     ) -> Summary:
         """The summary of no excerpts, in host memory.
@@ -87,7 +88,7 @@ class Summary(NamedTuple):
         Args:
             dtype: of the activations; uint16 for bfloat16.
             random_ids: int32 `[R]`, the excerpts to keep as random, from `smallest_hashes`.
-            table_rows: V and P.
+            table_rows: V, P and Q.
         """
 
         def slots(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,6 +111,7 @@ class Summary(NamedTuple):
             histogram_ids=np.full((KEPT_A_BIN, neurons, BINS), NO_ID, np.int32),
             token_sums=np.zeros((table_rows[0], neurons), np.float32),
             pair_sums=np.zeros((table_rows[1], neurons), np.float32),
+            triple_sums=np.zeros((table_rows[2], neurons), np.float32),
             fault=np.full(1, NO_ID, np.int32),
             seed=seed,
         )
@@ -132,11 +134,13 @@ class Batch(NamedTuple):
         random_slots: int32 `[B]`, the slot in `random_acts` that the excerpt fills, else -1.
         skip: first counted token.
         positions: int32 `[N]`, counted tokens of the batch as B * T indices, segment by segment; a
-            token is in its token's, in its pair's, and in one for each of its situations. N is B T
-            times the most segments that a token can be in; the tail is not used.
+            token is in its token's, in its pair's, in its triple's, and in one for each of its
+            situations. N is B T times the most segments that a token can be in; the tail is not
+            used.
         segment_starts: int32 `[S + 1]`, where each segment begins in `positions`; the longest come
-            first, those at the end may be empty. S = min(V + P, N).
-        segment_rows: int32 `[S]`, table rows: a token's as it is, a pair's after the V tokens'.
+            first, those at the end may be empty. S = min(V + P + Q, N).
+        segment_rows: int32 `[S]`, table rows: the V tokens', then the P pairs', then the Q
+            triples'.
     """
 
     ids: Any
@@ -152,39 +156,42 @@ class Batch(NamedTuple):
         ids: np.ndarray,
         token_rows: np.ndarray,
         pair_rows: np.ndarray,
+        triple_rows: np.ndarray,
         *,
         skip: int,
         random_ids: np.ndarray,
-        table_rows: tuple[int, int],
+        table_rows: tuple[int, int, int],
         situation_rows: np.ndarray | None = None,
     ) -> Batch:
         """Lay out a batch.
 
         Args:
             ids: int32 `[B]`.
-            token_rows, pair_rows: int32 `[B, T]`, the tables' rows, -1 where there is none.
+            token_rows, pair_rows, triple_rows: int32 `[B, T]`, the tables' rows, -1 where there is
+                none.
             situation_rows: int32 `[B, T, aspects]`, rows of the pairs' table too, behind theirs.
             random_ids: int32 `[R]`, as in the summary.
-            table_rows: V and P.
+            table_rows: V, P and Q.
 
         Raises:
             ValueError: shapes do not fit together, or an id or a row is none.
         """
         in_range("ids", ids, 0, int(NO_ID))
-        for name, rows, count in zip(
-            ("token_rows", "pair_rows"), (token_rows, pair_rows), table_rows, strict=True
-        ):
+        named = {"token_rows": token_rows, "pair_rows": pair_rows, "triple_rows": triple_rows}
+        families, before = [], 0
+        for (name, rows), count in zip(named.items(), table_rows, strict=True):
             in_range(name, rows, -1, count)
             if rows.shape != (*ids.shape, *token_rows.shape[1:2]):
                 raise ValueError(
                     f"{name} is {list(rows.shape)}, for ids {list(ids.shape)} and token_rows "
                     f"{list(token_rows.shape)}: the arrays do not fit together"
                 )
-        second = [pair_rows]  # the families of rows that the second table has
+            families.append(np.where(rows >= 0, rows + before, -1))
+            before += count
         if situation_rows is not None:
             in_range("situation_rows", situation_rows, -1, table_rows[1])
-            second.extend(np.moveaxis(situation_rows, 2, 0))
-        families = [token_rows, *(np.where(own >= 0, own + table_rows[0], -1) for own in second)]
+            shifted = np.where(situation_rows >= 0, situation_rows + table_rows[0], -1)
+            families.extend(np.moveaxis(shifted, 2, 0))
         place = np.arange(token_rows.size, dtype=np.int32).reshape(token_rows.shape)[:, skip:]
         rows = np.concatenate([own[:, skip:].ravel() for own in families])
         known = np.flatnonzero(rows >= 0)
@@ -202,9 +209,8 @@ class Batch(NamedTuple):
         segment_starts[1 : len(longest) + 1] = np.cumsum(sizes[longest])
         # The sorted positions again, segment by segment in their new order.
         moves = np.repeat(starts[longest] - segment_starts[: len(longest)], sizes[longest])
-        positions[: len(order)] = np.tile(place.ravel(), len(families))[
-            order[np.arange(len(order)) + moves]
-        ]
+        repeated = np.tile(place.ravel(), len(families))
+        positions[: len(order)] = repeated[order[np.arange(len(order)) + moves]]
 
         hits = ids[:, None] == random_ids[None, :]
         return cls(
@@ -242,16 +248,19 @@ class LookupTables(NamedTuple):
     """One layer's tables, as `lookup` needs them.
 
     Attributes:
-        token_sums, pair_sums: float32 `[V, F]`, `[P, F]`.
-        token_counts, pair_counts: int64 `[V]`, `[P]`, counted tokens behind each row.
+        token_sums, pair_sums, triple_sums: float32 `[V, F]`, `[P, F]`, `[Q, F]`.
+        token_counts, pair_counts, triple_counts: int64 `[V]`, `[P]`, `[Q]`, counted tokens behind
+            each row.
         positive_sums: float64 `[F]`, sums of max(activation, 0) over all counted tokens.
         count: counted tokens.
     """
 
     token_sums: Any
     pair_sums: Any
+    triple_sums: Any
     token_counts: Any
     pair_counts: Any
+    triple_counts: Any
     positive_sums: Any
     count: int  # type: ignore[assignment]  # a tuple's method of that name is not used
 
@@ -262,7 +271,8 @@ class HeldOut(NamedTuple):
     Attributes:
         ids: int32 `[F, E]`, rows of `token_rows`; -1 for none. No id twice in a row of it.
         activations: float32 `[F, E, T]`, the true ones.
-        token_rows, pair_rows: int32 `[excerpts, T]`, the tables' rows of every excerpt's tokens.
+        token_rows, pair_rows, triple_rows: int32 `[excerpts, T]`, the tables' rows of every
+            excerpt's tokens.
         skip: first counted token.
     """
 
@@ -270,6 +280,7 @@ class HeldOut(NamedTuple):
     activations: Any
     token_rows: Any
     pair_rows: Any
+    triple_rows: Any
     skip: int
 
 

@@ -191,7 +191,7 @@ class CaptureForm:
         excerpts, lead, neurons: its shape, `[excerpts, lead + 64, neurons]`.
         nonlinearity: None to read activations, or f to make them of pre-activations and write them.
         gated: whether these are f(gate) * up.
-        table_rows: V and P; of the tokens, which are drawn by Zipf's law, those are in the tables.
+        table_rows: V, P and Q; of the tokens, which are drawn by Zipf's law, those are in them.
     """
 
     excerpts: int
@@ -201,7 +201,7 @@ class CaptureForm:
     lead: int = 0
     nonlinearity: str | None = None
     gated: bool = False
-    table_rows: tuple[int, int] = (0, 0)
+    table_rows: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -225,16 +225,18 @@ class CaptureForm:
     def batches(self, count: int) -> list[tuple[torch.Tensor, Batch, Preactivations | None]]:
         """What `Exemplars.update` takes, a few times."""
         tokens = zipf_tokens(count * self.excerpts, max(sum(self.table_rows), 1) * 4, seed=0)
-        token_rows = np.where(tokens < self.table_rows[0], tokens, -1).astype(np.int32)
-        pairs = tokens - self.table_rows[0]
-        pair_rows = np.where((pairs >= 0) & (pairs < self.table_rows[1]), pairs, -1)
+        families, before = [], 0
+        for count in self.table_rows:
+            known = (tokens >= before) & (tokens < before + count)
+            families.append(np.where(known, tokens - before, -1).astype(np.int32))
+            before += count
         made: list[tuple[torch.Tensor, Batch, Preactivations | None]] = []
         for start in range(0, count * self.excerpts, self.excerpts):
             rows = slice(start, start + self.excerpts)
             batch = Batch.make(
-                np.arange(rows.start, rows.stop, dtype=np.int32), token_rows[rows],
-                pair_rows[rows].astype(np.int32), skip=1 - self.lead, random_ids=_RANDOM_IDS,
-                table_rows=self.table_rows,
+                np.arange(rows.start, rows.stop, dtype=np.int32),
+                *(each[rows] for each in families),
+                skip=1 - self.lead, random_ids=_RANDOM_IDS, table_rows=self.table_rows,
             )  # fmt: skip
             acts, gate, up = (
                 torch.randn(self.shape, device=self.device, dtype=self.dtype) if needed else None

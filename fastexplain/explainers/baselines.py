@@ -2,7 +2,7 @@
 
 All are of the neuron's test excerpts, for all neurons of a layer at once, without a language model:
 
-- `lookup`: the tables' pairs and tokens, as the lookup explanation is scored.
+- `lookup`: the tables' triples, pairs and tokens, as the lookup explanation is scored.
 - `token`: the tables' tokens alone.
 - `position`: the mean of max(activation, 0) by position in the excerpt, over those of the run's
   random excerpts that the neuron is not tested on.
@@ -99,7 +99,7 @@ def _of_layer(
     run: Run,
     layer: int,
     neurons: slice,
-    rows: tuple[np.ndarray, np.ndarray] | None,
+    rows: tuple[np.ndarray, ...] | None,
     tables: LookupTables | None,
     others: LookupTables | None,
     columns: np.ndarray,
@@ -127,8 +127,8 @@ def _of_layer(
     found = {"position": measured(_by_position(ids, random_ids, random_acts, true.shape))}
     if tables is not None and others is not None and rows is not None:
         by_pair = kernels.lookup(tables, HeldOut(ids, activations, *rows, run.skip))
-        no_pairs = np.full_like(rows[1], -1)
-        by_token = kernels.lookup(tables, HeldOut(ids, activations, rows[0], no_pairs, run.skip))
+        none = np.full_like(rows[0], -1)
+        by_token = kernels.lookup(tables, HeldOut(ids, activations, rows[0], none, none, run.skip))
         found |= {"lookup": measured(by_pair), "token": measured(by_token)}
         if run.width(layer) > 1:
             found["mismatched"] = measured(_whole(others, columns, *(own[ids] for own in rows)))
@@ -152,27 +152,25 @@ def _by_position(
     return np.broadcast_to(means[:, None, :], shape)
 
 
-def _whole(
-    tables: LookupTables, columns: np.ndarray, token_rows: np.ndarray, pair_rows: np.ndarray
-) -> np.ndarray:
+def _whole(tables: LookupTables, columns: np.ndarray, *rows: np.ndarray) -> np.ndarray:
     """What whole tables predict, nothing held out: float64 `[N, E, T]`.
 
     The formulas are those of `fastexplain.kernels.lookup`.
 
     Args:
         columns: int `[N]`, the tables' neuron for each row.
-        token_rows, pair_rows: int32 `[N, E, T]`, -1 where a token has none.
+        rows: of tokens, pairs and triples, int32 `[N, E, T]`, -1 where a token has none.
     """
     own = columns[:, None, None]
-    mean = (tables.positive_sums[columns] / max(tables.count, 1))[:, None, None]
-    sums = np.where(token_rows >= 0, tables.token_sums[token_rows, own], 0).astype(np.float64)
-    counts = np.where(token_rows >= 0, tables.token_counts[token_rows], 0)
-    estimate = (sums + 0.5 * mean) / (counts + 0.5)
-    if len(tables.pair_counts) == 0:
-        return estimate
-    sums = np.where(pair_rows >= 0, tables.pair_sums[pair_rows, own], 0).astype(np.float64)
-    counts = np.where(pair_rows >= 0, tables.pair_counts[pair_rows], 0)
-    return (sums + 2.0 * estimate) / (counts + 2.0)
+    estimate = (tables.positive_sums[columns] / max(tables.count, 1))[:, None, None]
+    sums = (tables.token_sums, tables.pair_sums, tables.triple_sums)
+    counts = (tables.token_counts, tables.pair_counts, tables.triple_counts)
+    for known, table, behind, weight in zip(rows, sums, counts, (0.5, 2.0, 2.0), strict=True):
+        if len(behind):
+            total = np.where(known >= 0, table[known, own], 0).astype(np.float64)
+            count = np.where(known >= 0, behind[known], 0)
+            estimate = (total + weight * estimate) / (count + weight)
+    return np.broadcast_to(estimate, rows[0].shape)
 
 
 def baseline_of(

@@ -87,7 +87,7 @@ class Features:
         self.starts = np.cumsum([0, *map(len, lists)]).astype(np.int32)
         self.members = np.array([f for own in lists for f in own], np.int32)
 
-        token_rows, pair_rows = tables.rows(run.excerpts)
+        token_rows, pair_rows, _ = tables.rows(run.excerpts)
         self.keys = np.full((*excerpts.shape, 3 + len(ASPECTS)), -1, np.int32)
         self.keys[..., 0] = excerpts
         self.keys[:, 1:, 1] = before + excerpts[:, :-1]
@@ -102,7 +102,7 @@ class Features:
             np.ascontiguousarray(own[:, skip:]) for own in (self.keys, self.known)
         )
 
-        count = sum(tables.size)
+        count = len(tables.tokens) + len(tables.pairs)
         self.rows = np.full((count + len(tables.situations), 2), -1, np.int32)
         self.rows[: len(tables.tokens), 0] = tables.tokens
         self.rows[len(tables.tokens) : count, 0] = pairs + np.arange(len(tables.pairs))

@@ -1,8 +1,8 @@
 """The lookup explainer: what drives a neuron, read off the sweep's tables without a language model.
 
 It is the token-lookup baseline of Bills et al. 2023 ("Assessing explanation quality") made strong:
-tables over the whole corpus instead of over the exemplars, with token pairs that back off to
-tokens, and the excerpts that score it held out. For every layer:
+tables over the whole corpus instead of over the exemplars, with triples that back off to pairs and
+these to tokens, and the excerpts that score it held out. For every layer:
 
 1. The explanation is the whole table. Its text is a short list of entries (`lists.py`): the tokens,
    and tokens after a given token, that say most of the neuron, with their mean activations.
@@ -40,7 +40,8 @@ from fastexplain.run.splits import held_out
 _NOTHING = "nothing: no token that the tables know drives it more than others"
 
 METHOD = "lookup"
-VERSION = "lookup-3"  # 1 scored on five random excerpts; 2 listed the strongest entries, unscored
+# 1 scored on five random excerpts; 2 listed the strongest entries, unscored, and had no triples.
+VERSION = "lookup-3"
 
 _MEASURES = (CORRELATION,)
 
@@ -119,7 +120,7 @@ class Predicted(NamedTuple):
 
 
 def predict_layer(
-    run: Run, layer: int, rows: tuple[np.ndarray, np.ndarray], split: str = "test"
+    run: Run, layer: int, rows: tuple[np.ndarray, ...], split: str = "test"
 ) -> Predicted:
     """Predict one split of a layer's neurons from the tables, held out from them.
 
@@ -134,7 +135,7 @@ def predict_layer(
 
 
 def predict_texts(
-    run: Run, layer: int, rows: tuple[np.ndarray, np.ndarray], entries: int
+    run: Run, layer: int, rows: tuple[np.ndarray, ...], entries: int
 ) -> list[Predicted]:
     """What the texts of a layer's explanations predict, of the test and the calibration split.
 
@@ -266,6 +267,7 @@ def predict_by_lookup(
     tables = tables._replace(
         token_sums=np.ascontiguousarray(tables.token_sums[:, own]),
         pair_sums=np.ascontiguousarray(tables.pair_sums[:, own]),
+        triple_sums=np.ascontiguousarray(tables.triple_sums[:, own]),
         positive_sums=tables.positive_sums[own],
     )
     union = np.unique(excerpts[excerpts >= 0])
@@ -293,8 +295,10 @@ def layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTa
     return LookupTables(
         run.array(layer, "tables.tokens", neurons),
         run.array(layer, "tables.pairs", neurons),
+        run.array(layer, "tables.triples", neurons),
         known.token_counts,
         known.pair_counts,
+        known.triple_counts,
         run.array(layer, "sums", neurons)[4],
         run.sites[str(layer)].counted_tokens,
     )

@@ -93,6 +93,10 @@ class Checkpoints:
                 if arrays["histogram_ids"].ndim == 2:
                     # A version before kept one excerpt a bin; so does the rest of its sweep.
                     arrays["histogram_ids"] = arrays["histogram_ids"][None]
+                if "triple_sums" not in arrays:
+                    if len(arrays["token_sums"]):
+                        raise _damaged(directory, "it is of a version whose tables had no triples")
+                    arrays["triple_sums"] = arrays["pair_sums"].copy()
                 summaries[layer] = Summary(**arrays, seed=state["seed"])
             except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
                 raise _damaged(directory, f"{name}: {error}") from error

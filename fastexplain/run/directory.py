@@ -29,7 +29,7 @@ from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
 from fastexplain.run.arrays import ArrayFile
-from fastexplain.run.layout import ADDED, check_excerpts, check_site, check_values
+from fastexplain.run.layout import ADDED, check_excerpts, check_site, check_values, lacking
 from fastexplain.run.manifest import EXCERPTS, HASHES, read_manifest, site_file
 from fastexplain.run.pieces import hash_of
 from fastexplain.run.statistics import SUMMED, moments_of
@@ -199,8 +199,8 @@ class Run:
 
     @cached_property
     def tables(self) -> Tables:
-        """Which tokens and pairs the layers' tables have rows for."""
-        names = ["tokens", "pairs", "token_counts", "pair_counts"]
+        """Which tokens, pairs, triples and situations the layers' tables have rows for."""
+        names = ["tokens", "pairs", "triples", "token_counts", "pair_counts", "triple_counts"]
         if ADDED[0] in self.file().arrays:
             names += ["situations", "situation_counts"]
         return Tables(*(self._read(f"tables.{name}") for name in names))
@@ -245,6 +245,8 @@ class Run:
     def _read(self, name: str, place: tuple[Any, ...] = (), site: str = "") -> np.ndarray:
         """An array of a site's file, or of the excerpts' one; or what is at a place in it."""
         file = self.file(site)
+        if name not in file.arrays:
+            return lacking(name, self.sites[site].units if site else 0)[place]
         values = file.read(name, place)
         return check_values(file, name, values, self.manifest["sweep"]["excerpts"])
 
@@ -261,13 +263,13 @@ class Run:
     def _open(self, site: str) -> ArrayFile:
         name = site_file(site) if site else EXCERPTS
         file = ArrayFile(self.path / name, self._hashes(name))
-        sweep = self.manifest["sweep"]
+        schema, sweep = self.manifest["schema"], self.manifest["sweep"]
         tokens = sweep["tokens"] // sweep["excerpts"]
         if site:
             rows = *self.tables.size, len(self.tables.situations)
-            check_site(file, self.sites[site].units, tokens, rows, self.manifest["schema"])
+            check_site(file, self.sites[site].units, tokens, rows, schema)
         else:
-            check_excerpts(file, sweep["excerpts"], tokens, self.manifest["schema"])
+            check_excerpts(file, sweep["excerpts"], tokens, schema)
         return file
 
     def _hashes(self, name: str) -> np.ndarray | None:

@@ -1,8 +1,8 @@
 """What a run's files of arrays have to hold: names, types, shapes, and ids that there are.
 
 Letters: S excerpts, T tokens of each, F units of a site, K top and B bottom exemplars, R random
-ones, H bins, D excerpts that a bin keeps, V, P and Z rows of the tables, A the type of activations,
-C tokens or neurons that the weights have of each kind.
+ones, H bins, D excerpts that a bin keeps, V, P, Q and Z rows of the tables, A the type of
+activations, C tokens or neurons that the weights have of each kind.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ _EXCERPTS = {
     "vocabulary.ends": "I64 ends",
     "tables.tokens": "I32 V",
     "tables.pairs": "I32 P 2",
+    "tables.triples": "I32 Q 3",
     "tables.token_counts": "I64 V",
     "tables.pair_counts": "I64 P",
+    "tables.triple_counts": "I64 Q",
     "tables.situations": "I32 Z",
     "tables.situation_counts": "I64 Z",
 }
@@ -45,13 +47,16 @@ _SITE = {
     "histogram.excerpts": "I32 F H D",
     "tables.tokens": "F32 V F",
     "tables.pairs": "F32 P F",
+    "tables.triples": "F32 Q F",
     "tables.situations": "F32 Z F",
 }
 
-ADDED = ("tables.situations", "tables.situation_counts")
+ADDED = (
+    "tables.situations", "tables.situation_counts", "tables.triples", "tables.triple_counts",
+)  # fmt: skip
 """Those that files up to schema 4 lack."""
 
-_WITH_SITUATIONS = 5
+_WITH_ADDED = 5
 
 _TOKENS = {"tokens": "I32 F 2 C", "values": "F32 F 2 C", "spread": "F32 F"}
 _NEURONS = {"neurons": "I32 F C 2", "cosines": "F32 F C"}
@@ -65,7 +70,8 @@ _NO_ID = -1
 # The least that values of an array of whole numbers may be; excerpts' ids have an end too.
 _LEAST = {
     "tokens": 0, "tables.tokens": 0, "tables.pairs": 0, "tables.token_counts": 0,
-    "tables.pair_counts": 0, "tables.situations": 0, "tables.situation_counts": 0,
+    "tables.pair_counts": 0, "tables.triples": 0, "tables.triple_counts": 0,
+    "tables.situations": 0, "tables.situation_counts": 0,
     "vocabulary.ends": 0, "positive": 0, "histogram": 0,
     "top.ids": _NO_ID, "bottom.ids": _NO_ID, "random.ids": _NO_ID, "histogram.excerpts": _NO_ID,
 }  # fmt: skip
@@ -77,18 +83,25 @@ def check_excerpts(file: ArrayFile, excerpts: int, tokens: int, schema: int) -> 
 
 
 def check_site(
-    file: ArrayFile, units: int, tokens: int, table_rows: tuple[int, int, int], schema: int
+    file: ArrayFile, units: int, tokens: int, table_rows: tuple[int, int, int, int], schema: int
 ) -> None:
-    """Raise RunError unless a site's file has what it must, for F, T, and V, P and Z."""
-    sizes = dict(zip("VPZ", table_rows, strict=True))
+    """Raise RunError unless a site's file has what it must, for F, T, and V, P, Q and Z."""
+    sizes = dict(zip("VPQZ", table_rows, strict=True))
     sizes |= {"F": units, "T": tokens, "H": BINS, "M": MOMENTS}
     _check(file, _of_schema(file, _SITE, schema), sizes)
 
 
 def _of_schema(file: ArrayFile, expected: dict[str, str], schema: int) -> dict[str, str]:
     """What a file has to hold by its schema, and what it holds beyond."""
-    lacks = set(ADDED) - set(file.arrays) if schema < _WITH_SITUATIONS else ()
+    lacks = set(ADDED) - set(file.arrays) if schema < _WITH_ADDED else ()
     return {name: described for name, described in expected.items() if name not in lacks}
+
+
+def lacking(name: str, units: int) -> np.ndarray:
+    """What stands for an array that files of earlier versions lack: no rows."""
+    shape = {"tables.triple_counts": (0,), "tables.triples": (0, units) if units else (0, 3)}[name]
+    dtype = {"tables.triple_counts": np.int64}.get(name, np.float32 if units else np.int32)
+    return np.zeros(shape, dtype)
 
 
 def check_weights(

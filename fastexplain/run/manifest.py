@@ -2,8 +2,8 @@
 
 Its last line is a hash of the text before, and `files` has for each file of arrays one hash of the
 hashes of its pieces, which lie in `hashes.safetensors`. So every byte is vouched for. Up to schema
-4 tables had no situations, up to schema 3 a histogram's bin kept one excerpt, up to schema 2 there
-were no hashes, up to schema 1 no sites.
+4 tables had no triples or situations, up to schema 3 a histogram's bin kept one excerpt, up to
+schema 2 there were no hashes, up to schema 1 no sites.
 """
 
 from __future__ import annotations

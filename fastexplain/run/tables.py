@@ -1,4 +1,4 @@
-"""Which tokens, token pairs and situations the sweep's tables have rows for, and which row a token
+"""Which tokens, pairs, triples and situations the sweep's tables have rows for, and which a token
 falls in.
 """
 
@@ -31,7 +31,9 @@ class Tables:
     Attributes:
         tokens: int32 `[V]`, the most frequent tokens, most frequent first.
         pairs: int32 `[P, 2]`, the most frequent (previous token, token), sorted.
-        token_counts, pair_counts: int64 `[V]`, `[P]`, counted tokens of the corpus behind each row.
+        triples: int32 `[Q, 3]`, the most frequent (two before, previous, token), sorted.
+        token_counts, pair_counts, triple_counts: int64 `[V]`, `[P]`, `[Q]`, counted tokens of the
+            corpus behind each row.
         situations: int32 `[C]`, codes of `text.kinds`, sorted: the most frequent of the corpus;
             none in a run of an earlier version.
         situation_counts: int64 `[C]`, as `token_counts`.
@@ -39,8 +41,10 @@ class Tables:
 
     tokens: np.ndarray
     pairs: np.ndarray
+    triples: np.ndarray
     token_counts: np.ndarray
     pair_counts: np.ndarray
+    triple_counts: np.ndarray
     situations: np.ndarray = field(default_factory=lambda: _none(np.int32))
     situation_counts: np.ndarray = field(default_factory=lambda: _none(np.int64))
 
@@ -51,38 +55,37 @@ class Tables:
         """The most useful rows for a corpus.
 
         What occurs once gets no row: held out, it knows nothing. Tokens come first, in up to three
-        quarters of the rows, since pairs are estimated around them; pairs get the rest, and tokens
-        what the pairs leave. (SmolLM2, five layers, 1,024 excerpts, 5,825 rows: the lookup's mean
-        score was 0.603 with a third of the rows for tokens, 0.623 with half, 0.631 with two
-        thirds, which were all tokens there were; with no limit on rows, 0.649.)
+        quarters of the rows, since all else is estimated around them. The others go to the most
+        frequent contexts, pairs before triples as frequent; a triple that is as frequent as its
+        pair is that pair, and gets none. Measurements are in `benches/NOTES.md`, "Lookup scores".
+
+        What contexts leave goes to tokens.
 
         Args:
             token_ids: int32 `[excerpts, tokens]`.
             skip: first counted token.
-            rows: V + P at most.
+            rows: V + P + Q at most.
             kinds: of the subject's tokens; without them there are no situations.
         """
         sample = np.asarray(token_ids[:_SAMPLE])
         tokens, counts = _most_frequent(sample[:, skip:])
-        keys, _ = _most_frequent(_pair_keys(sample)[:, max(skip - 1, 0) :])
         first = min(len(tokens), rows - rows // 4)
-        keys = keys[: rows - first]
-        tokens = tokens[: rows - len(keys)]
-        pairs = np.stack(np.divmod(np.sort(keys), _PAIR_BASE), axis=1).astype(np.int32)
-        chosen = cls(tokens.astype(np.int32), pairs.reshape(-1, 2), counts[:0], counts[:0])
+        pairs, triples = _contexts(sample, skip, rows - first)
+        tokens, none = tokens[: rows - len(pairs) - len(triples)], counts[:0]
+        chosen = cls(tokens.astype(np.int32), pairs, triples, none, none, none)
         counted = chosen._counted(token_ids, skip)
         return counted if kinds is None else counted._with_situations(token_ids, skip, rows, kinds)
 
     def _counted(self, token_ids: np.ndarray, skip: int) -> Tables:
         """The same rows with their counts over the whole corpus."""
-        counts = (np.zeros(len(self.tokens), np.int64), np.zeros(len(self.pairs), np.int64))
+        counts = [np.zeros(size, np.int64) for size in self.size]
         for start in range(0, len(token_ids), _BLOCK):
             for count, rows in zip(
                 counts, self.rows(token_ids[start : start + _BLOCK]), strict=True
             ):
                 known = rows[:, skip:]
                 count += np.bincount(known[known >= 0], minlength=len(count))
-        return Tables(self.tokens, self.pairs, *counts)
+        return Tables(self.tokens, self.pairs, self.triples, *counts)
 
     def _with_situations(
         self, token_ids: np.ndarray, skip: int, rows: int, kinds: TokenKinds
@@ -97,18 +100,18 @@ class Tables:
         return replace(self, situations=chosen, situation_counts=counts[chosen])
 
     @property
-    def size(self) -> tuple[int, int]:
-        """V and P."""
-        return len(self.tokens), len(self.pairs)
+    def size(self) -> tuple[int, int, int]:
+        """V, P and Q."""
+        return len(self.tokens), len(self.pairs), len(self.triples)
 
     @property
-    def swept(self) -> tuple[int, int]:
-        """Rows of a summary's two tables: V, and P with the situations' C behind them."""
-        return len(self.tokens), len(self.pairs) + len(self.situations)
+    def swept(self) -> tuple[int, int, int]:
+        """Rows of a summary's tables: V, P with the situations' C behind them, and Q."""
+        return len(self.tokens), len(self.pairs) + len(self.situations), len(self.triples)
 
     def without_situations(self) -> Tables:
-        """The same tokens and pairs alone."""
-        return Tables(self.tokens, self.pairs, self.token_counts, self.pair_counts)
+        """The same tokens, pairs and triples alone."""
+        return replace(self, situations=_none(np.int32), situation_counts=_none(np.int64))
 
     def situation_rows(self, token_ids: np.ndarray, skip: int, kinds: TokenKinds) -> np.ndarray:
         """The rows of the tokens' situations, behind those of the pairs in a summary's table.
@@ -121,26 +124,64 @@ class Tables:
         rows[self.situations] = len(self.pairs) + np.arange(len(self.situations))
         return rows[kinds.situations(token_ids, skip)]
 
-    def rows(self, token_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of tokens and of pairs, two int32 `[excerpts, tokens]`; -1 where there is none.
+    def rows(self, token_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows of tokens, pairs and triples, int32 `[excerpts, tokens]`; -1 where none is.
 
-        An excerpt's first token has no previous one, and so no pair.
+        An excerpt's first token has no previous one, and so no pair, and its second no triple.
         """
         order = np.argsort(self.tokens)
         token_rows = _find(self.tokens[order].astype(np.int64), token_ids)
         token_rows = np.where(token_rows >= 0, order[token_rows], -1) if len(order) else token_rows
-        pair_rows = np.full(token_ids.shape, -1, np.int32)
-        known = self.pairs[:, 0] * np.int64(_PAIR_BASE) + self.pairs[:, 1]
-        pair_rows[:, 1:] = _find(known, _pair_keys(token_ids))
-        return token_rows.astype(np.int32), pair_rows
+        pair_rows, triple_rows = (np.full(token_ids.shape, -1, np.int32) for _ in range(2))
+        pair_rows[:, 1:] = _find(_keys(self.pairs[:, 0], self.pairs[:, 1]), _pair_keys(token_ids))
+        # A triple goes by the place of its first two tokens among those that triples have.
+        firsts = np.unique(_keys(self.triples[:, 0], self.triples[:, 1]))
+        known = _keys(_find(firsts, _keys(*self.triples[:, :2].T)), self.triples[:, 2])
+        before = _find(firsts, _pair_keys(token_ids)[:, :-1])
+        triple_rows[:, 2:] = _find(known, _keys(before, token_ids[:, 2:]))
+        return token_rows.astype(np.int32), pair_rows, triple_rows
 
 
-_PAIR_BASE = 2**32
+_BASE = 2**32
+
+
+def _keys(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """int64: numbers that are ordered as (high, low); below 0 where `high` is."""
+    return high * np.int64(_BASE) + low
 
 
 def _pair_keys(token_ids: np.ndarray) -> np.ndarray:
     """int64 `[excerpts, tokens - 1]`: each token but the first, with its previous one."""
-    return token_ids[:, :-1] * np.int64(_PAIR_BASE) + token_ids[:, 1:]
+    return _keys(token_ids[:, :-1], token_ids[:, 1:])
+
+
+def _contexts(sample: np.ndarray, skip: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most frequent pairs and triples, int32 `[P, 2]` and `[Q, 3]`, each sorted; P + Q <= rows.
+
+    Args:
+        sample: int32 `[excerpts, tokens]`.
+        skip: first counted token.
+    """
+    keys = _pair_keys(sample)
+    pairs, pair_counts = _most_frequent(keys[:, max(skip - 1, 0) :])
+    firsts, places = np.unique(keys, return_inverse=True)
+    # Of a triple the places of its two pairs, which are the same for all that has that text.
+    places = places.reshape(keys.shape)[:, max(skip - 2, 0) :].astype(np.int64)
+    triples, triple_counts = _most_frequent(_keys(places[:, :-1], places[:, 1:]))
+    before, last = np.divmod(triples, _BASE)
+    order = np.argsort(pairs)
+    of_pair = pair_counts[order][np.searchsorted(pairs[order], firsts[last])]
+    distinct = triple_counts < of_pair
+    triple_counts, before, last = triple_counts[distinct], before[distinct], last[distinct]
+
+    counts = np.concatenate([pair_counts, triple_counts])
+    chosen = np.argsort(-counts, kind="stable")[:rows]
+    taken = chosen[chosen >= len(pairs)] - len(pairs)
+    pairs = np.sort(pairs[chosen[chosen < len(pairs)]])
+    triples = np.stack([firsts[before[taken]] // _BASE, *np.divmod(firsts[last[taken]], _BASE)], 1)
+    triples = triples[np.lexsort(triples.T[::-1])]
+    pairs = np.stack(np.divmod(pairs, _BASE), axis=1)
+    return pairs.reshape(-1, 2).astype(np.int32), triples.reshape(-1, 3).astype(np.int32)
 
 
 def _most_frequent(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

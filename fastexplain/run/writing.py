@@ -79,7 +79,7 @@ class RunWriter:
             self._room.close()
 
     def write_excerpts(self, corpus: Corpus, tables: Tables, vocabulary: list[bytes]) -> None:
-        """The corpus, each token id's bytes, and which tokens and pairs the tables have."""
+        """The corpus, each token id's bytes, and which rows the tables have."""
         ends = np.cumsum([0] + [len(token) for token in vocabulary], dtype=np.int64)
         arrays = {
             "tokens": corpus.tokens,
@@ -89,8 +89,10 @@ class RunWriter:
             "vocabulary.ends": ends,
             "tables.tokens": tables.tokens,
             "tables.pairs": tables.pairs,
+            "tables.triples": tables.triples,
             "tables.token_counts": tables.token_counts,
             "tables.pair_counts": tables.pair_counts,
+            "tables.triple_counts": tables.triple_counts,
             "tables.situations": tables.situations,
             "tables.situation_counts": tables.situation_counts,
         }

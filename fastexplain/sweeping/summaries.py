@@ -104,6 +104,7 @@ class Exemplars:
             "tables.tokens": summary.token_sums,
             "tables.pairs": summary.pair_sums[:pairs],
             "tables.situations": summary.pair_sums[pairs:],
+            "tables.triples": summary.triple_sums,
         }
         for end in ("top", "bottom"):
             keys, ids, acts = (

@@ -24,9 +24,9 @@ def compile_kernels(*, dtype: str, nonlinearities: Sequence[str | None], tables:
         tables: whether there will be any.
     """
     # Compiled code knows the types of its arrays, not their shapes.
-    one, rows = np.zeros(1, np.int32), (1, 1) if tables else (0, 0)
+    one, rows = np.zeros(1, np.int32), (1, 1, 1) if tables else (0, 0, 0)
     none = np.full((1, 1), -1, np.int32)
-    batch = Batch.make(one, none, none, skip=0, random_ids=one, table_rows=rows)
+    batch = Batch.make(one, none, none, none, skip=0, random_ids=one, table_rows=rows)
     acts = np.zeros((1, 1, 1), dtype)
     summary = Summary.empty(
         1, 1, acts.dtype, top=1, bottom=0, random_ids=one, table_rows=rows, seed=0

@@ -73,7 +73,7 @@ def _calls(
     fold = _fold_by(None if pre is None else pre.nonlinearity)
     yield fold, (block_width, bits, half, *sources, batch, faults, *kept)
     if len(batch.segment_rows):
-        tables = summary.token_sums, summary.pair_sums
+        tables = summary.token_sums, summary.pair_sums, summary.triple_sums
         yield _add_to_tables, (block_width, bits, half, summary.top_acts.shape[2], batch, *tables)
 
 
@@ -171,8 +171,8 @@ def _fold_by(nonlinearity: str | None) -> Any:
     def fold(
         block_width, acts, half, gate, gate_start, gated, up, up_start, batch, faults,
         top_keys, top_ids, top_acts, bottom_keys, bottom_ids, bottom_acts, random_ids, random_acts,
-        sums, positive, minimum, maximum, histogram, histogram_ids, token_sums, pair_sums, fault,
-        seed,
+        sums, positive, minimum, maximum, histogram, histogram_ids, token_sums, pair_sums,
+        triple_sums, fault, seed,
     ):  # fmt: skip
         """Fold a batch into the exemplars, sums and histogram, which are changed in place.
 
@@ -297,7 +297,7 @@ def _fold_by(nonlinearity: str | None) -> Any:
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _add_to_tables(block_width, acts, half, tokens, batch, token_sums, pair_sums):
+def _add_to_tables(block_width, acts, half, tokens, batch, token_sums, pair_sums, triple_sums):
     """Add max(activation, 0) up by table row, segment by segment.
 
     `tokens` is T; the other arguments are those of `fold`.
@@ -320,10 +320,14 @@ def _add_to_tables(block_width, acts, half, tokens, batch, token_sums, pair_sums
                 row = acts[position // tokens, lead + position % tokens, start:stop]
                 for j in range(len(row)):
                     total[j] += max(float_of(row[j], half), np.float32(0))
-            row_of_table = batch.segment_rows[segment]
-            if row_of_table < len(token_sums):
-                sums = token_sums[row_of_table, start:stop]
+            token = batch.segment_rows[segment]
+            pair = token - len(token_sums)
+            triple = pair - len(pair_sums)
+            if pair < 0:
+                sums = token_sums[token, start:stop]
+            elif triple < 0:
+                sums = pair_sums[pair, start:stop]
             else:
-                sums = pair_sums[row_of_table - len(token_sums), start:stop]
+                sums = triple_sums[triple, start:stop]
             for j in range(len(total)):
                 sums[j] += total[j]

@@ -22,8 +22,10 @@ __all__ = ["correlate", "discretize", "lookup", "merge"]
 
 _discretize_one = njit(scalars.discretize_one)
 _remaining = njit(scalars.remaining)
-_token_estimate = njit(scalars.token_estimate)
-_pair_estimate = njit(scalars.pair_estimate)
+# Counts smaller than what is held out, a wrong argument, may divide by 0: no exception, for that
+# would come out of Numba as a SystemError.
+_token_estimate = njit(error_model="numpy")(scalars.token_estimate)
+_pair_estimate = njit(error_model="numpy")(scalars.pair_estimate)
 _pooled_moments = njit(scalars.pooled_moments)
 _pearson = njit(error_model="numpy")(scalars.pearson)
 _line = njit(error_model="numpy")(scalars.line)
@@ -226,6 +228,7 @@ def _lookup(block_width, tables, excerpts, result):
     """
     neurons, places, tokens = result.shape
     token_counts, pair_counts = tables.token_counts, tables.pair_counts
+    triple_counts, triple_rows = tables.triple_counts, excerpts.triple_rows
     token_rows, pair_rows, skip = excerpts.token_rows, excerpts.pair_rows, excerpts.skip
     blocks = (neurons + block_width - 1) // block_width
     for block in prange(blocks):
@@ -233,10 +236,12 @@ def _lookup(block_width, tables, excerpts, result):
         # entries that it touched are cleared for the next neuron.
         part_tokens, part_token_counts = np.zeros((2, len(token_counts)))
         part_pairs, part_pair_counts = np.zeros((2, len(pair_counts)))
+        part_triples, part_triple_counts = np.zeros((2, len(triple_counts)))
         for neuron in range(block * block_width, min((block + 1) * block_width, neurons)):
             neuron_ids, neuron_acts = excerpts.ids[neuron], excerpts.activations[neuron]
             add_by_row(token_rows, neuron_ids, neuron_acts, skip, part_tokens, part_token_counts)
             add_by_row(pair_rows, neuron_ids, neuron_acts, skip, part_pairs, part_pair_counts)
+            add_by_row(triple_rows, neuron_ids, neuron_acts, skip, part_triples, part_triple_counts)
             part_sum, part_count = 0.0, 0
             for place in range(places):
                 if neuron_ids[place] >= 0:
@@ -251,6 +256,7 @@ def _lookup(block_width, tables, excerpts, result):
                     continue
                 for t in range(skip, tokens):
                     token, pair = token_rows[excerpt, t], pair_rows[excerpt, t]
+                    triple = triple_rows[excerpt, t]
                     estimate = mean
                     if token >= 0:
                         left = token_counts[token] - part_token_counts[token]
@@ -264,13 +270,22 @@ def _lookup(block_width, tables, excerpts, result):
                         estimate = _pair_estimate(
                             _remaining(total, part_pairs[pair], left), left, estimate
                         )
+                    if triple >= 0:
+                        left = triple_counts[triple] - part_triple_counts[triple]
+                        total = np.float64(tables.triple_sums[triple, neuron])
+                        estimate = _pair_estimate(
+                            _remaining(total, part_triples[triple], left), left, estimate
+                        )
                     result[neuron, place, t] = estimate
             for place in range(places):
                 if neuron_ids[place] >= 0:
                     for t in range(skip, tokens):
                         token = token_rows[neuron_ids[place], t]
                         pair = pair_rows[neuron_ids[place], t]
+                        triple = triple_rows[neuron_ids[place], t]
                         if token >= 0:
                             part_tokens[token], part_token_counts[token] = 0.0, 0.0
                         if pair >= 0:
                             part_pairs[pair], part_pair_counts[pair] = 0.0, 0.0
+                        if triple >= 0:
+                            part_triples[triple], part_triple_counts[triple] = 0.0, 0.0

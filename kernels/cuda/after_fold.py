@@ -195,12 +195,14 @@ def tables_kernel(name: str, lanes: int, tokens: int, threads: tuple[int, int]) 
             total[lane] += max(value_of(word, lane), zero)
 
     @cuda.jit(cache=True)
-    def add_to_tables(words, lead, positions, segment_starts, segment_rows, token_sums, pair_sums):
+    def add_to_tables(
+        words, lead, positions, segment_starts, segment_rows, token_sums, pair_sums, triple_sums
+    ):
         """Add one segment up.
 
         `words` is `[B, L, width]` and `lead` L - T; `positions`, `segment_starts` and
-        `segment_rows` are those of `Batch`; `token_sums` and `pair_sums`, float32 `[V, F]` and
-        `[P, F]`, are changed in place.
+        `segment_rows` are those of `Batch`; `token_sums`, `pair_sums` and `triple_sums`, float32
+        `[V, F]`, `[P, F]` and `[Q, F]`, are changed in place.
         """
         segment = cuda.blockIdx.x
         row = segment_rows[segment]
@@ -229,6 +231,7 @@ def tables_kernel(name: str, lanes: int, tokens: int, threads: tuple[int, int]) 
         cuda.syncthreads()
 
         pair = row - token_sums.shape[0]
+        triple = pair - pair_sums.shape[0]
         for offset in range(y * across + x, across * lanes, across * along):
             neuron = first * lanes + offset
             if neuron < words.shape[2] * lanes:
@@ -237,7 +240,9 @@ def tables_kernel(name: str, lanes: int, tokens: int, threads: tuple[int, int]) 
                     added += totals[part, offset % lanes, offset // lanes]
                 if pair < 0:
                     token_sums[row, neuron] += added
-                else:
+                elif triple < 0:
                     pair_sums[pair, neuron] += added
+                else:
+                    triple_sums[triple, neuron] += added
 
     return add_to_tables

@@ -253,6 +253,6 @@ def _launches(
             (batch.segment_rows.shape[0], -(-width // _TABLE_THREADS[0])), _TABLE_THREADS,
             (
                 words, lead, batch.positions, batch.segment_starts, batch.segment_rows,
-                summary.token_sums, summary.pair_sums,
+                summary.token_sums, summary.pair_sums, summary.triple_sums,
             ),
         )  # fmt: skip

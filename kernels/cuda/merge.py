@@ -85,6 +85,7 @@ def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:
         histogram_ids=smallest("histogram_ids"),
         token_sums=each(_sum, "token_sums"),
         pair_sums=each(_sum, "pair_sums"),
+        triple_sums=each(_sum, "triple_sums"),
         fault=each(_lesser, "fault"),
         seed=a.seed,
     )

@@ -40,8 +40,8 @@ _THREADS = 128
 """Threads of a block."""
 _TILE = 32
 """Threads of a block of `correlate`, which is a warp, and so the sides of its tiles."""
-_MOST_TOKENS = 4096
-"""Tokens of a neuron that `lookup` takes: at 12 bytes each they fill 48 KB of shared memory, what
+_MOST_TOKENS = 3072
+"""Tokens of a neuron that `lookup` takes: at 16 bytes each they fill 48 KB of shared memory, what
 every device has for a block."""
 _NOT_COUNTED = np.int32(-2)
 """Table row of a token that `lookup` leaves out; -1 is that of one that the tables don't have."""
@@ -258,9 +258,11 @@ def _lookup(size: int) -> Any:
         written.
         """
         token_counts, pair_counts = tables.token_counts, tables.pair_counts
+        triple_counts = tables.triple_counts
         ids, activations, skip = excerpts.ids, excerpts.activations, excerpts.skip
         token_of = cuda.shared.array(size, int32)
         pair_of = cuda.shared.array(size, int32)
+        triple_of = cuda.shared.array(size, int32)
         acts_of = cuda.shared.array(size, float32)
         neuron, tokens = cuda.blockIdx.x, activations.shape[2]
         for place in range(cuda.threadIdx.x, size, cuda.blockDim.x):
@@ -268,11 +270,13 @@ def _lookup(size: int) -> Any:
             excerpt = ids[neuron, number]
             if excerpt < 0 or t < skip:
                 token_of[place], pair_of[place] = _NOT_COUNTED, _NOT_COUNTED
+                triple_of[place] = _NOT_COUNTED
                 acts_of[place] = 0.0
                 result[neuron, number, t] = nan
             else:
                 token_of[place] = excerpts.token_rows[excerpt, t]
                 pair_of[place] = excerpts.pair_rows[excerpt, t]
+                triple_of[place] = excerpts.triple_rows[excerpt, t]
                 acts_of[place] = max(activations[neuron, number, t], np.float32(0))
         cuda.syncthreads()
 
@@ -286,10 +290,11 @@ def _lookup(size: int) -> Any:
         mean = _remaining(tables.positive_sums[neuron], held_out_sum, rest) / max(rest, 1)
 
         for place in range(cuda.threadIdx.x, size, cuda.blockDim.x):
-            token, pair = token_of[place], pair_of[place]
+            token, pair, triple = token_of[place], pair_of[place], triple_of[place]
             if token == _NOT_COUNTED:
                 continue
             token_sum, pair_sum, token_count, pair_count = 0.0, 0.0, 0, 0
+            triple_sum, triple_count = 0.0, 0
             other = np.uint64(0)
             while other < np.uint64(size):
                 if token_of[other] == token:
@@ -298,6 +303,9 @@ def _lookup(size: int) -> Any:
                 if pair_of[other] == pair:
                     pair_sum += acts_of[other]
                     pair_count += 1
+                if triple_of[other] == triple:
+                    triple_sum += acts_of[other]
+                    triple_count += 1
                 other += np.uint64(1)
             estimate = mean
             if token >= 0:
@@ -308,6 +316,10 @@ def _lookup(size: int) -> Any:
                 left = pair_counts[pair] - pair_count
                 total = np.float64(tables.pair_sums[pair, neuron])
                 estimate = _pair_estimate(_remaining(total, pair_sum, left), left, estimate)
+            if triple >= 0:
+                left = triple_counts[triple] - triple_count
+                total = np.float64(tables.triple_sums[triple, neuron])
+                estimate = _pair_estimate(_remaining(total, triple_sum, left), left, estimate)
             result[neuron, place // tokens, place % tokens] = estimate
 
     return lookup

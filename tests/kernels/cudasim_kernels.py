@@ -109,6 +109,7 @@ def case_of(neurons: int, dtype: str, seed: int, **changes) -> Case:
         acts=as_dtype(values, dtype),
         token_rows=rng.integers(-1, 3, (excerpts, tokens)).astype(np.int32),
         pair_rows=rng.integers(-1, 3, (excerpts, tokens)).astype(np.int32),
+        triple_rows=rng.integers(-1, 3, (excerpts, tokens)).astype(np.int32),
         ids=rng.permutation(excerpts * 3)[:excerpts].astype(np.int32),
         cuts=[7],
         tokens=tokens,
@@ -117,7 +118,7 @@ def case_of(neurons: int, dtype: str, seed: int, **changes) -> Case:
         random=3,
         skip=1,
         seed=seed,
-        rows=(3, 3),
+        rows=(3, 3, 3),
     )
     return dataclasses.replace(case, **changes)
 
@@ -137,10 +138,21 @@ def test_capture_equals_the_reference_at_every_width_of_word(neurons: int, dtype
         {"cuts": []},
         {"cuts": [1, 2, 8]},
         {"top": 12},
-        {"rows": (0, 0), "token_rows": np.full((9, 6), -1), "pair_rows": np.full((9, 6), -1)},
-        {"rows": (0, 3), "token_rows": np.full((9, 6), -1)},
-        {"rows": (3, 0), "pair_rows": np.full((9, 6), -1)},
-        {"rows": (1, 0), "token_rows": np.zeros((9, 6)), "pair_rows": np.full((9, 6), -1)},
+        {
+            "rows": (0, 0, 0),
+            "token_rows": np.full((9, 6), -1),
+            "pair_rows": np.full((9, 6), -1),
+            "triple_rows": np.full((9, 6), -1),
+        },
+        {"rows": (0, 3, 3), "token_rows": np.full((9, 6), -1)},
+        {"rows": (3, 0, 3), "pair_rows": np.full((9, 6), -1)},
+        {"rows": (3, 3, 0), "triple_rows": np.full((9, 6), -1)},
+        {
+            "rows": (1, 0, 1),
+            "token_rows": np.zeros((9, 6)),
+            "pair_rows": np.full((9, 6), -1),
+            "triple_rows": np.zeros((9, 6)),
+        },
     ],
     ids=lambda changes: " ".join(changes),
 )
@@ -257,6 +269,8 @@ def test_fused_capture_names_the_excerpt_that_is_not_finite(dtype: str, bad: flo
     ids = np.arange(10, 13, dtype=np.int32)
     rows = np.full((3, 11), -1, np.int32)
     summary = summary_of(12, 11, case.acts.dtype, ids)
-    batch = Batch.make(ids, rows, rows, skip=0, random_ids=summary.random_ids, table_rows=(3, 2))
+    batch = Batch.make(
+        ids, rows, rows, rows, skip=0, random_ids=summary.random_ids, table_rows=(3, 2, 2)
+    )
     capture(case.acts, batch, summary, case.pre)
     assert summary.fault[0] == 11

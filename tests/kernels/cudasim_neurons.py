@@ -77,12 +77,13 @@ def test_merge_equals_the_reference(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"bottom": 0}, {"random": 0}, {"random": 12}, {"rows": (0, 0)}]
+    "changes", [{}, {"bottom": 0}, {"random": 0}, {"random": 12}, {"rows": (0, 0, 0)}]
 )
 def test_merge_equals_the_reference_with_parts_left_out(changes: dict) -> None:
     case = dataclasses.replace(merge_case(), **changes)
     case.token_rows[...] = np.minimum(case.token_rows, case.rows[0] - 1)
     case.pair_rows[...] = np.minimum(case.pair_rows, case.rows[1] - 1)
+    case.triple_rows[...] = np.minimum(case.triple_rows, case.rows[2] - 1)
     assert_merges_as_the_reference(case)
 
 
@@ -162,6 +163,6 @@ def test_lookup_refuses_more_tokens_than_fit_into_a_block() -> None:
     tables, _ = lookup_case(0, 0, False)
     rows = np.zeros((70, 64), np.int32)
     ids = np.zeros((4, 70), np.int32)
-    held_out = HeldOut(ids, np.zeros((4, 70, 64), np.float32), rows, rows, 0)
-    with pytest.raises(ValueError, match="4096 tokens a neuron at most"):
+    held_out = HeldOut(ids, np.zeros((4, 70, 64), np.float32), rows, rows, rows, 0)
+    with pytest.raises(ValueError, match="3072 tokens a neuron at most"):
         kernels.lookup(moved(tables, on_device), moved(held_out, on_device))

@@ -124,7 +124,7 @@ def test_arrays_that_are_not_numbas_are_taken_by_their_interface() -> None:
 
 @pytest.mark.parametrize(
     ("absent", "kernel"),
-    [({"random": 0}, "copy"), ({"rows": (0, 0)}, "add_to_tables"), ({}, "nothing")],
+    [({"random": 0}, "copy"), ({"rows": (0, 0, 0)}, "add_to_tables"), ({}, "nothing")],
 )
 def test_what_a_summary_does_not_keep_is_not_launched(absent, kernel) -> None:
     case = dataclasses.replace(CASES[0], bottom=0, **absent)
@@ -148,7 +148,9 @@ def test_a_batch_of_no_excerpts_launches_nothing() -> None:
 @pytest.mark.parametrize("excerpts", [1, 700])
 def test_large_shapes_have_possible_launches(excerpts: int) -> None:
     """The stand-in refuses what a device would: more than 65,535 blocks along y, and so on."""
-    case = dataclasses.replace(CASES[0], neurons=20_000, tokens=2, excerpts=excerpts, rows=(9, 9))
+    case = dataclasses.replace(
+        CASES[0], neurons=20_000, tokens=2, excerpts=excerpts, rows=(9, 9, 9)
+    )
     assert launches_of(lambda: kernels.capture(*arrays(case)))
 
 
@@ -175,14 +177,14 @@ def test_the_kernels_for_all_neurons_launch(dtype: str, neurons: int) -> None:
     assert {launch.stream for launch in found} <= {stream}
 
 
-@pytest.mark.parametrize(("neurons", "rows"), [(4, (2, 3)), (4, (0, 0)), (0, (2, 3))])
-def test_lookup_launches(neurons: int, rows: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("neurons", "rows"), [(4, (2, 3, 4)), (4, (0, 0, 0)), (0, (2, 3, 4))])
+def test_lookup_launches(neurons: int, rows: tuple[int, int, int]) -> None:
     sums = [np.zeros((count, neurons), np.float32) for count in rows]
     counts = [np.zeros(count, np.int64) for count in rows]
     tables = LookupTables(*sums, *counts, np.zeros(neurons), 5)
     ids, acts = np.zeros((neurons, 3), np.int32), np.zeros((neurons, 3, 7), np.float32)
     places = np.full((6, 7), -1, np.int32)
-    held_out = HeldOut(ids, acts, places, places, 1)
+    held_out = HeldOut(ids, acts, places, places, places, 1)
     here = moved(tables, checks.to_device), moved(held_out, checks.to_device)
     found = launches_of(lambda: kernels.lookup(*here))
     assert len(found) == (1 if neurons else 0)

@@ -41,11 +41,12 @@ def test_right_arguments_are_taken() -> None:
         ("capture", 1, {"random_slots": 2}, "random_slots has values from .* expected -1 to 1"),
         ("capture", 1, {"positions": 30}, "positions has values .* expected 0 to 29"),
         ("capture", 1, {"segment_starts": -1}, "segment_starts has values from -1"),
-        ("capture", 1, {"segment_rows": 7}, "segment_rows has values .* expected 0 to 6"),
+        ("capture", 1, {"segment_rows": 9}, "segment_rows has values .* expected 0 to 8"),
         ("lookup", 1, {"ids": -2}, "ids has values from -2 to -2; expected -1 to 4"),
         ("lookup", 1, {"ids": 5}, "ids has values from 5"),
         ("lookup", 1, {"token_rows": 4}, "token_rows has values from 4 .* expected -1 to 3"),
         ("lookup", 1, {"pair_rows": -2}, "pair_rows has values from -2"),
+        ("lookup", 1, {"triple_rows": 2}, "triple_rows has values from 2 .* expected -1 to 1"),
     ],
 )
 def test_an_index_that_points_outside_is_named(kernel, place, changes, message) -> None:
@@ -96,4 +97,5 @@ def test_a_batch_is_checked_where_it_is_made(rows, message: str) -> None:
     token_rows, pair_rows = (each.astype(np.int32) for each in rows)
     ids = np.arange(2, dtype=np.int32)
     with pytest.raises(ValueError, match=message):
-        Batch.make(ids, token_rows, pair_rows, skip=0, random_ids=ids, table_rows=(4, 4))
+        none = np.full_like(token_rows, -1)
+        Batch.make(ids, token_rows, pair_rows, none, skip=0, random_ids=ids, table_rows=(4, 4, 0))

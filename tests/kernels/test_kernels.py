@@ -28,7 +28,7 @@ from fastexplain.kernels.summary import (
     widen,
 )
 
-SUMS = {"sums", "token_sums", "pair_sums"}
+SUMS = {"sums", "token_sums", "pair_sums", "triple_sums"}
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -46,6 +46,7 @@ class Case:
     acts: np.ndarray  # [excerpts, lead + tokens, neurons]
     token_rows: np.ndarray
     pair_rows: np.ndarray
+    triple_rows: np.ndarray
     ids: np.ndarray
     cuts: list[int]
     tokens: int
@@ -54,7 +55,7 @@ class Case:
     random: int
     skip: int
     seed: int
-    rows: tuple[int, int]
+    rows: tuple[int, int, int]
 
     def empty(self, ids: np.ndarray) -> Summary:
         return Summary.empty(
@@ -73,6 +74,7 @@ class Case:
             self.ids[members],
             self.token_rows[members],
             self.pair_rows[members],
+            self.triple_rows[members],
             skip=self.skip,
             random_ids=random_ids,
             table_rows=self.rows,
@@ -108,11 +110,12 @@ def cases(draw) -> Case:
         "negative": lambda: -np.abs(rng.standard_normal(shape, dtype=np.float32)) - 0.1,
         "zero": lambda: np.zeros(shape, np.float32),
     }[kind]()
-    rows = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
+    rows = tuple(draw(st.integers(0, 4)) for _ in range(3))
     return Case(
         acts=as_dtype(values.astype(np.float32), draw(st.sampled_from(DTYPES))),
         token_rows=rng.integers(-1, max(rows[0], 0), (excerpts, tokens)).astype(np.int32),
         pair_rows=rng.integers(-1, max(rows[1], 0), (excerpts, tokens)).astype(np.int32),
+        triple_rows=rng.integers(-1, max(rows[2], 0), (excerpts, tokens)).astype(np.int32),
         ids=rng.permutation(excerpts * 3)[:excerpts].astype(np.int32),
         cuts=sorted(draw(st.lists(st.integers(0, excerpts), max_size=3))),
         tokens=tokens,
@@ -134,7 +137,9 @@ def ordered(summary: Summary) -> Summary:
         top=summary.top_keys.shape[1],
         bottom=summary.bottom_keys.shape[1],
         random_ids=np.full(len(summary.random_ids), NO_ID, np.int32),
-        table_rows=(len(summary.token_sums), len(summary.pair_sums)),
+        table_rows=tuple(
+            len(own) for own in (summary.token_sums, summary.pair_sums, summary.triple_sums)
+        ),
         seed=summary.seed,
     )
     return reference.merge(summary, nothing)
@@ -179,7 +184,7 @@ def test_a_bin_keeps_the_excerpts_with_the_smallest_hashes(seed, count, order) -
     parts = [
         Summary.empty(
             3, 2, acts.dtype, top=1, bottom=0, random_ids=np.zeros(0, np.int32),
-            table_rows=(0, 0), seed=seed,
+            table_rows=(0, 0, 0), seed=seed,
         )
         for _ in range(4)
     ]  # fmt: skip
@@ -189,8 +194,8 @@ def test_a_bin_keeps_the_excerpts_with_the_smallest_hashes(seed, count, order) -
             if len(members):
                 rows = np.full((len(members), 2), -1, np.int32)
                 batch = Batch.make(
-                    ids[members], rows, rows, skip=0, random_ids=summary.random_ids,
-                    table_rows=(0, 0),
+                    ids[members], rows, rows, rows, skip=0, random_ids=summary.random_ids,
+                    table_rows=(0, 0, 0),
                 )  # fmt: skip
                 cpu.capture(acts[members], batch, summary)
     a, b, c, d = (parts[place] for place in order)
@@ -213,16 +218,17 @@ def test_capture_names_the_excerpt_with_a_value_that_is_not_finite(dtype: str, b
     for module in (cpu, reference):
         summary = Summary.empty(
             7, 5, as_dtype(values, dtype).dtype, top=2, bottom=0,
-            random_ids=np.zeros(0, np.int32), table_rows=(0, 0), seed=0,
+            random_ids=np.zeros(0, np.int32), table_rows=(0, 0, 0), seed=0,
         )  # fmt: skip
         rows = np.full((3, 5), -1, np.int32)
         batch = Batch.make(
             np.array([10, 11, 12], np.int32),
             rows,
             rows,
+            rows,
             skip=1,
             random_ids=summary.random_ids,
-            table_rows=(0, 0),
+            table_rows=(0, 0, 0),
         )
         module.capture(as_dtype(values, dtype), batch, summary)
         assert summary.fault[0] == 11
@@ -233,16 +239,17 @@ def test_capture_ignores_what_is_not_counted() -> None:
     values[0, :2] = np.nan  # one position before the excerpt, and one that is skipped
     summary = Summary.empty(
         3, 5, values.dtype, top=1, bottom=1,
-        random_ids=np.zeros(0, np.int32), table_rows=(1, 0), seed=0,
+        random_ids=np.zeros(0, np.int32), table_rows=(1, 0, 0), seed=0,
     )  # fmt: skip
     rows = np.zeros((1, 5), np.int32)
     batch = Batch.make(
         np.array([4], np.int32),
         rows,
         rows - 1,
+        rows - 1,
         skip=1,
         random_ids=summary.random_ids,
-        table_rows=(1, 0),
+        table_rows=(1, 0, 0),
     )
     kernels.capture(values, batch, summary)
     assert summary.fault[0] == NO_ID
@@ -253,16 +260,17 @@ def test_capture_ignores_what_is_not_counted() -> None:
 def test_capture_refuses_another_dtype_than_the_summary_has() -> None:
     summary = Summary.empty(
         3, 5, np.dtype(np.float32), top=1, bottom=0,
-        random_ids=np.zeros(0, np.int32), table_rows=(0, 0), seed=0,
+        random_ids=np.zeros(0, np.int32), table_rows=(0, 0, 0), seed=0,
     )  # fmt: skip
     rows = np.full((1, 5), -1, np.int32)
     batch = Batch.make(
         np.zeros(1, np.int32),
         rows,
         rows,
+        rows,
         skip=0,
         random_ids=summary.random_ids,
-        table_rows=(0, 0),
+        table_rows=(0, 0, 0),
     )
     with pytest.raises(TypeError, match="float16"):
         kernels.capture(np.zeros((1, 5, 3), np.float16), batch, summary)
@@ -321,7 +329,7 @@ def assert_activated(pre: Preactivations, acts: np.ndarray, expected: np.ndarray
 def summary_of(neurons: int, tokens: int, dtype, ids: np.ndarray) -> Summary:
     return Summary.empty(
         neurons, tokens, np.dtype(dtype), top=3, bottom=2,
-        random_ids=smallest_hashes(ids, 2, 0), table_rows=(3, 2), seed=0,
+        random_ids=smallest_hashes(ids, 2, 0), table_rows=(3, 2, 2), seed=0,
     )  # fmt: skip
 
 
@@ -332,9 +340,9 @@ def assert_fused_equals_the_reference(
     rng = np.random.default_rng(seed)
     excerpts, _, neurons = case.acts.shape
     ids = rng.permutation(3 * excerpts)[:excerpts].astype(np.int32)
-    rows = [rng.integers(-1, count, (excerpts, tokens)).astype(np.int32) for count in (3, 2)]
+    rows = [rng.integers(-1, count, (excerpts, tokens)).astype(np.int32) for count in (3, 2, 2)]
     fast, slow = (summary_of(neurons, tokens, case.acts.dtype, ids) for _ in range(2))
-    batch = Batch.make(ids, *rows, skip=skip, random_ids=fast.random_ids, table_rows=(3, 2))
+    batch = Batch.make(ids, *rows, skip=skip, random_ids=fast.random_ids, table_rows=(3, 2, 2))
     expected = reference.activations(case.pre, neurons)
     module.capture(case.acts, batch, fast, case.pre)
     assert_activated(case.pre, case.acts, expected)
@@ -382,7 +390,7 @@ def test_fused_activations_agree_with_torch(nonlinearity: str) -> None:
     expected = f(torch.from_numpy(x)).numpy()
     ids = np.arange(4, dtype=np.int32)
     rows = np.full((4, 5), -1, np.int32)
-    batch = Batch.make(ids, rows, rows, skip=0, random_ids=ids[:2], table_rows=(3, 2))
+    batch = Batch.make(ids, rows, rows, rows, skip=0, random_ids=ids[:2], table_rows=(3, 2, 2))
     acts = x.copy()
     cpu.capture(
         acts, batch, summary_of(100, 5, np.float32, ids), Preactivations(nonlinearity, acts)
@@ -399,7 +407,7 @@ def test_fused_capture_names_the_excerpt_with_a_value_that_is_not_finite(bad: fl
     rows = np.full((4, 5), -1, np.int32)
     ids = np.arange(10, 14, dtype=np.int32)
     summary = summary_of(130, 5, np.float32, ids)
-    batch = Batch.make(ids, rows, rows, skip=1, random_ids=ids[:2], table_rows=(3, 2))
+    batch = Batch.make(ids, rows, rows, rows, skip=1, random_ids=ids[:2], table_rows=(3, 2, 2))
     cpu.capture(x, batch, summary, Preactivations("silu", x, up))
     assert summary.fault[0] == 12
 
@@ -424,8 +432,8 @@ def test_variants_from_two_processes_are_not_taken_for_each_other(tmp_path) -> N
         "import numpy as np\n"
         "from fastexplain.kernels import capture\n"
         "from fastexplain.kernels.summary import Batch, Preactivations, Summary\n"
-        "one, rows = np.zeros(1, np.int32), (0, 0)\n"
-        "batch = Batch.make(one, one[:, None] - 1, one[:, None] - 1, skip=0, random_ids=one,"
+        "one, rows = np.zeros(1, np.int32), (0, 0, 0)\n"
+        "batch = Batch.make(one, *3 * [one[:, None] - 1], skip=0, random_ids=one,"
         " table_rows=rows)\n"
         "for name in sys.argv[1:]:\n"
         "    summary = Summary.empty(1, 1, np.dtype('float32'), top=1, bottom=0, random_ids=one,"

@@ -87,12 +87,13 @@ def neuron_arrays(dtype: str) -> tuple:
     acts, rows = np.zeros((4, 10, 64), dtype), np.zeros((6, 64), np.int32)
     summary = Summary.empty(
         4, 64, acts.dtype, top=20, bottom=20, random_ids=np.arange(3, dtype=np.int32),
-        table_rows=(2, 3), seed=1,
+        table_rows=(2, 3, 4), seed=1,
     )  # fmt: skip
-    counts = np.zeros(2, np.int64), np.zeros(3, np.int64)
-    tables = LookupTables(summary.token_sums, summary.pair_sums, *counts, np.zeros(4), 5)
+    counts = (np.zeros(count, np.int64) for count in (2, 3, 4))
+    sums = summary.token_sums, summary.pair_sums, summary.triple_sums
+    tables = LookupTables(*sums, *counts, np.zeros(4), 5)
     ids, known = np.zeros((4, 10), np.int32), np.zeros((4, 10, 64), np.float32)
-    return acts, summary, tables, HeldOut(ids, known, rows, rows, 1)
+    return acts, summary, tables, HeldOut(ids, known, rows, rows, rows, 1)
 
 
 def neuron_launches(dtype: str, monkeypatch) -> list[tuple]:
@@ -126,9 +127,16 @@ def capture_arrays(dtype: str, neurons: int, top: int = 20) -> tuple:
 
     rows, ids = np.zeros((3, 64), np.int32), np.arange(3, dtype=np.int32)
     summary = Summary.empty(
-        neurons, 64, np.dtype(dtype), top=top, bottom=20, random_ids=ids, table_rows=(2, 2), seed=1
+        neurons,
+        64,
+        np.dtype(dtype),
+        top=top,
+        bottom=20,
+        random_ids=ids,
+        table_rows=(2, 2, 2),
+        seed=1,
     )
-    batch = Batch.make(ids, rows, rows, skip=1, random_ids=ids, table_rows=(2, 2))
+    batch = Batch.make(ids, rows, rows, rows, skip=1, random_ids=ids, table_rows=(2, 2, 2))
     return np.zeros((3, 65, neurons), dtype), batch, summary
 
 

@@ -44,6 +44,7 @@ def merge_case() -> Case:
         acts=as_dtype(rng.integers(-2, 3, (9, 5, 6)).astype(np.float32), "bfloat16"),
         token_rows=rng.integers(-1, 3, (9, 5)).astype(np.int32),
         pair_rows=rng.integers(-1, 2, (9, 5)).astype(np.int32),
+        triple_rows=rng.integers(-1, 2, (9, 5)).astype(np.int32),
         ids=rng.permutation(30)[:9].astype(np.int32),
         cuts=[6],
         tokens=5,
@@ -52,12 +53,12 @@ def merge_case() -> Case:
         random=3,
         skip=1,
         seed=1,
-        rows=(3, 2),
+        rows=(3, 2, 2),
     )
 
 
 @pytest.mark.parametrize(
-    "change", [{"top": 8}, {"bottom": 0}, {"random": 4}, {"seed": 2}, {"rows": (3, 4)}]
+    "change", [{"top": 8}, {"bottom": 0}, {"random": 4}, {"seed": 2}, {"rows": (3, 2, 4)}]
 )
 def test_merge_refuses_summaries_that_were_made_differently(change: dict) -> None:
     case = merge_case()
@@ -237,7 +238,7 @@ def test_correlate_refuses_other_shapes(shape: tuple[int, ...], other: tuple[int
         kernels.correlate(np.zeros(shape, np.float32), np.zeros(other, np.float32))
 
 
-def tables_of(acts: np.ndarray, token_rows: np.ndarray, pair_rows: np.ndarray, rows, skip: int):
+def tables_of(acts: np.ndarray, families: list[np.ndarray], rows, skip: int) -> LookupTables:
     """Lookup tables from the activations `[excerpts, tokens, neurons]`, added up in NumPy."""
     positive = np.maximum(acts[:, skip:], 0).astype(np.float64)
 
@@ -248,10 +249,9 @@ def tables_of(acts: np.ndarray, token_rows: np.ndarray, pair_rows: np.ndarray, r
         np.add.at(counts, which[:, skip:][known], 1)
         return sums.astype(np.float32), counts
 
-    token_sums, token_counts = table(token_rows, rows[0])
-    pair_sums, pair_counts = table(pair_rows, rows[1])
+    sums, counts = zip(*map(table, families, rows), strict=True)
     return LookupTables(
-        token_sums, pair_sums, token_counts, pair_counts,
+        *sums, *counts,
         positive.sum(axis=(0, 1)), positive.shape[0] * positive.shape[1],
     )  # fmt: skip
 
@@ -259,17 +259,16 @@ def tables_of(acts: np.ndarray, token_rows: np.ndarray, pair_rows: np.ndarray, r
 def lookup_case(seed: int, skip: int, sparse: bool) -> tuple[LookupTables, HeldOut]:
     """Six excerpts with few table rows, three of them held out per neuron, and one missing."""
     rng = np.random.default_rng(seed)
-    excerpts, tokens, neurons, rows = 6, 5, 4, (5, 7)
+    excerpts, tokens, neurons, rows = 6, 5, 4, (5, 7, 6)
     acts = rng.standard_normal((excerpts, tokens, neurons)).astype(np.float32)
     if sparse:
         acts -= 1.5
-    token_rows = rng.integers(-1, rows[0], (excerpts, tokens)).astype(np.int32)
-    pair_rows = rng.integers(-1, rows[1], (excerpts, tokens)).astype(np.int32)
-    tables = tables_of(acts, token_rows, pair_rows, rows, skip)
+    families = [rng.integers(-1, count, (excerpts, tokens)).astype(np.int32) for count in rows]
+    tables = tables_of(acts, families, rows, skip)
     ids = np.stack([rng.permutation(excerpts)[:3] for _ in range(neurons)]).astype(np.int32)
     ids[0, 1] = -1
     own = np.stack([acts[ids[n], :, n] for n in range(neurons)])
-    return tables, HeldOut(ids, own, token_rows, pair_rows, skip)
+    return tables, HeldOut(ids, own, *families, skip)
 
 
 @settings(max_examples=60, deadline=None)
@@ -279,46 +278,46 @@ def test_lookup_equals_the_reference(seed: int, skip: int, sparse: bool) -> None
     np.testing.assert_allclose(kernels.lookup(*case), reference.lookup(*case), rtol=1e-4, atol=1e-6)
 
 
-def held_out_case() -> tuple[LookupTables, HeldOut]:
+def held_out_case(triples: bool = False) -> tuple[LookupTables, HeldOut]:
     """All that the tables know comes from the one excerpt that is to be predicted."""
     rng = np.random.default_rng(1)
     own = rng.random((1, 8, 3)).astype(np.float32)
     others = np.zeros((20, 8, 3), np.float32)
     acts = np.concatenate([own, others])
-    token_rows = np.zeros((21, 8), np.int32)
-    token_rows[0] = np.arange(8) % 4
-    pair_rows = np.full((21, 8), -1, np.int32)
-    tables = tables_of(acts, token_rows, pair_rows, (4, 0), 0)
+    rows = np.zeros((21, 8), np.int32)
+    rows[0] = np.arange(8) % 4
+    none = np.full((21, 8), -1, np.int32)
+    families = [rows, none, rows if triples else none]
+    tables = tables_of(acts, families, (4, 0, 4 if triples else 0), 0)
     # What float32 tables would have rounded off, made large enough to be seen if it leaked.
     tables.token_sums[...] *= np.float32(1 + 2**-22)
+    tables.triple_sums[...] *= np.float32(1 + 2**-22)
     ids = np.zeros((3, 1), np.int32)
-    return tables, HeldOut(ids, own.transpose(2, 0, 1).copy(), token_rows, pair_rows, 0)
+    return tables, HeldOut(ids, own.transpose(2, 0, 1).copy(), *families, 0)
 
 
-def test_lookup_holds_a_neurons_own_excerpts_out_exactly() -> None:
+@pytest.mark.parametrize("triples", [False, True])
+def test_lookup_holds_a_neurons_own_excerpts_out_exactly(triples: bool) -> None:
     """Nothing may be left to predict by."""
-    assert (kernels.lookup(*held_out_case()) == 0).all()
+    assert (kernels.lookup(*held_out_case(triples)) == 0).all()
 
 
 def test_lookup_of_pure_noise_scores_about_zero() -> None:
     rng = np.random.default_rng(2)
-    excerpts, tokens, neurons, rows = 300, 64, 200, (50, 200)
+    excerpts, tokens, neurons, rows = 300, 64, 200, (50, 200, 900)
     acts = rng.standard_normal((excerpts, tokens, neurons)).astype(np.float32)
-    token_rows = rng.integers(-1, rows[0], (excerpts, tokens)).astype(np.int32)
-    pair_rows = rng.integers(-1, rows[1], (excerpts, tokens)).astype(np.int32)
-    tables = tables_of(acts, token_rows, pair_rows, rows, 1)
+    families = [rng.integers(-1, count, (excerpts, tokens)).astype(np.int32) for count in rows]
+    tables = tables_of(acts, families, rows, 1)
     # The excerpts in which the neuron is strongest, as a score's are.
     ids = np.argsort(-acts[:, 1:].max(axis=1), axis=0)[:10].T.astype(np.int32)
     own = np.stack([acts[ids[n], :, n] for n in range(neurons)])
-    predicted = kernels.lookup(
-        tables, HeldOut(np.ascontiguousarray(ids), own, token_rows, pair_rows, 1)
-    )
+    predicted = kernels.lookup(tables, HeldOut(np.ascontiguousarray(ids), own, *families, 1))
     scores = kernels.correlate(np.maximum(own, 0), predicted).correlation
     assert abs(scores.mean()) < 0.02
     assert np.abs(scores).max() < 0.3
 
 
-@pytest.mark.parametrize("name", ["ids", "activations", "token_rows", "pair_rows", "token_sums"])
+@pytest.mark.parametrize("name", ["ids", "activations", "token_rows", "triple_rows", "token_sums"])
 def test_lookup_refuses_shapes_that_do_not_fit_together(name: str) -> None:
     tables, held_out = lookup_case(0, 0, False)
     if name == "token_sums":

@@ -29,11 +29,12 @@ def case(seed: int, *, neurons: int = 3, shift: float = 1.0) -> tuple:
     second = np.arange(kinds**2, dtype=np.int32) % kinds
     second[second == known] = -1
     acts = acts.astype(np.float32)
-    tables = tables_of(acts, token_rows, pair_rows, (known, kinds**2), 1)
+    none = np.full(text.shape, -1, np.int32)
+    tables = tables_of(acts, [token_rows, pair_rows, none], (known, kinds**2, 0), 1)
     ids = np.stack([rng.permutation(excerpts)[:2] for _ in range(neurons)]).astype(np.int32)
     ids[0, 1] = -1
     own = np.stack([acts[ids[n], :, n] for n in range(neurons)])
-    return acts, text, tables, HeldOut(ids, own, token_rows, pair_rows, 1), second
+    return acts, text, tables, HeldOut(ids, own, token_rows, pair_rows, none, 1), second
 
 
 def left_of(tables: LookupTables, held_out: HeldOut, neuron: int) -> tuple:
@@ -207,9 +208,8 @@ def test_a_neuron_that_a_token_drives_has_it_first_and_a_pair_where_only_that_do
     acts[..., 1] = -1
     acts[:, 1:, 1] = np.where((text[:, :-1] == 2) & (text[:, 1:] == 3), 4.0, -1.0)
     acts[..., 2] = -1
-    tables = tables_of(
-        acts, held_out.token_rows, held_out.pair_rows, (5, len(tables.pair_sums)), 1
-    )  # fmt: skip
+    families = [held_out.token_rows, held_out.pair_rows, held_out.triple_rows]
+    tables = tables_of(acts, families, (5, len(tables.pair_sums), 0), 1)
     own = np.stack([acts[held_out.ids[n], :, n] for n in range(3)])
     lists = choose(tables, held_out._replace(activations=own), second, count=4)
     means, default = means_of(lists, 4)

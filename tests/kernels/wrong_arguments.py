@@ -18,7 +18,7 @@ from fastexplain import kernels
 from fastexplain.kernels.measuring import Binary
 from fastexplain.kernels.summary import Batch, HeldOut, LookupTables, Preactivations, Summary
 
-NEURONS, TOKENS, EXCERPTS, ROWS = 40, 6, 5, (4, 3)
+NEURONS, TOKENS, EXCERPTS, ROWS = 40, 6, 5, (4, 3, 2)
 
 
 def arguments_of(kernel: str, rng: np.random.Generator) -> list[Any]:
@@ -50,7 +50,8 @@ def arguments_of(kernel: str, rng: np.random.Generator) -> list[Any]:
         each = np.broadcast_to(top, (EXCERPTS, TOKENS + 1))
         return [sums, each.astype(np.float64) if kernel == "measures" else each]
     counts = [np.full(n, 9, np.int64) for n in ROWS]
-    tables = LookupTables(summary.token_sums, summary.pair_sums, *counts, np.ones(NEURONS), 99)
+    sums = summary.token_sums, summary.pair_sums, summary.triple_sums
+    tables = LookupTables(*sums, *counts, np.ones(NEURONS), 99)
     chosen = np.stack([rng.permutation(EXCERPTS)[:3] for _ in range(NEURONS)]).astype(np.int32)
     return [tables, HeldOut(chosen, np.ones((NEURONS, 3, TOKENS), np.float32), *rows, 1)]
 

@@ -56,7 +56,7 @@ def test_on_the_cpu_batches_are_made_when_asked_for() -> None:
     made: list[int] = []
     rows = np.full((2, 64), -1, np.int32)
     ids = np.arange(2, dtype=np.int32)
-    batch = Batch.make(ids, rows, rows, skip=1, random_ids=ids[:0], table_rows=(0, 0))
+    batch = Batch.make(ids, rows, rows, rows, skip=1, random_ids=ids[:0], table_rows=(0, 0, 0))
 
     def batches() -> Iterator[tuple[np.ndarray, Batch]]:
         for number in range(3):

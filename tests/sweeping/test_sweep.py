@@ -137,7 +137,7 @@ def test_sweep_equals_the_reference(dtype, planted_run, planted_corpus, tmp_path
     random_ids = smallest_hashes(np.arange(400, dtype=np.int32), 3, 0)
     summary = Summary.empty(
         width, 64, kernel_dtype(subject.dtype), top=7, bottom=7, random_ids=random_ids,
-        table_rows=(len(tables.tokens), len(tables.pairs)), seed=0,
+        table_rows=tables.size, seed=0,
     )  # fmt: skip
     for start in range(0, 400, 96):  # as large as the sweep's: float32 matmuls depend on the shape
         token_ids = np.array(planted_corpus.tokens[start : start + 96])
@@ -294,11 +294,13 @@ def test_nearly_constant_neurons_have_no_higher_moments(tmp_path) -> None:
     acts = np.concatenate([np.zeros((100, 1, 3), np.float32), counted.reshape(100, 63, 3)], axis=1)
     summary = Summary.empty(
         3, 64, np.dtype(np.float32), top=1, bottom=0, random_ids=np.zeros(0, np.int32),
-        table_rows=(0, 0), seed=0,
+        table_rows=(0, 0, 0), seed=0,
     )  # fmt: skip
     rows = np.full((100, 64), -1, np.int32)
     ids = np.arange(100, dtype=np.int32)
-    batch = Batch.make(ids, rows, rows, skip=1, random_ids=summary.random_ids, table_rows=(0, 0))
+    batch = Batch.make(
+        ids, rows, rows, rows, skip=1, random_ids=summary.random_ids, table_rows=(0, 0, 0)
+    )
     capture(acts, batch, summary)
     corpus = Corpus.from_excerpts(rows + 1)
     writer = RunWriter(tmp_path / "run")
@@ -590,20 +592,23 @@ def test_tables_choose_the_most_frequent_and_nothing_that_occurs_once() -> None:
     assert tables.token_counts.tolist() == [3, 3, 2]
     assert tables.pairs.tolist() == [[1, 2], [5, 1]]
     assert tables.pair_counts.tolist() == [3, 2]
-    token_rows, pair_rows = tables.rows(token_ids)
+    # Of the three [1, 2] two come after 5.
+    assert tables.triples.tolist() == [[5, 1, 2]]
+    assert tables.triple_counts.tolist() == [2]
+    token_rows, pair_rows, triple_rows = tables.rows(token_ids)
     assert token_rows.tolist() == [[-1, 0, 1, 0, 1], [-1, 0, 1, 2, 2]]
     assert pair_rows.tolist() == [[-1, 1, 0, -1, 0], [-1, 1, 0, -1, -1]]
+    assert triple_rows.tolist() == [[-1, -1, 0, -1, -1], [-1, -1, 0, -1, -1]]
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 120])
 def test_tables_keep_to_their_memory(rows: int) -> None:
     token_ids = np.random.default_rng(0).integers(0, 9, (30, 64)).astype(np.int32)
     tables = Tables.choose(token_ids, skip=1, rows=rows)
-    assert len(tables.tokens) + len(tables.pairs) == rows
-    assert len(tables.tokens) == rows - rows // 4
-    for token_rows, counts in zip(
-        tables.rows(token_ids), (tables.token_counts, tables.pair_counts), strict=True
-    ):
+    assert sum(tables.size) == rows
+    assert len(tables.tokens) == min(9, rows - rows // 4)
+    all_counts = (tables.token_counts, tables.pair_counts, tables.triple_counts)
+    for token_rows, counts in zip(tables.rows(token_ids), all_counts, strict=True):
         known = token_rows[:, 1:]
         assert np.bincount(known[known >= 0], minlength=len(counts)).tolist() == counts.tolist()
 
