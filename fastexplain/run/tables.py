@@ -57,7 +57,7 @@ class Tables:
         What occurs once gets no row: held out, it knows nothing. Tokens come first, in up to three
         quarters of the rows, since all else is estimated around them. The others go to the most
         frequent contexts, pairs before triples as frequent; a triple that is as frequent as its
-        pair is that pair, and gets none. Measurements are in `benches/NOTES.md`, "Lookup scores".
+        pair is that pair, and gets none. Measured in `benches/NOTES.md`, "Lookup scores".
 
         What contexts leave goes to tokens.
 

@@ -419,6 +419,33 @@ def test_a_sweep_that_a_version_before_began_goes_on_with_one_excerpt_a_bin(
     np.testing.assert_array_equal(run.array(0, "top.ids"), planted_run.array(0, "top.ids"))
 
 
+@pytest.mark.parametrize("table_bytes", [0, 2**20])
+def test_a_sweep_that_a_version_without_triples_began_goes_on_if_it_has_no_tables(
+    planted_subject, planted_corpus, planted_run, tmp_path, table_bytes: int
+) -> None:
+    arguments = planted_subject, planted_corpus, tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fastexplain.sweep(
+            *arguments, progress=_interrupted_at(100), batch_size=48, table_bytes=table_bytes
+        )
+    [file] = (tmp_path / "run").rglob("00.safetensors")
+    arrays = load_file(file)
+    del arrays["triple_sums"]
+    save_file(arrays, file)
+    state = file.with_name("state.json")
+    written, _ = unsealed(state.read_bytes())
+    written["files"][file.name] = hash_of(hashes_of(file))
+    state.write_bytes(sealed(written))
+    if table_bytes:
+        with pytest.raises(
+            RunError, match="of a version whose tables had no triples\\); remove it"
+        ):
+            fastexplain.sweep(*arguments, table_bytes=table_bytes)
+        return
+    run = fastexplain.sweep(*arguments, table_bytes=table_bytes)
+    np.testing.assert_array_equal(run.array(0, "top.ids"), planted_run.array(0, "top.ids"))
+
+
 def test_a_sweep_goes_on_with_its_own_batch_size(
     planted_subject, planted_corpus, tmp_path, monkeypatch
 ) -> None:
