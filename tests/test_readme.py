@@ -62,7 +62,7 @@ def test_fastexplain_commands(workplace) -> None:
             ran.append(shlex.split(command)[1])
     assert set(ran) == {
         "sweep", "explain", "score", "ingest", "top", "find", "activate", "show", "ablate", "steer",
-        "bench", "check", "puzzles", "report",
+        "bench", "check", "puzzles", "report", "weights",
     }  # fmt: skip
     written = (workplace / "requests.jsonl").read_text().splitlines()
     assert len(written) == 10  # the simulations, now that there is an explanation
