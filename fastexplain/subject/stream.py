@@ -35,8 +35,8 @@ _ROWS = 12
 # Far above what norms add to the variance (1e-5), so that it plays no part.
 _SPREAD = 30.0
 
-# The largest part of what comes out that a map may leave unexplained. Rounding leaves 1e-6 to 1e-5,
-# a wrong map of vectors by chance more than 0.1.
+# The largest part of what comes out that a map may leave unexplained. Rounding leaves 1e-7 to 1e-6,
+# a wrong map of vectors by chance at least 0.1 (benches/NOTES.md).
 _TOLERANCE = 1e-3
 
 # Logits at which a soft cap is not felt yet.
@@ -134,18 +134,19 @@ def _run(
 
     def enter(forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
         stream_of(subject, args, named)
+        own = stream.clone()  # a layer may change what it is given, as Falcon's do
         if args:
-            out = forward(stream, *args[1:], **named)
+            out = forward(own, *args[1:], **named)
         else:
-            out = forward(**{**named, "hidden_states": stream})
+            out = forward(**{**named, "hidden_states": own})
         given.append(out[0] if isinstance(out, tuple) else out)
         return out
 
     def see(module: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs.append(args[0].reshape(stream.shape))
+        inputs.append(args[0].reshape(stream.shape).clone())
 
     def replace(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        return outputs.reshape(out.shape)
+        return outputs.reshape(out.shape).clone()
 
     ids = torch.zeros(len(stream), 1, dtype=torch.long, device=subject.device)
     with contextlib.ExitStack() as undo:
