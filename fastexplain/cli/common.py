@@ -42,7 +42,8 @@ PromptName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="How to ask the explainer: exemplars, full (with the tables' tokens and contrasts), "
+        help="How to ask the explainer: exemplars, full (with the tables' tokens, contrasts and "
+        "output tokens), "
         "thinking, short (for small models) or list (the tables' tokens alone, cheap); if left "
         "out, thinking for models that think, else exemplars.",
     ),

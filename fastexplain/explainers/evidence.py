@@ -1,8 +1,8 @@
-"""What a language model is shown of a neuron: gathered from its record and the sweep's tables.
+"""What a language model is shown of a neuron: gathered from its record, tables and weights.
 
 Nothing of it has seen what scores the explanation. Exemplars and contrasts are of the explanation
 and calibration splits; from the tables, the excerpts of the test and validation splits are
-subtracted first, exactly, as for the lookup's predictions.
+subtracted first, exactly, as for the lookup's predictions. Weights know of no text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import EXPLANATION_RANKS, samples
 
-ENTRIES = 12
+ENTRIES, RAISED = 12, 10
 _GAIN = 1.5
 
 # A token drives a neuron where it has half of the largest value, and doesn't below a tenth.
@@ -30,7 +30,7 @@ _CONTRASTS, _WINDOW = 4, 10
 
 
 class Source(Protocol):
-    """Where the tables' part of the evidence comes from.
+    """Where that part of the evidence comes from which is not in a neuron's record.
 
     Attributes:
         has_entries: whether there are tables at all.
@@ -46,8 +46,12 @@ class Source(Protocol):
         """
         ...
 
+    def raised(self, record: NeuronRecord) -> list[str]:
+        """The tokens that a neuron's output makes likelier, most first; none if that is unknown."""
+        ...
 
-class NoTables:
+
+class NoSource:
     """The source of records that belong to no run."""
 
     has_entries = False
@@ -55,9 +59,12 @@ class NoTables:
     def entries(self, record: NeuronRecord) -> list[dict[str, Any]]:
         return []
 
+    def raised(self, record: NeuronRecord) -> list[str]:
+        return []
 
-class RunTables:
-    """The tables of a run's sweep: its lists (`lists.py`), strongest first.
+
+class RunSource:
+    """A run's tables, as lists (`lists.py`) with the strongest first, and its weights.
 
     Args:
         run: whose neurons are explained.
@@ -90,6 +97,14 @@ class RunTables:
         [found] = self._entries_of(shortened(chosen, ENTRIES))
         return _telling(found)
 
+    def raised(self, record: NeuronRecord) -> list[str]:
+        """See `Source`; none where the run's weights were not looked at (`Run.weights`).
+
+        Raises RunError where a file is missing or damaged.
+        """
+        found = self._run.weights(record.id)
+        return [] if found is None else [token.token for token in found.output.most[:RAISED]]
+
 
 def _telling(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Entries of a list that tell a reader something, strongest first.
@@ -120,7 +135,7 @@ def gather(
     Args:
         record: the neuron.
         exemplars: those to show, best first.
-        source: of the entries.
+        source: of entries and raised tokens.
         shows: names of `Evidence`'s fields; others stay empty.
 
     Raises:
@@ -133,6 +148,7 @@ def gather(
         texts,
         _scaled(source.entries(record)) if "entries" in shows else (),
         contrasts(record, texts, largest) if "contrasts" in shows else (),
+        source.raised(record) if "raised" in shows else (),
     )
 
 

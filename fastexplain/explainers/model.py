@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastexplain.explainers.evidence import NoTables, Source, exemplars_of, gather
+from fastexplain.explainers.evidence import NoSource, Source, exemplars_of, gather
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Chat, key
 from fastexplain.prompts.evidence import Evidence
@@ -19,7 +19,7 @@ class ModelExplainer:
     Args:
         connection: to the model.
         prompt: the way it is asked.
-        source: of the tables' entries, where the prompt shows some.
+        source: of what the prompt shows beside the record.
 
     Attributes:
         method, model, version: as explanations by it are stored.
@@ -35,7 +35,7 @@ class ModelExplainer:
     ) -> None:
         self.model, self.version = connection.model, prompt.version
         self._connection, self._prompt = connection, prompt
-        self._source = source or NoTables()
+        self._source = source or NoSource()
 
     def request(self, record: NeuronRecord) -> Chat:
         """What asks for an explanation. Raises LLMError as `explain` does."""

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from fastexplain.explainers.evidence import RunTables
+from fastexplain.explainers.evidence import RunSource
 from fastexplain.ledger.budget import Budget, Estimate
 from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost, price_of
 from fastexplain.ledger.responses import Responses
@@ -185,7 +185,7 @@ async def rehearse(
 
         asked = ask("explanation")
         assert asked.capabilities is not None
-        explaining = explainer_of(asked, asked.capabilities, settings, RunTables(run))
+        explaining = explainer_of(asked, asked.capabilities, settings, RunSource(run))
         ways = arms(
             best_of(explaining, validator, settings),
             ask, validator, settings, scorers, lambda: _at_rest,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fastexplain.errors import UnusableError, UsageError
-from fastexplain.explainers.evidence import RunTables, Source
+from fastexplain.explainers.evidence import RunSource, Source
 from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import Price, price_of
@@ -236,7 +236,7 @@ async def put_behind_store(
         run: whose neurons are explained.
         explaining, simulating: from `connections`.
         interrupted: set when the user wants no more to be sent.
-        source: of what an explainer's prompt shows beside texts; the run's tables if None.
+        source: of what a prompt shows beside texts; the run's tables and weights if None.
         budget: that of the settings if None.
 
     Raises:
@@ -304,7 +304,7 @@ async def put_behind_store(
     if isinstance(explainer, Model):
         await asked.probe_for(functools.partial(_check_chats, asked, "explain"))
         assert asked.capabilities is not None
-        written = explainer_of(asked, asked.capabilities, settings, source or RunTables(run))
+        written = explainer_of(asked, asked.capabilities, settings, source or RunSource(run))
         explainer = best_of(written, validator, settings)
     others = sum(getattr(scorer, "most_requests", 0) for scorer in scorers)
     texts = 1 + sum(isinstance(scorer, OtherText) for scorer in scorers)

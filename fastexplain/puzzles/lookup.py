@@ -97,6 +97,10 @@ class Lookup:
             for before, token in best[:_ENTRIES]
         ]  # fmt: skip
 
+    def raised(self, record: NeuronRecord) -> list[str]:
+        """None: an invented neuron has no output."""
+        return []
+
     def simulate(self, explanation: str, tokens: Sequence[str]) -> np.ndarray:
         """float64 `[tokens]`, what the explanation says of each word for word."""
         entries, default = _listed(explanation)

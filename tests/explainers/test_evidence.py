@@ -12,8 +12,8 @@ import pytest
 import fastexplain
 from fastexplain.errors import LLMError
 from fastexplain.explainers.evidence import (
-    NoTables,
-    RunTables,
+    NoSource,
+    RunSource,
     contrasts,
     exemplars_of,
     gather,
@@ -30,7 +30,7 @@ EVERYTHING = PROMPTS["full"].shows
 
 
 def test_entries_are_the_tables_and_say_how_often(planted_run):
-    tables = RunTables(planted_run)
+    tables = RunSource(planted_run)
     assert tables.has_entries
     [cat] = tables.entries(planted_run.neuron(f"0:{planted.CAT}"))
     assert (cat["token"], cat["previous"]) == ("cat", None)
@@ -54,7 +54,7 @@ def test_entries_are_without_the_test_and_validation_excerpts(planted_run, neuro
     ]
     left = np.setdiff1d(np.arange(400), [*top, *(set(random) - explained)])
     texts = planted_run.excerpts[left]
-    found = RunTables(planted_run).entries(record)
+    found = RunSource(planted_run).entries(record)
     assert found
     for entry in found:
         here = texts == entry["ids"][-1]
@@ -69,13 +69,13 @@ def test_entries_are_without_the_test_and_validation_excerpts(planted_run, neuro
 def test_a_tokens_count_is_of_the_excerpts_that_are_left(planted_run):
     """ "rare" stands in eight excerpts, one in each; ranks 2, 3, 6 and 7 are held out."""
     record = planted_run.neuron(f"0:{planted.RARE}")
-    [entry] = RunTables(planted_run).entries(record)
+    [entry] = RunSource(planted_run).entries(record)
     assert (entry["token"], entry["count"]) == ("rare", 4)
 
 
 def test_a_run_without_tables_has_no_entries(planted_subject, planted_corpus, tmp_path):
     run = fastexplain.sweep(planted_subject, planted_corpus, tmp_path / "run", table_bytes=0)
-    source = RunTables(run)
+    source = RunSource(run)
     record = run.neuron(f"0:{planted.CAT}")
     assert not source.has_entries and source.entries(record) == []
     evidence = gather(record, exemplars_of(record), source, EVERYTHING)
@@ -116,7 +116,7 @@ def test_only_what_a_prompt_shows_is_gathered(planted_run):
     record = planted_run.neuron(f"0:{planted.MOON_AFTER_BRIGHT}")
     shown = exemplars_of(record)
     assert [e.excerpt for e in shown] == [record.top[rank].excerpt for rank in (0, 4, 8, 12, 16)]
-    tables = RunTables(planted_run)
+    tables = RunSource(planted_run)
     plain = gather(record, shown, tables, PROMPTS["exemplars"].shows)
     assert plain.texts and not (plain.entries or plain.contrasts)
     full = gather(record, shown, tables, EVERYTHING)
@@ -126,7 +126,18 @@ def test_only_what_a_prompt_shows_is_gathered(planted_run):
     cheap = gather(replace(record, top=[]), [], tables, PROMPTS["list"].shows)
     assert cheap.entries == full.entries and not cheap.texts
     with pytest.raises(LLMError, match="nothing to explain"):
-        gather(record, [], NoTables(), EVERYTHING)
+        gather(record, [], NoSource(), EVERYTHING)
+
+
+def test_tokens_that_its_output_raises_are_shown_where_weights_were_looked_at(planted_subject, run):
+    source, record = RunSource(run), run.neuron(f"0:{planted.CAT}")
+    assert source.raised(record) == []
+    fastexplain.weights(run, subject=planted_subject)
+    found = [token.token for token in run.weights(record.id).output.most]
+    assert source.raised(record) == found[:10]
+    shown = exemplars_of(record)
+    assert gather(record, shown, source, EVERYTHING).raised == found[:10]
+    assert gather(record, shown, source, PROMPTS["exemplars"].shows).raised == ()
 
 
 class Noting(Connection):
@@ -147,7 +158,7 @@ class Noting(Connection):
 
 def test_each_prompt_is_asked_and_stored_under_its_own_version(planted_run):
     record = planted_run.neuron(f"0:{planted.MOON_AFTER_BRIGHT}")
-    tables = RunTables(planted_run)
+    tables = RunSource(planted_run)
     for name, prompt in PROMPTS.items():
         model = Noting("Explanation: a moon that is bright")
         explainer = ModelExplainer(model, prompt, tables)
