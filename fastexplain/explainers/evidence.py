@@ -163,7 +163,11 @@ def contrasts(record: NeuronRecord, texts: Sequence[Text], largest: float) -> li
         if value >= _STRONG and token.strip():
             strength[token] = max(strength.get(token, 0), value)
     found: dict[str, list[str]] = {}
+    # A top excerpt of one split may be a random one of another.
+    held_out = {sample.excerpt for sample in samples(record, "validation")}
     for sample in samples(record, "calibration"):
+        if sample.excerpt in held_out:
+            continue
         for place, token in enumerate(sample.tokens):
             silent = 10 * sample.true[place] < largest
             if token in strength and token not in found and silent:

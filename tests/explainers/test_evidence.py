@@ -110,6 +110,9 @@ def test_contrasts_come_by_strength_each_token_once():
     record = NeuronRecord(NeuronId(0, 0), 0, top, [], [], None)
     texts, largest = discretised([firing], 0)
     assert contrasts(record, texts, largest) == [["b", "c", "a"], ["b"]]
+    # The same excerpt as a random one of the validation split is not shown.
+    random = replace(record, random=[louder, silent, louder])
+    assert contrasts(random, texts, largest) == []
 
 
 def test_only_what_a_prompt_shows_is_gathered(planted_run):
