@@ -25,8 +25,9 @@ from fastexplain.records import (
 from fastexplain.run.reading import Reading
 from fastexplain.run.rows import hash_rows
 
-# The hash is taken with the insertion, of numbers as the columns hold them.
-_SCORE = ", ".join(f"CAST(?{n} AS REAL)" if n in (7, 8, 9) else f"?{n}" for n in range(1, 13))
+# The hash is taken with the insertion, of numbers as the columns hold them: real, and without the
+# sign of -0.0, which SQLite stores as 0.
+_SCORE = ", ".join(f"CAST(?{n} AS REAL) + 0.0" if n in (7, 8, 9) else f"?{n}" for n in range(1, 13))
 _INSERT_SCORE = f"""INSERT OR REPLACE INTO scores SELECT {_SCORE}, row_hash({_SCORE})
     WHERE EXISTS (SELECT 1 FROM explanations WHERE id = ?1)"""
 

@@ -251,6 +251,15 @@ def test_several_new_texts_by_one_explainer_stay(database):
     assert {e.text for e in database.explanations(NEURON)} == {"b"}
 
 
+def test_a_score_of_minus_0_is_no_damage(database):
+    """SQLite stores it as 0; ends of intervals are -0.0 where a measure is 0 in all resamples."""
+    [key] = database.add_explanations([lookup(NEURON)])
+    measured = Measured("random_only", "f1", -0.0, 5, low=-0.0, high=None)
+    database.add_scores("simulation", "lookup", "1", {key: [measured]})
+    [found] = [each for each in database.scores(key) if each.scorer == "simulation"]
+    assert found.measured == measured and database.site_values(NEURON.site)
+
+
 def test_other_measures_stand_beside_the_correlation(database):
     [key] = database.add_explanations([lookup(NEURON)])
     balanced = Measured("held_out", "balanced_accuracy", 0.75, 20, low=0.6, high=0.9)
