@@ -227,6 +227,7 @@ def test_stopped_in_the_middle_it_goes_on_and_asks_nothing_twice(explain, server
     assert {row["explanation"] for row in found["explanations"]} >= {"a cat", "stones of the river"}
 
 
+@pytest.mark.scale
 def test_faults_change_what_it_takes_not_what_is_found(explain):
     faulty = Knowing(phrases, rate=0.3, seed=3, kinds=("500", "503", "truncated", "drop"))
     try:

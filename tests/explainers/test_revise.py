@@ -146,6 +146,7 @@ def test_stopped_in_the_middle_a_revision_goes_on(explain, server):
     assert [row["explanation"] for row in found["explanations"]] == ["cat", "river or stone"]
 
 
+@pytest.mark.scale
 def test_a_dry_run_rehearses_all_rounds(explain, server):
     options = ["--revise", "2", "--controls", "--price", "1,1"]
     code, estimate, err = explain(server, *options, "--dry-run", neurons=[CAT])
@@ -170,6 +171,7 @@ def test_what_makes_no_sense_is_said_in_a_line(explain, server, options, said):
     assert code == 2 and said in err and err.count("\n") == 1
 
 
+@pytest.mark.scale
 def test_a_subject_that_is_gone_is_named_and_nothing_is_lost(explain, server, tmp_path):
     gone = str(tmp_path / "gone")
     code, _, err = explain(server, "--revise", "1", "--subject", gone)
@@ -211,6 +213,7 @@ def test_python_says_the_same_of_what_makes_no_sense(planted_run, explainer, set
         explain(planted_run, [CAT], explainer=explainer, simulator=Mentions(), **settings)
 
 
+@pytest.mark.scale
 def test_a_simulator_of_ones_own_chooses_too(server, run):
     found = explain(run, NEURONS, explainer=Model("m", server.url), simulator=Mentions(), revise=2)
     assert [each.text for each in found.explanations] == ["cat", "river or stone"]
