@@ -13,6 +13,8 @@ from fastexplain.finding.positions import EXPLAINED, PositionSearch
 from fastexplain.finding.results import Search
 from fastexplain.finding.single_tokens import CORRELATION, FEWEST, SingleTokenSearch
 from fastexplain.finding.wordings import Similes, Typos
+from fastexplain.finding.writing import DEVIATIONS, WritingSearch
+from fastexplain.finding.writing import SHARE as ONE_TOKEN
 from fastexplain.run.directory import Run
 
 _MARKED = (
@@ -72,6 +74,12 @@ KINDS = {
         f"positions explain {EXPLAINED:.0%} of the variance on random excerpts (epsilon squared); "
         "sorted by that",
         PositionSearch,
+    ),
+    "writes-another": Kind(
+        "fire for one token and write another",
+        f"{ONE_TOKEN:.0%} of its top exemplars are strongest on one token, and its output raises "
+        f"another by {DEVIATIONS:.0f} deviations over the vocabulary or more; sorted by these",
+        WritingSearch,
     ),
     "beyond-lookup": Kind(
         "are explained where lookup fails",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def find(
             own = own[~np.isnan(found.values[own])]
             own = own[np.argsort(-found.values[own], kind="stable")][:limit]
             for index in own.tolist():
-                details = {name: each[index].item() for name, each in found.details.items()}
+                details = {name: _plain(each[index]) for name, each in found.details.items()}
                 best.append((float(found.values[index]), NeuronId(layer, index), details))
             report(done)
     best.sort(key=lambda each: (-each[0], each[1]))
@@ -67,6 +68,11 @@ def find(
             described(run, [neuron for _, neuron, _ in best[:limit]], search), best, strict=False
         )
     ]
+
+
+def _plain(value: Any) -> float | int | str:
+    """A value of a column as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def described(run: Run, neurons: Sequence[NeuronId], search: Search | None = None) -> list[Hit]:

@@ -15,6 +15,7 @@ from fastexplain.finding.positions import by_position
 from fastexplain.finding.rates import Rates
 from fastexplain.finding.single_tokens import by_form, form
 from fastexplain.finding.wordings import misspelt
+from fastexplain.finding.writing import fires_and_writes
 
 
 @given(seed=st.integers(0, 100), inside=st.booleans())
@@ -115,3 +116,16 @@ def test_misspelt_words_are_rare_neighbours_of_frequent_ones() -> None:
         "latter": 100, "later": 90, "letter": 1, "form": 500, "from": 10, "planed": 1, "planned": 9,
     })  # fmt: skip
     assert misspelt(words) == {"recieve", "occured", "untill"}
+
+
+def test_firing_for_one_form_and_writing_another() -> None:
+    fires = np.array([[1] * 5, [1] * 5, [1, 1, 2, 2, 0], [0] * 5, [3, 3, 3, 3, 1]])
+    used = np.ones((5, 5), bool)
+    used[3] = False
+    writes = np.array([[2, 1], [1, 2], [3, 0], [2, 1], [2, 0]])
+    names = np.array(["zero", "one", "two", "three"])
+    deviations = np.array([7.0, 9.0, 9.0, 9.0, 6.5])
+    found = fires_and_writes(fires, used, writes, deviations, names)
+    np.testing.assert_allclose(found.values, [7, np.nan, np.nan, np.nan, 6.5])
+    assert found.details["fires for"][4] == "three" and found.details["share"][4] == 0.8
+    assert found.details["writes"][0] == "'two' 'one'"

@@ -9,9 +9,10 @@ import numpy as np
 import planted
 import pytest
 from programmed import programmed
+from transformers import GPT2LMHeadModel
 
 import fastexplain
-from fastexplain import Corpus, Run, find, open_run
+from fastexplain import Corpus, Run, find, load_subject, open_run
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.finding.kinds import KINDS
@@ -176,3 +177,26 @@ def test_a_real_models_neurons_of_single_words(planted_run: Run) -> None:
     assert {hit.neuron.index: hit.details["token"] for hit in hits} == {
         planted.CAT: "cat", planted.RARE: "rare",
     }  # fmt: skip
+
+
+def test_neurons_that_fire_for_one_token_and_write_another(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("fastexplain.finding.writing.DEVIATIONS", 4)  # of 22 words none is at 6
+    path = planted.write_planted(tmp_path / "model")
+    model = GPT2LMHeadModel.from_pretrained(path)
+    out = model.transformer.h[0].mlp.c_proj.weight.data
+    for neuron, word in (
+        (planted.CAT, "river"),
+        (planted.RARE, "rare"),  # writes what it fires for
+        (planted.RIVER_OR_STONE, "cat"),  # fires for two
+    ):
+        out[neuron, planted.WORDS.index(word)] = 1
+    model.save_pretrained(path)
+    subject = load_subject(str(path))
+    tokens = np.random.default_rng(0).integers(0, planted.TOKENS, (60, 64)).astype(np.int32)
+    run = fastexplain.sweep(subject, Corpus.from_excerpts(tokens), tmp_path / "run")
+    with pytest.raises(UsageError, match="run: fastexplain weights"):
+        find(run, "writes-another")
+    fastexplain.weights(run, subject=subject)
+    [hit] = find(run, "writes-another")
+    assert hit.neuron == NeuronId(0, planted.CAT) and hit.details["fires for"] == "cat"
+    assert str(hit.details["writes"]).startswith("'river'") and hit.details["share"] == 1
