@@ -18,7 +18,7 @@ SHARE = 0.8
 DEVIATIONS = 6.0
 """Of the token written most, in standard deviations over the vocabulary: of 50,000 normally
 distributed ones the largest is at 4.3."""
-_WRITTEN = 3  # tokens that are shown
+_WRITTEN = 3  # forms that are shown
 
 
 class WritingSearch:
@@ -85,6 +85,9 @@ def fires_and_writes(
     own = fires[rows, first]
     share = counts[rows, first] / np.maximum(used.sum(axis=1), 1)
     found = (share >= SHARE) & (deviations >= DEVIATIONS) & (writes[:, 0] != own)
-    written = [" ".join(f"'{names[each]}'" for each in row) for row in writes[:, :_WRITTEN]]
+    written = [
+        " ".join(f"'{names[each]}'" for each in list(dict.fromkeys(row))[:_WRITTEN])
+        for row in writes.tolist()
+    ]
     details = {"fires for": names[own], "share": share, "writes": np.array(written, dtype=object)}
     return LayerFound(np.where(found, deviations, np.nan).astype(np.float64), details)
