@@ -127,13 +127,15 @@ def test_bash_completes_commands_and_options(tmp_path, words, expected) -> None:
 
 def test_lookup_explains_everything_and_shows_what_was_named(cli, swept) -> None:
     code, out, _ = cli("explain", swept, f"0:{planted.CAT}", "--json")
-    [row] = json.loads(out.splitlines()[-1])["explanations"]
-    assert code == 0 and row["neuron"] == f"0:{planted.CAT}"
+    rows = json.loads(out.splitlines()[-1])["explanations"]
+    [row] = [each for each in rows if each["method"] == "lookup"]
+    assert code == 0 and {each["neuron"] for each in rows} == {f"0:{planted.CAT}"}
     assert row["explanation"].startswith("'cat'") and row["top_and_random"] > 0.95
     assert (row["excerpts_top"], row["excerpts_random"]) == (5, 5)
     assert row["data"][0]["token"] == "cat"
     code, out, _ = cli("explain", swept, "0:*", "--json")
-    assert len(json.loads(out.splitlines()[-1])["explanations"]) == planted.NEURONS
+    rows = json.loads(out.splitlines()[-1])["explanations"]
+    assert sum(each["method"] == "lookup" for each in rows) == planted.NEURONS
 
 
 def test_top_shows_the_best(cli, swept) -> None:
