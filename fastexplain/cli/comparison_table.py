@@ -37,8 +37,9 @@ def comparison_table(found: Sequence[Compared]) -> Table:
         header_style="bold",
     )
     table.add_column("explanation", no_wrap=True)
-    for name in ("mean", "gain", "better", "worse", "requests", "tokens", "cost a neuron"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("mean", "gain", "better,\nworse", "requests", "tokens", "cost a\nneuron"):
+        # In 80 columns the gain's error goes below it, and all else is whole.
+        table.add_column(name, justify="right", no_wrap=name != "gain")
     for place, each in enumerate(found):
         gain = "" if each.gain is None or not place else f"{each.gain:+.3f}"
         if gain and each.error is not None:
@@ -49,7 +50,7 @@ def comparison_table(found: Sequence[Compared]) -> Table:
             each.name,
             score_text(each.mean),
             gain,
-            *([str(each.better), str(each.worse)] if place else ["", ""]),
+            f"{each.better}, {each.worse}" if place else "",
             f"{each.spent['requests'] or 0:.1f}",
             f"{sum(value or 0 for value in tokens):,.0f}",
             "unknown" if cost is None else dollars(cost),

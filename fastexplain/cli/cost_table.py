@@ -51,8 +51,10 @@ def spending_table(spending: Spending) -> Table:
         caption=f"{spending.without:,} more neurons are left out: nothing is expected of them.",
         caption_justify="left",
     )  # fmt: skip
-    for name in ("", "neurons", "lookup's score", "gain, from", "to", "in all", "requests", "cost"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table.add_column("")  # in 80 columns it takes two lines, and the numbers are whole
+    names = ("neurons", "lookup's\nscore", "gain,\nfrom", "to", "in\nall", "requests", "cost")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
     for name, part in (("within the limits", spending.explained), ("beyond", spending.left)):
         numbers = (part.lookup, part.most, part.least)
         table.add_row(

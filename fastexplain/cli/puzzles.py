@@ -195,25 +195,26 @@ def tuning_table(tuned: Tuned) -> Table:
         title_justify="left",
         header_style="bold",
     )
+    # All on one line takes 109 columns; in 80, what does not fit goes below.
+    between, hyphen = (" ", "-") if out.width >= 109 else ("\n", "-\n")
     for heading in ("puzzles", "readout", "filler", "examples"):
-        table.add_column(heading)
-    for heading in ("AUC", "true first", "true", "false"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in ("AUC", f"true{between}first", f"true,{between}false"):
+        table.add_column(heading, justify="right", no_wrap=True)
     rows = [("choosing", *each) for each in tuned.tried]
     rows += [
         ("reporting", tuned.best, tuned.reported),
-        ("reporting, usual", tuned.usual, tuned.usual_reported),
+        (f"reporting,{between}usual", tuned.usual, tuned.usual_reported),
     ]
     for number, (half, way, found) in enumerate(rows, start=1):
         table.add_row(
             half,
-            way.readout,
+            way.readout.replace("-", hyphen),
             way.filler or "",
             way.examples,
-            f"{found.auc:.2f} ± {found.auc_error:.2f}",
-            f"{found.first:.0%} ± {found.first_error:.0%}",
-            score_text(found.true),
-            score_text(found.false),
+            f"{found.auc:.2f}{between}± {found.auc_error:.2f}",
+            f"{found.first:.0%}{between}± {found.first_error:.0%}",
+            f"{score_text(found.true)},{between}{score_text(found.false)}",
             end_section=number == len(tuned.tried),
         )
     return table

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from knowing_server import Knowing
 
 from fastexplain import Model, explain, open_run
+from fastexplain.cli.terminal import out as console
 from fastexplain.errors import LLMError, UsageError
 from fastexplain.explainers.revise import Reviser, _worst
 from fastexplain.llm import Connection
@@ -108,7 +109,7 @@ def test_the_test_split_is_for_the_winner_alone(explain, server, run):
     assert all("reacts to: cat\n" in content for [content] in on_test)
 
 
-def test_the_gain_is_attributed_by_controls(explain, server, cli, run):
+def test_the_gain_is_attributed_by_controls(explain, server, cli, run, monkeypatch):
     code, found, err = explain(server, "--revise", "2", "--controls", "--price", "1,1")
     assert code == 0, err
     first, fresh, chance, revised = found["comparison"]
@@ -124,9 +125,13 @@ def test_the_gain_is_attributed_by_controls(explain, server, cli, run):
     sent = len(server.requests)
     place = ["--explainer", "m", "--base-url", server.url, "--simulation", "json"]
     options = ["--revise", "2", "--controls"]
+    monkeypatch.setattr(console, "_width", 160)
     code, out, _ = cli("explain", run.path, *map(str, NEURONS), *place, *options)
     assert code == 0 and len(server.requests) == sent  # all of it is stored
     assert "counter-examples" in out and "± " in out
+    monkeypatch.setattr(console, "_width", 80)
+    code, out, _ = cli("explain", run.path, *map(str, NEURONS), *place, *options)
+    assert code == 0 and "│ counter-examples │" in out and "…" not in out
     # Controls are no revisions: they are stored apart.
     with open_run(run.path).database(read_only=True) as database:
         assert database.methods() == ["control", "model", "revised"]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastexplain
+from fastexplain.cli.terminal import out as console
 from fastexplain.errors import BudgetError, UsageError
 from fastexplain.ledger.budget import Budget, Share
 from fastexplain.pipeline.models import Model, Settings
@@ -140,7 +141,7 @@ def test_a_limit_is_spent_on_the_first_ones(explain, explained):
     assert sorted(done) == sorted(order[:2])  # eleven requests each
 
 
-def test_the_plan_is_shown_without_a_request(explain, server):
+def test_the_plan_is_shown_without_a_request(explain, server, monkeypatch):
     code, out, err = explain("--dry-run", "--max-requests", "22", "--price", "1,1", "--json")
     assert code == 0 and server.requests == [], err
     found = json.loads(out.splitlines()[-1])
@@ -148,8 +149,12 @@ def test_the_plan_is_shown_without_a_request(explain, server):
     assert spending["explained"]["neurons"] == 2 and spending["explained"]["requests"] == 22
     assert spending["left"]["neurons"] == found["requests"] // 11 - 2
     assert spending["explained"]["least"] >= spending["left"]["most"]
+    monkeypatch.setattr(console, "_width", 160)
     code, out, _ = explain("--dry-run", "--max-requests", "22")
     assert code == 0 and "within the limits" in out and "beyond" in out
+    monkeypatch.setattr(console, "_width", 80)
+    code, out, _ = explain("--dry-run", "--max-requests", "22")
+    assert code == 0 and "│ within the " in out and "│ limits " in out and "…" not in out
 
 
 def test_minutes_stop_the_command(explain, server):

@@ -13,6 +13,7 @@ import pytest
 
 import fastexplain
 from fastexplain import Model
+from fastexplain.cli.terminal import out as console
 from fastexplain.errors import BudgetError, RunError, UnusableError, UsageError
 from fastexplain.ledger.responses import Responses
 from fastexplain.llm import Connection
@@ -148,13 +149,16 @@ def test_a_run_without_a_choice_is_simulated_as_usual(small, run, cli):
     assert "tuned" not in err
 
 
-def test_the_command_again_asks_nothing_and_shows_all_ways(done, small, cli):
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_command_again_asks_nothing_and_shows_all_ways(done, small, cli, monkeypatch, width):
+    monkeypatch.setattr(console, "_width", width)
     run, found, _, directory = done
     options = ("--simulator", "small", "--local", "--out", directory / "puzzles")
     code, out, err = cli("puzzles", *options, "--tune", run.path)
     assert code == 0 and small.read == [], err
     assert "Ways to simulate by small; the first is recorded for this run" in out
     assert out.count("choosing") == 10 and out.count("reporting") == 2
+    assert out.count("± ") == 24 and "…" not in out
     with run.database() as database:
         stored = Responses(database).tuning("small", "local")
     assert stored == asdict(found.best)
