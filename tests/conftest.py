@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -18,6 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # converted once for all test runs.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["FASTEXPLAIN_CACHE"] = str(ROOT / ".cache")
+# Nor on a terminal's width. readline puts COLUMNS into the environment of subprocesses, xdist's
+# among them, where it is imported, without a word to os.environ: it is imported here, so that it is
+# over.
+with contextlib.suppress(ImportError):
+    import readline  # noqa: F401
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+    os.unsetenv(name)
 
 import planted  # noqa: E402
 import torch  # noqa: E402

@@ -24,7 +24,7 @@ class BeyondLookupSearch:
             lacking = "other explanations than lookup's" if not others else "lookup"
             raise UsageError(
                 f"{run.path} has no scores of {lacking} to compare; explain neurons by lookup, and "
-                "some by --explainer MODEL"
+                "some by `explainer=MODEL`"
             )
         self._others = others
 

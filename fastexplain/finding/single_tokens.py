@@ -20,7 +20,7 @@ class SingleTokenSearch:
         if not run.tables.size[0]:
             raise UsageError(
                 f"{run.path} was swept without tables, which single tokens are found in; sweep "
-                "again without --no-tables"
+                "again without `table_bytes=0`"
             )
         self._run = run
         names = [form(run.token_text(token), token) for token in run.tables.tokens.tolist()]

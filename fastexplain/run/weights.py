@@ -115,8 +115,8 @@ class StoredWeights:
         self._manifest = _read_manifest(self.path / _MANIFEST)
         if self._manifest["fingerprint"] != run.manifest["subject"].get("fingerprint"):
             raise RunError(
-                f"{self.path} holds the weights of another subject than the run's; repeat: "
-                f"fastexplain weights {run.path} --fresh"
+                f"{self.path} holds the weights of another subject than the run's; "
+                f"{_again(self.path)}"
             )
         self.parts: list[str] = self._manifest["parts"]
         self._files: dict[int, ArrayFile] = {}

@@ -64,12 +64,11 @@ def leave_a_log(path: Path) -> None:
     script = (
         "import os, sys\n"
         "from fastexplain.run.database import Database\n"
-        "from fastexplain.run.rows import hash_rows\n"
+        "from fastexplain.records import ExplanationRow, NeuronId\n"
         "database = Database(sys.argv[1])\n"
         "database.query('PRAGMA wal_autocheckpoint = 0')\n"
-        "with database.transaction() as sqlite:\n"
-        "    sqlite.execute('UPDATE explanations SET text = ? || text', ('moonlight ',))\n"
-        "    sqlite.execute(hash_rows('explanations', '1'))\n"
+        "row = ExplanationRow(NeuronId(0, 3), 'model', 'm', '1', 'moonlight')\n"
+        "database.add_explanations([row])\n"
         "os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-c", script, path / "run.sqlite"], check=True)
