@@ -226,10 +226,10 @@ class CaptureForm:
         """What `Exemplars.update` takes, a few times."""
         tokens = zipf_tokens(count * self.excerpts, max(sum(self.table_rows), 1) * 4, seed=0)
         families, before = [], 0
-        for count in self.table_rows:
-            known = (tokens >= before) & (tokens < before + count)
-            families.append(np.where(known, tokens - before, -1).astype(np.int32))
-            before += count
+        for known in self.table_rows:
+            inside = (tokens >= before) & (tokens < before + known)
+            families.append(np.where(inside, tokens - before, -1).astype(np.int32))
+            before += known
         made: list[tuple[torch.Tensor, Batch, Preactivations | None]] = []
         for start in range(0, count * self.excerpts, self.excerpts):
             rows = slice(start, start + self.excerpts)

@@ -33,6 +33,16 @@ Compile = Literal["layers", "trunk", "off"]
 
 _TOP, _RANDOM = 20, 25  # a sweep's defaults
 
+# In turn the tokens of a subject without a tokenizer, so that there are situations of all kinds.
+_WORDS = (b" the", b"ing", b" Anna", b",", b" 12", b"(", b")", b"\n", b'"', b".", b" USA", b" = x1")
+
+
+def _vocabulary(subject: Subject) -> list[bytes]:
+    """The bytes of every token; made up where the subject is of a geometry alone."""
+    if subject.tokenizer is not None:
+        return subject.token_bytes()
+    return [_WORDS[token % len(_WORDS)] for token in range(subject.vocabulary_size)]
+
 
 class Sweeper:
     """A sweep's functions, from which a caller takes one batch after another.
@@ -61,7 +71,7 @@ class Sweeper:
             subject, corpus, top_k=_TOP, random=_RANDOM, bottom=False, layers=layers,
             batch_size=batch_size, skip=None, table_bytes=table_bytes, compile=compile,
         )  # fmt: skip
-        kinds = TokenKinds(subject.token_bytes())
+        kinds = TokenKinds(_vocabulary(subject))
         tables = Tables.choose(tokens, skip=settings.skip, rows=settings.table_rows, kinds=kinds)
         random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), _RANDOM, corpus.seed)
         summaries = loop.empty_start(subject, corpus, settings, tables, random_ids).summaries
