@@ -63,7 +63,9 @@ class Explained:
     stopped: str | None = None
 
     def __repr__(self) -> str:
-        lines = [f"  {neuron:>9}  {score:>10}  {text}" for neuron, score, text in self._rows()]
+        rows = self._rows()
+        width = max([10, *(len(score) for _, score, _ in rows)])
+        lines = [f"  {neuron:>9}  {score:>{width}}  {text}" for neuron, score, text in rows]
         return "\n".join([self._summary(), *lines])
 
     def _repr_html_(self) -> str:

@@ -1,6 +1,7 @@
 """`fastexplain.explain` from Python: in a script, within a running event loop, as a coroutine."""
 
 import asyncio
+import dataclasses
 import signal
 import threading
 
@@ -291,11 +292,15 @@ def test_a_lookup_that_is_done_writes_nothing(run):
 def test_it_shows_what_was_found_as_text_and_as_html(run):
     found = fastexplain.explain(run, [CAT, RARE])
     assert repr(found).splitlines()[0] == "2 of 2 neurons explained by lookup"
-    assert f"        {CAT}        1.00  'cat' " in repr(found)
+    assert f"        {CAT}  1.00, table 1.00  'cat' " in repr(found)
     html = found._repr_html_()
-    assert "<td>0:0</td><td>1.00</td><td>&#x27;cat&#x27; " in html
+    assert "<td>0:0</td><td>1.00, table 1.00</td><td>&#x27;cat&#x27; " in html
     many = Explained("lookup", found.neurons * 11, found.explanations * 11)
     assert repr(many).splitlines()[-1].endswith("and 2 more")
+    [table] = [dataclasses.replace(row, text_scores=None) for row in found.explanations[:1]]
+    both = dataclasses.replace(found, explanations=[table, found.explanations[1]])
+    scores = [line.index("'") for line in repr(both).splitlines()[1:]]
+    assert scores[0] == scores[1] and "             1.00  'cat' " in repr(both)  # texts are aligned
 
 
 def test_a_bar_is_drawn_where_it_is_asked_for(run, capsys):
