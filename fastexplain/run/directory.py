@@ -266,7 +266,12 @@ class Run:
         schema, sweep = self.manifest["schema"], self.manifest["sweep"]
         tokens = sweep["tokens"] // sweep["excerpts"]
         if site:
-            rows = *self.tables.size, len(self.tables.situations)
+            # By the header alone: damage to the rows themselves must not hide a site's own.
+            tables = self.file().arrays
+            rows = [
+                tables[name].shape[0] if name in tables else 0
+                for name in ("tables.tokens", "tables.pairs", "tables.triples", "tables.situations")
+            ]
             check_site(file, self.sites[site].units, tokens, rows, schema)
         else:
             check_excerpts(file, sweep["excerpts"], tokens, schema)

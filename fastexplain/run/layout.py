@@ -83,7 +83,7 @@ def check_excerpts(file: ArrayFile, excerpts: int, tokens: int, schema: int) -> 
 
 
 def check_site(
-    file: ArrayFile, units: int, tokens: int, table_rows: tuple[int, int, int, int], schema: int
+    file: ArrayFile, units: int, tokens: int, table_rows: Sequence[int], schema: int
 ) -> None:
     """Raise RunError unless a site's file has what it must, for F, T, and V, P, Q and Z."""
     sizes = dict(zip("VPQZ", table_rows, strict=True))
