@@ -21,6 +21,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lists import check_entries
 from fastexplain.explainers.lookup import METHOD, VERSION, lookup_is_stored, store_lookup
+from fastexplain.explainers.rules import METHOD as RULE
 from fastexplain.explainers.rules import rules_are_stored, store_rules
 from fastexplain.notebook import table_html
 from fastexplain.pipeline import explaining
@@ -275,6 +276,8 @@ def _check(explainer: object, simulator: object, scorers: Sequence[object]) -> N
             )
     if getattr(explainer, "method", None) == METHOD:
         raise UsageError(f"the method '{METHOD}' is taken; give the explainer's another name")
+    if [getattr(explainer, name, None) for name in ("method", "model")] == [RULE, RULE]:
+        raise UsageError(f"the model '{RULE}' of the method '{RULE}' is taken; name it otherwise")
 
 
 def waiting(function: Callable[_P, Coroutine[Any, Any, _T]], name: str) -> Callable[_P, _T]:

@@ -43,14 +43,15 @@ class Database(Reading):
 
         An explanation that is there already, by the same method, model and version and with the
         same text, is kept with its simulations and scores. Others of the unit that were stored
-        before by the same method, model and version are replaced; by the methods "lookup" and
-        "rule" there is one for a unit. A row without text replaces only others without.
+        before by the same method, model and version are replaced; by lookup, and by this
+        package's rules, there is one for a unit. A row without text replaces only others without.
         """
         created = now()
         with self.transaction() as sqlite:
             sqlite.executemany(
                 """DELETE FROM explanations WHERE site = ?1 AND unit = ?2 AND method = ?3
-                    AND (method IN ('lookup', 'rule') OR (model = ?4 AND version = ?5))
+                    AND (method = 'lookup' OR (model = ?4
+                        AND (version = ?5 OR (method = 'rule' AND model = 'rule'))))
                     AND (?6 IS NOT NULL OR text IS NULL)
                     AND coalesce(NOT (model = ?4 AND version = ?5 AND text = ?6), 1)""",
                 map(_key, rows),

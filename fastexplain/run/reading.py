@@ -25,8 +25,10 @@ from fastexplain.records import (
 from fastexplain.run.connections import Connections
 from fastexplain.run.rows import whole
 
-# The methods that need no language model, and predict activations themselves.
-_FREE = "('lookup', 'rule')"
+# An explanation e is one of this package's rules: another explainer may have their method, "rule",
+# but not with their model. And it is by neither rules nor lookup, which ask no model.
+_BY_RULES = "(e.method = 'rule' AND e.model = 'rule')"
+_ASKED = f"NOT (e.method = 'lookup' OR {_BY_RULES})"
 
 _SPLITS = ("random_only", "top_and_random", "top_only")
 
@@ -120,8 +122,8 @@ class Reading(Connections):
         """
         return self._read(
             "WHERE e.site = ? AND e.unit = ? "
-            "ORDER BY e.method = 'rule' AND json_extract(e.parameters, '$.first') DESC, "
-            "e.method = 'lookup' DESC, e.method = 'rule' DESC, e.id DESC, s.judge, s.version",
+            f"ORDER BY {_BY_RULES} AND json_extract(e.parameters, '$.first') DESC, "
+            f"e.method = 'lookup' DESC, {_BY_RULES} DESC, e.id DESC, s.judge, s.version",
             (neuron.site, neuron.index),
         )
 
@@ -246,7 +248,7 @@ class Reading(Connections):
         return self.query(
             f"""SELECT e.unit, s.value, {_OTHER.format("value", "random_only")}
             FROM explanations e LEFT JOIN {_TEXTS if text else _HEADLINES}
-            WHERE e.site = ? AND e.method {"= 'lookup'" if lookup else f"NOT IN {_FREE}"}
+            WHERE e.site = ? AND {"e.method = 'lookup'" if lookup else _ASKED}
                 AND e.text IS NOT NULL
             ORDER BY e.id, s.created, s.judge, s.version""",
             (str(layer),),
@@ -285,7 +287,7 @@ class Reading(Connections):
         return [row[:-1] for row in rows]
 
     def other_explanation(self, neuron: NeuronId) -> str | None:
-        """An explanation by a language model, or a person, of another unit; None if there is none.
+        """Another unit's explanation, not by lookup or this package's rules; None if there is none.
 
         It is that of the next unit of the same site, of the last one the first, else of the first
         of another site. Units are in no order that means anything, so it is as good as any.
@@ -298,7 +300,7 @@ class Reading(Connections):
             rows = self.stored(
                 "explanations",
                 "text",
-                f"{condition} AND method NOT IN {_FREE} AND text IS NOT NULL "
+                f"{condition} AND {_ASKED.replace('e.', '')} AND text IS NOT NULL "
                 "ORDER BY layer, site, unit, id DESC LIMIT 1",
                 values,
             )
@@ -344,7 +346,7 @@ class Reading(Connections):
     def unsimulated(self, site: str) -> list[int]:
         """Indices of a site's explanations without any simulation, lookup and rules left out."""
         rows = self.query(
-            f"""SELECT e.unit FROM explanations e WHERE e.site = ? AND e.method NOT IN {_FREE}
+            f"""SELECT e.unit FROM explanations e WHERE e.site = ? AND {_ASKED}
                 AND e.text IS NOT NULL AND NOT EXISTS (SELECT 1 FROM simulations
                 WHERE explanation = e.id AND activations IS NOT NULL)""",
             (site,),

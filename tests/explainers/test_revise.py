@@ -191,7 +191,7 @@ def test_a_subject_that_is_gone_is_named_and_nothing_is_lost(explain, server, tm
 
 
 class Rule:
-    method, model, version = "rule", "rule", "1"
+    method, model, version = "rule", "words", "1"
 
     def explain(self, record):
         return Explanation("words")

@@ -196,6 +196,10 @@ class Taken(LongestToken):
     method = "lookup"
 
 
+class TakenByRules(LongestToken):
+    model = "rule"
+
+
 class Wordless(LongestToken):
     def explain(self, record):
         return "cats"
@@ -220,6 +224,7 @@ class Silent(Mentions):
         ({"scorers": ["sharpness"]}, "no scorer 'sharpness'; choose from correlation"),
         ({"scorers": "correlation"}, "`scorers` is 'correlation'; give a list of scorers"),
         ({"explainer": Taken()}, "the method 'lookup' is taken"),
+        ({"explainer": TakenByRules()}, "the model 'rule' of the method 'rule' is taken"),
         ({"explainer": Wordless()}, "'longest token' gave a str; it has to give a fastexplain"),
         (
             {"simulation": "json"},

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import shutil
 import sqlite3
 import threading
@@ -453,3 +454,17 @@ def test_nothing_is_written_to_a_closed_database(tmp_path):
 def test_deleting_looks_for_children_by_an_index(database):
     plan = database.query("EXPLAIN QUERY PLAN SELECT 1 FROM explanations WHERE parent = 1")
     assert "explanations_by_parent" in str(plan)
+
+
+def test_an_explainer_of_ones_own_by_the_method_of_rules_is_not_taken_for_them(database):
+    own = ExplanationRow(NeuronId(0, 1), "rule", "mine", "1", "cats")
+    rule = ExplanationRow(
+        NeuronId(0, 1), "rule", "rule", "rule-1", "dogs", parameters={"first": False}
+    )
+    database.add_explanations([own, rule])
+    database.add_explanations([dataclasses.replace(rule, version="rule-2", text="birds")])
+    database.add_explanations([dataclasses.replace(own, version="2", text="pets")])
+    texts = [row.text for row in database.explanations(NeuronId(0, 1))]
+    assert texts == ["birds", "pets", "cats"]
+    assert database.other_explanation(NeuronId(0, 0)) == "pets"
+    assert database.unsimulated("0") == [1, 1]
