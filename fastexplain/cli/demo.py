@@ -67,7 +67,7 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
             row
             for best in chosen
             for row in database.explanations(best.neuron)
-            if row.model in ("lookup", "smollm2")
+            if row.model in ("lookup", "rule", "smollm2")
         ]
     beside = _beside(opened, rows)
     figures = _report(opened)
