@@ -254,7 +254,7 @@ def _choose(
 ):  # fmt: skip
     """Fill the arrays of `Lists`, from `list_rows` on; the other arguments are those of `choose`.
 
-    (Writing to arrays within a tuple is lost in a parallel loop of Numba 0.62.)
+    (Writing to arrays within a tuple is lost in a parallel loop of Numba 0.68.)
     """
     neurons, count = list_rows.shape
     known_tokens, known_pairs = len(tables.token_counts), len(tables.pair_counts)
