@@ -21,7 +21,7 @@ import fastexplain
 from fastexplain.explainers.candidates import BestOf, most_simulations
 from fastexplain.explainers.lookup import text_of
 from fastexplain.puzzles.lookup import Lookup
-from fastexplain.records import Explanation
+from fastexplain.results import Explanation
 from fastexplain.run.selection import select_neurons
 from fastexplain.run.splits import HELD_OUT, samples
 from fastexplain.scorers.correlation import Correlation

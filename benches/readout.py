@@ -26,7 +26,7 @@ from fastexplain.llm import Connection, connect
 from fastexplain.llm.requests import Distribution
 from fastexplain.prompts import simulator
 from fastexplain.puzzles.texts import matches
-from fastexplain.records import Sample, Scores
+from fastexplain.results import Sample, Scores
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.simulators.model import EMPTY
 from fastexplain.simulators.readouts import contrast, expected

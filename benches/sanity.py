@@ -22,7 +22,8 @@ from fastexplain.kernels import best_threshold, correlate, excerpt_sums, measure
 from fastexplain.kernels.measuring import MEASURES, Binary
 from fastexplain.puzzles.sanity import Measure, check
 from fastexplain.puzzles.texts import load
-from fastexplain.records import NeuronId, Sample
+from fastexplain.records import NeuronId
+from fastexplain.results import Sample
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import samples
 

@@ -16,7 +16,8 @@ from fastexplain.cli.terminal import out, print_json, print_line, progress, visi
 if TYPE_CHECKING:
     from fastexplain.pipeline.ablating import Ablated
     from fastexplain.progress import Report
-    from fastexplain.records import NeuronId, Steering
+    from fastexplain.records import NeuronId
+    from fastexplain.results import Steering
 
 # Of more neurons than these only what they have in common is shown.
 _SHOWN = 20

@@ -12,7 +12,7 @@ from fastexplain.cli.terminal import out, print_json
 from fastexplain.errors import UsageError
 
 if TYPE_CHECKING:
-    from fastexplain.records import StoredExplanation
+    from fastexplain.results import StoredExplanation
     from fastexplain.run.directory import Run
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]

@@ -13,11 +13,11 @@ from fastexplain.cli.terminal import out, print_line
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.baselines import SPLITS, neuron_baselines
 from fastexplain.pipeline.models import Model, Settings
-from fastexplain.records import CORRELATION, LIST, StoredExplanation
 from fastexplain.report.entries import whole_words
 from fastexplain.report.names import name_of
 from fastexplain.report.neuron import explanation_data
 from fastexplain.report.plots import check_matplotlib
+from fastexplain.results import CORRELATION, LIST, StoredExplanation
 from fastexplain.run.directory import Run, open_run
 from fastexplain.run.writing import check_free, is_run
 

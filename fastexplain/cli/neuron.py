@@ -14,9 +14,10 @@ from fastexplain.cli.tables import (
     judges_table,
 )
 from fastexplain.cli.weights import weights_table
-from fastexplain.records import Exemplar, NeuronRecord, StoredExplanation
+from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.entries import shown_entries, whole_words
 from fastexplain.report.neuron import Simulated, explanations_of
+from fastexplain.results import StoredExplanation
 from fastexplain.run.directory import Run
 
 

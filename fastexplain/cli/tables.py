@@ -15,8 +15,8 @@ from rich.text import Text
 from fastexplain.cli.terminal import visible
 from fastexplain.explainers.lists import mean_text
 from fastexplain.kernels import discretize
-from fastexplain.records import LIST, Mean, Measured, Scores, StoredExplanation
 from fastexplain.report.entries import ShownEntry
+from fastexplain.results import LIST, Mean, Measured, Scores, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.scorers.registry import JUDGES
 

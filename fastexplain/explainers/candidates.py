@@ -19,7 +19,8 @@ from fastexplain.errors import LLMError
 from fastexplain.explainers.validation import Predict, Validation, rank, settled
 from fastexplain.ledger.tally import tallied
 from fastexplain.llm.requests import Chat
-from fastexplain.records import Explanation, NeuronRecord
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Explanation
 
 TEMPERATURE = 1.0
 

@@ -32,7 +32,8 @@ from fastexplain.explainers.lists import (
     text_of,
 )
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
-from fastexplain.records import CORRELATION, LIST, ExplanationRow, NeuronId, NeuronRecord, Scores
+from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.results import CORRELATION, LIST, ExplanationRow, Scores
 from fastexplain.run.agreement import Agreement, Means, agreement
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import held_out

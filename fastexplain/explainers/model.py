@@ -7,7 +7,8 @@ from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Chat, key
 from fastexplain.prompts.evidence import Evidence
 from fastexplain.prompts.wordings import PROMPTS, Prompt
-from fastexplain.records import Explanation, NeuronRecord
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Explanation
 
 TEMPERATURE = 0.0
 SEED = 0

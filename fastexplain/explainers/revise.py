@@ -27,7 +27,8 @@ from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Chat
 from fastexplain.prompts import revision
 from fastexplain.prompts.revision import Case
-from fastexplain.records import Exemplar, Explanation, NeuronId, NeuronRecord
+from fastexplain.records import Exemplar, NeuronId, NeuronRecord
+from fastexplain.results import Explanation
 from fastexplain.run.splits import samples
 
 METHOD, CONTROL = "revised", "control"

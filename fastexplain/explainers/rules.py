@@ -22,7 +22,8 @@ from fastexplain.kernels import excerpt_sums, measures
 from fastexplain.kernels.cpu.rules import feature_sums, grow, predict
 from fastexplain.kernels.measuring import MEASURES
 from fastexplain.kernels.summary import HeldOut, LookupTables
-from fastexplain.records import CORRELATION, ExplanationRow, NeuronId, Scores
+from fastexplain.records import NeuronId
+from fastexplain.results import CORRELATION, ExplanationRow, Scores
 from fastexplain.run.agreement import Agreement, Means, agreement
 from fastexplain.run.directory import Run
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from fastexplain.errors import Deferred, LLMError, UnusableError
 from fastexplain.kernels import correlate
-from fastexplain.records import NeuronRecord, Sample
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Sample
 from fastexplain.run.splits import samples
 
 Predict = Callable[[str, Sequence[str]], Awaitable[np.ndarray]]

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastexplain.errors import UsageError
 from fastexplain.finding.results import LayerFound
-from fastexplain.records import LIST
+from fastexplain.results import LIST
 from fastexplain.run.directory import Run
 from fastexplain.run.table import NeuronTable
 

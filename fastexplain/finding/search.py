@@ -13,7 +13,8 @@ from fastexplain.finding.kinds import kind_of
 from fastexplain.finding.marked import MarkedSearch
 from fastexplain.finding.results import Evidence, Hit, Search
 from fastexplain.progress import Report, reported
-from fastexplain.records import NeuronId, NeuronRecord, StoredExplanation
+from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.results import StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import ALL, select_neurons
 

@@ -16,7 +16,8 @@ import numpy as np
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import METHOD, lookup_is_stored, simulate_by_lookup, store_lookup
 from fastexplain.progress import Report, reported
-from fastexplain.records import Measured, NeuronId, NeuronRecord, Steering, StoredExplanation
+from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.results import Measured, Steering, StoredExplanation
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import select_neurons

@@ -29,7 +29,8 @@ from fastexplain.pipeline.models import Model, Settings
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.pipeline.spending import plan
 from fastexplain.progress import Report, reported
-from fastexplain.records import CORRELATION, NeuronId, StoredExplanation
+from fastexplain.records import NeuronId
+from fastexplain.results import CORRELATION, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import select_neurons
 

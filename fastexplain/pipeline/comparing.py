@@ -9,7 +9,8 @@ import numpy as np
 
 from fastexplain.ledger.tally import Tally
 from fastexplain.llm.requests import Usage
-from fastexplain.records import NeuronId, StoredExplanation
+from fastexplain.records import NeuronId
+from fastexplain.results import StoredExplanation
 from fastexplain.run.directory import Run
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastexplain.explainers.lookup import predict_by_lookup
-from fastexplain.records import Measured, NeuronId
+from fastexplain.records import NeuronId
+from fastexplain.results import Measured
 from fastexplain.run.directory import Run
 from fastexplain.run.strata import drawn
 from fastexplain.run.subjects import load_subject_of

@@ -24,7 +24,7 @@ from fastexplain.pipeline.choosing import VALIDATION, best_of, check_choice, mos
 from fastexplain.pipeline.protocols import Explainer, OtherText, Scorer, Simulator
 from fastexplain.prompts.simulator import trial
 from fastexplain.prompts.wordings import DEFAULT, choose
-from fastexplain.records import CORRELATION
+from fastexplain.results import CORRELATION
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import HELD_OUT
 from fastexplain.scorers import registry

@@ -18,14 +18,8 @@ import numpy as np
 from fastexplain.errors import BudgetError, Deferred, LLMError, UnusableError, UsageError
 from fastexplain.pipeline.protocols import Explainer, OtherText, Scorer, Simulator
 from fastexplain.pipeline.simulating import awaited, simulate
-from fastexplain.records import (
-    Explanation,
-    ExplanationRow,
-    Measured,
-    NeuronId,
-    NeuronRecord,
-    Sample,
-)
+from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.results import Explanation, ExplanationRow, Measured, Sample
 from fastexplain.run.database import Database
 from fastexplain.scorers.correlation import Correlation
 
@@ -327,7 +321,7 @@ class _Work:
         if not isinstance(made, Explanation):
             raise UsageError(
                 f"the explainer '{self.explainer.model}' gave a {type(made).__name__}; it has to "
-                "give a fastexplain.records.Explanation"
+                "give a fastexplain.results.Explanation"
             )
         return ExplanationRow(
             record.id,

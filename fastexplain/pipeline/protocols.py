@@ -23,7 +23,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from fastexplain.records import Explanation, Measured, NeuronId, NeuronRecord, Sample
+from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.results import Explanation, Measured, Sample
 from fastexplain.run.database import Database
 from fastexplain.simulators.model import Simulation
 

@@ -24,7 +24,8 @@ from fastexplain.explainers.lookup import (
 from fastexplain.kernels.summary import widen
 from fastexplain.pipeline.protocols import OtherText, Scorer
 from fastexplain.progress import Report, reported
-from fastexplain.records import CORRELATION, LIST, Mean, Measured, NeuronId, NeuronRecord
+from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.results import CORRELATION, LIST, Mean, Measured
 from fastexplain.run.agreement import CALIBRATED, Means
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fastexplain.kernels.summary import widen
-from fastexplain.records import NeuronId, Raised, Steering
+from fastexplain.records import NeuronId
+from fastexplain.results import Raised, Steering
 from fastexplain.run.directory import Run
 from fastexplain.subject.divergence import jensen_shannon
 from fastexplain.subject.interventions import Intervention, intervene

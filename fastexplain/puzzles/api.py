@@ -14,7 +14,7 @@ from fastexplain.puzzles.oracle import DESCRIPTIONS, Given
 from fastexplain.puzzles.solving import Solved, explainer_of, simulator_of, solve
 from fastexplain.puzzles.texts import load
 from fastexplain.puzzles.tuning import Tuned, tune
-from fastexplain.records import CORRELATION
+from fastexplain.results import CORRELATION
 from fastexplain.run.directory import Run
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from fastexplain.errors import LLMError
 from fastexplain.explainers.lists import text_of
-from fastexplain.records import Explanation, NeuronRecord
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Explanation
 from fastexplain.run.splits import samples
 
 NAME = "lookup"

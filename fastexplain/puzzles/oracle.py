@@ -8,7 +8,8 @@ import numpy as np
 
 from fastexplain.errors import LLMError
 from fastexplain.puzzles.texts import Puzzle, fingerprint
-from fastexplain.records import Explanation, NeuronRecord
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Explanation
 
 NAME = "oracle"
 TRUE = "true"

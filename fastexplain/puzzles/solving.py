@@ -30,7 +30,7 @@ from fastexplain.puzzles import lookup, oracle
 from fastexplain.puzzles.oracle import DESCRIPTIONS, TRUE, Given, Oracle
 from fastexplain.puzzles.ranking import Ranking
 from fastexplain.puzzles.texts import LEVELS, Puzzle, fingerprint, load
-from fastexplain.records import CORRELATION
+from fastexplain.results import CORRELATION
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 

@@ -26,7 +26,7 @@ from fastexplain.puzzles.oracle import DESCRIPTIONS, Given
 from fastexplain.puzzles.ranking import Ranking
 from fastexplain.puzzles.solving import database, solve_with
 from fastexplain.puzzles.texts import HALVES, load
-from fastexplain.records import CORRELATION
+from fastexplain.results import CORRELATION
 from fastexplain.run.directory import Run
 from fastexplain.simulators.tuning import Tuning, ways
 

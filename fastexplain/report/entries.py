@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastexplain.explainers.lists import mean_text
-from fastexplain.records import NeuronRecord, StoredExplanation
+from fastexplain.records import NeuronRecord
+from fastexplain.results import StoredExplanation
 from fastexplain.run.directory import Run
 
 _SEARCHED = 4096  # excerpts of the corpus, which are shuffled; a search of these takes 1 ms

@@ -13,9 +13,9 @@ import numpy as np
 
 from fastexplain.errors import RunError
 from fastexplain.explainers.baselines import SPLITS, Baseline, layer_baselines
-from fastexplain.records import CORRELATION, LIST, Mean
 from fastexplain.report.curve import curve_figures
 from fastexplain.report.summaries import WIDTH, baseline_summary, summary
+from fastexplain.results import CORRELATION, LIST, Mean
 from fastexplain.run.directory import Run
 
 PUBLISHED = {

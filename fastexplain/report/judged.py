@@ -8,7 +8,8 @@ from fastexplain.ledger.recorded import Recorded
 from fastexplain.ledger.responses import Responses
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Capabilities
-from fastexplain.records import NeuronRecord, Score
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Score
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.scorers import registry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastexplain.records import LIST
+from fastexplain.results import LIST
 
 SPLITS = ("top_and_random", "random_only", "top_only")
 """Splits in the order in which they are shown; others follow."""

@@ -10,8 +10,9 @@ import numpy as np
 
 from fastexplain.explainers.lists import simulate_list
 from fastexplain.explainers.lookup import simulate_by_lookup
-from fastexplain.records import LIST, Exemplar, NeuronRecord, Steering, StoredExplanation
+from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.judged import judged_of
+from fastexplain.results import LIST, Steering, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.run.weights import NEIGHBOURS, NeuronWeights, Side
 

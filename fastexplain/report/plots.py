@@ -11,8 +11,8 @@ import math
 from typing import Any
 
 from fastexplain.errors import UsageError
-from fastexplain.records import LIST
 from fastexplain.report.names import SPLITS, measure_name, name_of, shown, split_name
+from fastexplain.results import LIST
 
 _COLOURS = {
     "lookup": "#0072B2",

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastexplain.kernels import bootstrap, excerpt_sums, measures
 from fastexplain.kernels.measuring import MEASURES, Binary, interval_share
-from fastexplain.records import Mean, Measured, Sample
+from fastexplain.results import Mean, Measured, Sample
 from fastexplain.run.splits import RANDOM_EXCERPTS
 
 SETS = ("random_only", "top_and_random", "top_only")

@@ -13,15 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fastexplain.records import (
-    CORRELATION,
-    LIST,
-    ExplanationRow,
-    Mean,
-    Measured,
-    NeuronId,
-    Steering,
-)
+from fastexplain.records import NeuronId
+from fastexplain.results import CORRELATION, LIST, ExplanationRow, Mean, Measured, Steering
 from fastexplain.run.reading import Reading
 from fastexplain.run.rows import hash_rows
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from fastexplain.errors import UsageError
-from fastexplain.records import (
+from fastexplain.records import NeuronId
+from fastexplain.results import (
     CORRELATION,
     LIST,
     LayerMeans,
     Mean,
     Measured,
-    NeuronId,
     Raised,
     Score,
     Scores,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastexplain.records import NeuronRecord, Sample
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Sample
 
 EXPLANATION_RANKS = np.arange(0, 20, 4)
 TEST_RANKS = np.arange(3, 20, 4)

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fastexplain.records import Measured, NeuronRecord, Sample
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Measured, Sample
 from fastexplain.run.directory import Run
 from fastexplain.run.subjects import load_subject_of
 from fastexplain.scorers.registry import Connect

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import hypot, sqrt
 
-from fastexplain.records import Measured
+from fastexplain.results import Measured
 from fastexplain.scorers.judging import HELD_OUT, QUANTILES, Judged
 
 # Of the yes and no of `detection` and `fuzzing`.

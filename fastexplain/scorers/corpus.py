@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastexplain.kernels.summary import widen
-from fastexplain.records import CORRELATION, Measured, NeuronRecord, Sample
+from fastexplain.records import NeuronRecord
+from fastexplain.results import CORRELATION, Measured, Sample
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import EXPLANATION_RANKS
 from fastexplain.run.strata import Drawn, drawn

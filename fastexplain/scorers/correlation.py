@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastexplain.records import CORRELATION, Measured, NeuronRecord, Sample
+from fastexplain.records import NeuronRecord
+from fastexplain.results import CORRELATION, Measured, Sample
 from fastexplain.run.agreement import agreement, stacked
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import samples

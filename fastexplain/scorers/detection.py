@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastexplain.prompts import judges
-from fastexplain.records import Measured, Sample
+from fastexplain.results import Measured, Sample
 from fastexplain.run.directory import Run
 from fastexplain.scorers import accuracy
 from fastexplain.scorers.judging import (

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastexplain.llm.requests import Answer
 from fastexplain.prompts import judges
-from fastexplain.records import Measured, Sample
+from fastexplain.results import Measured, Sample
 from fastexplain.run.directory import Run
 from fastexplain.scorers import accuracy
 from fastexplain.scorers.judging import (

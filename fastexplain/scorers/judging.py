@@ -29,7 +29,8 @@ import numpy as np
 from fastexplain.errors import Deferred, LLMError, UnusableError
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Response
-from fastexplain.records import Measured, NeuronId, NeuronRecord, Sample
+from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.results import Measured, Sample
 from fastexplain.run.splits import samples
 
 # The split under which scores over all excerpts are stored.

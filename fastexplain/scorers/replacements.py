@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastexplain.records import NeuronRecord, Sample
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Sample
 from fastexplain.run.splits import samples
 
 

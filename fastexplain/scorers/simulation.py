@@ -16,7 +16,8 @@ import numpy as np
 from fastexplain.errors import UsageError
 from fastexplain.kernels import best_threshold
 from fastexplain.kernels.measuring import MEASURES, Binary
-from fastexplain.records import Measured, NeuronRecord, Sample
+from fastexplain.records import NeuronRecord
+from fastexplain.results import Measured, Sample
 from fastexplain.run.agreement import CALIBRATED, Agreement, agreement, stacked
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import samples

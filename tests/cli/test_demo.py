@@ -8,7 +8,8 @@ import planted
 
 from fastexplain.cli import demo
 from fastexplain.explainers.lookup import store_lookup
-from fastexplain.records import Measured, NeuronId
+from fastexplain.records import NeuronId
+from fastexplain.results import Measured
 
 
 def test_baselines_stand_beside_each_explanation(run) -> None:

@@ -25,7 +25,7 @@ from fastexplain.cli.neuron import print_neuron
 from fastexplain.cli.terminal import out as out_console
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.lookup import store_lookup
-from fastexplain.records import ExplanationRow, Scores
+from fastexplain.results import ExplanationRow, Scores
 from fastexplain.run.selection import parse_layers, select_neurons
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,8 @@ from fastexplain.cli.tables import excerpt_text, explanations_table
 from fastexplain.cli.terminal import messages, out, print_line, progress, visible, working
 from fastexplain.errors import LLMError
 from fastexplain.ledger.responses import LedgerRow
-from fastexplain.records import NeuronId, Scores, StoredExplanation
+from fastexplain.records import NeuronId
+from fastexplain.results import Scores, StoredExplanation
 
 # C0 but tabs and line ends, DEL and C1, marks and overrides of direction, lone surrogates.
 RAW = re.compile(

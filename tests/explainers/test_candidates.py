@@ -14,7 +14,8 @@ from fastexplain import open_run
 from fastexplain.errors import BudgetError, Deferred, LLMError
 from fastexplain.explainers.candidates import BestOf, most_simulations, rungs
 from fastexplain.explainers.validation import Validation
-from fastexplain.records import Explanation, NeuronId
+from fastexplain.records import NeuronId
+from fastexplain.results import Explanation
 from fastexplain.run.splits import samples
 
 CAT = NeuronId(0, planted.CAT)

@@ -20,7 +20,8 @@ from fastexplain.llm.requests import Answer, Chat
 from fastexplain.pipeline.sentences import Sentences
 from fastexplain.prompts import revision
 from fastexplain.prompts.explainer import parse
-from fastexplain.records import Explanation, NeuronId
+from fastexplain.records import NeuronId
+from fastexplain.results import Explanation
 from fastexplain.run.splits import samples
 
 CAT = NeuronId(0, planted.CAT)

@@ -17,7 +17,8 @@ from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.finding.kinds import KINDS
 from fastexplain.finding.wordings import Similes, Typos
-from fastexplain.records import ExplanationRow, Measured, NeuronId
+from fastexplain.records import NeuronId
+from fastexplain.results import ExplanationRow, Measured
 
 NOUNS = [f"n{i}x" for i in range(150)]
 WORDS = [

@@ -13,7 +13,7 @@ import fastexplain
 from fastexplain import Explained, Model, NeuronId, Price
 from fastexplain.errors import LLMError, UsageError
 from fastexplain.pipeline.api import _run_in_thread
-from fastexplain.records import Explanation
+from fastexplain.results import Explanation
 
 CAT, DIGIT, RARE = (f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.RARE))
 

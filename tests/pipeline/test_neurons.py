@@ -16,16 +16,9 @@ from fastexplain.ledger.stored import StoredConnection
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Capabilities, Chat, Distribution, Usage
 from fastexplain.pipeline.neurons import explain_neurons
-from fastexplain.records import (
-    CORRELATION,
-    Exemplar,
-    Explanation,
-    Measured,
-    NeuronId,
-    NeuronRecord,
-    Scores,
-)
+from fastexplain.records import Exemplar, NeuronId, NeuronRecord
 from fastexplain.report.neuron import explanation_data
+from fastexplain.results import CORRELATION, Explanation, Measured, Scores
 from fastexplain.run.database import Database
 from fastexplain.run.splits import samples
 from fastexplain.scorers.correlation import Correlation

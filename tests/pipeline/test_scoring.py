@@ -14,7 +14,8 @@ from fastexplain.cli.terminal import out
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import simulate_by_lookup, store_lookup
 from fastexplain.kernels.measuring import MEASURES
-from fastexplain.records import ExplanationRow, Measured, NeuronId
+from fastexplain.records import NeuronId
+from fastexplain.results import ExplanationRow, Measured
 from fastexplain.run.agreement import CALIBRATED
 from fastexplain.run.splits import samples
 from fastexplain.scorers.simulation import Simulation

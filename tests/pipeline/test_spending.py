@@ -14,7 +14,8 @@ from fastexplain.errors import BudgetError, UsageError
 from fastexplain.ledger.budget import Budget, Share
 from fastexplain.pipeline.models import Model, Settings
 from fastexplain.pipeline.spending import Plan, plan
-from fastexplain.records import ExplanationRow, NeuronId, Scores
+from fastexplain.records import NeuronId
+from fastexplain.results import ExplanationRow, Scores
 from fastexplain.run.selection import select_neurons
 
 ALL = [NeuronId(0, index) for index in range(planted.NEURONS)]

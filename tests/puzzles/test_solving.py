@@ -20,7 +20,7 @@ from fastexplain.puzzles.oracle import DESCRIPTIONS, Given, Oracle
 from fastexplain.puzzles.ranking import Ranking
 from fastexplain.puzzles.solving import HEADLINE, MeasureId
 from fastexplain.puzzles.texts import HALVES, load, tokens_of
-from fastexplain.records import Measured
+from fastexplain.results import Measured
 from fastexplain.run.splits import samples
 
 PUZZLES = load()

@@ -16,11 +16,12 @@ import fastexplain
 from fastexplain import open_run
 from fastexplain.errors import RunError
 from fastexplain.explainers.lookup import store_lookup
-from fastexplain.records import ExplanationRow, Measured, NeuronId
+from fastexplain.records import NeuronId
 from fastexplain.report.figures import run_figures
 from fastexplain.report.pages import html_page, markdown_page, number, write_report
 from fastexplain.report.plots import pictures
 from fastexplain.report.summaries import jackknife, reliability, summary
+from fastexplain.results import ExplanationRow, Measured
 
 HOSTILE = "<script>alert(1)</script> | $x_1$ `*\n\x1b[31m"
 

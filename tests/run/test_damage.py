@@ -23,7 +23,8 @@ from fastexplain.errors import FastexplainError, RunError
 from fastexplain.explainers.lookup import explain_by_lookup, simulate_by_lookup, store_lookup
 from fastexplain.ledger.responses import Responses
 from fastexplain.llm.requests import Answer, Chat
-from fastexplain.records import CORRELATION, ExplanationRow, NeuronId, Scores
+from fastexplain.records import NeuronId
+from fastexplain.results import CORRELATION, ExplanationRow, Scores
 from fastexplain.run.arrays import ArrayFile
 from fastexplain.run.checking import damages
 from fastexplain.run.pieces import PIECE, hash_of, hashes_of

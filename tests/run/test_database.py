@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fastexplain.errors import RunError, UsageError
-from fastexplain.records import ExplanationRow, Measured, NeuronId, Raised, Score, Scores, Steering
+from fastexplain.records import NeuronId
+from fastexplain.results import ExplanationRow, Measured, Raised, Score, Scores, Steering
 from fastexplain.run.database import Database
 from fastexplain.run.migrations import MIGRATIONS
 

@@ -64,7 +64,8 @@ def leave_a_log(path: Path) -> None:
     script = (
         "import os, sys\n"
         "from fastexplain.run.database import Database\n"
-        "from fastexplain.records import ExplanationRow, NeuronId\n"
+        "from fastexplain.records import NeuronId\n"
+        "from fastexplain.results import ExplanationRow\n"
         "database = Database(sys.argv[1])\n"
         "database.query('PRAGMA wal_autocheckpoint = 0')\n"
         "row = ExplanationRow(NeuronId(0, 3), 'model', 'm', '1', 'moonlight')\n"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import fastexplain
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import store_lookup
-from fastexplain.records import ExplanationRow, NeuronId, Scores
+from fastexplain.records import NeuronId
+from fastexplain.results import ExplanationRow, Scores
 from fastexplain.run.conditions import Condition
 from fastexplain.run.selection import CONDITION_NAMES, parse_layers, select_neurons
 

@@ -8,7 +8,8 @@ import pytest
 import fastexplain
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import store_lookup
-from fastexplain.records import CORRELATION, ExplanationRow, NeuronId, Scores
+from fastexplain.records import NeuronId
+from fastexplain.results import CORRELATION, ExplanationRow, Scores
 
 LAYERS = [1, 3]  # so that places are not layers
 

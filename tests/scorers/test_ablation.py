@@ -19,7 +19,7 @@ import fastexplain
 from fastexplain.cli.terminal import out
 from fastexplain.errors import RunError, SubjectError, UsageError
 from fastexplain.pipeline.ablating import Ablated
-from fastexplain.records import Explanation
+from fastexplain.results import Explanation
 from fastexplain.run.splits import samples
 from fastexplain.run.subjects import load_subject_of
 from fastexplain.scorers import registry

@@ -16,7 +16,7 @@ from fastexplain import NeuronId, Run, Subject, load_subject
 from fastexplain.errors import SubjectError
 from fastexplain.explainers.lookup import predict_by_lookup, store_lookup
 from fastexplain.pipeline.lookup_corpus import score_lookup
-from fastexplain.records import Explanation, Measured
+from fastexplain.results import Explanation, Measured
 from fastexplain.run.splits import EXPLANATION_RANKS
 from fastexplain.run.subjects import load_subject_of
 from fastexplain.scorers.corpus import Corpus

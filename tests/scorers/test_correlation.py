@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastexplain.records import Sample, Scores
+from fastexplain.results import Sample, Scores
 from fastexplain.scorers.correlation import Correlation
 
 

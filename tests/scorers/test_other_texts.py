@@ -13,7 +13,7 @@ from fastexplain.errors import UsageError
 from fastexplain.pipeline.batches.rounds import explain_in_batches
 from fastexplain.pipeline.estimate import rehearse
 from fastexplain.pipeline.models import Settings
-from fastexplain.records import Explanation, ExplanationRow, Measured
+from fastexplain.results import Explanation, ExplanationRow, Measured
 
 NEURONS = {0: "cat", 1: "0 1 2 3 4 5", 3: "river stone"}
 NAMES = [f"0:{index}" for index in NEURONS]

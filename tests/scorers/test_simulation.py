@@ -9,7 +9,7 @@ import pytest
 
 from fastexplain.errors import UsageError
 from fastexplain.kernels.measuring import MEASURES
-from fastexplain.records import Measured, Sample
+from fastexplain.results import Measured, Sample
 from fastexplain.scorers.simulation import Simulation
 
 RNG = np.random.default_rng(0)
