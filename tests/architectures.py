@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -129,6 +130,13 @@ ARCHITECTURES: dict[str, tuple[str, str, int, dict[str, Any]]] = {
         },
     ),
 }
+
+# One of each kind of norm, residual scale and layout; of what takes a second for each architecture
+# the others are in the scale suite.
+QUICK = {"GPT2", "Llama", "Gemma2", "Falcon", "Cohere", "Granite", "OPT"}
+MOST_IN_SCALE = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.scale) for name in ARCHITECTURES
+]
 
 
 def build(model_class: str, settings: dict[str, Any]) -> PreTrainedModel:

@@ -193,6 +193,7 @@ def test_the_calibration_split_is_predicted_without_the_tests(planted_run) -> No
     assert at_rare == pytest.approx([rest / (left + 0.5)] * len(at_rare), rel=0.05)
 
 
+@pytest.mark.scale
 def test_all_neurons_of_a_real_model_get_a_score(stdlib_run) -> None:
     layers = list(explain_by_lookup(stdlib_run))
     scores = np.stack([scores_of(layer, "top_and_random") for layer in layers])

@@ -481,7 +481,7 @@ def test_judges_are_asked_in_batches_and_one_that_has_no_answer_costs_no_other(s
             assert database.query("SELECT count(*) FROM simulations") == [(0,)]
         return found
 
-    server.broken, server.states = {1}, ["in_progress", "completed"]
+    server.broken = {1}
     assert (explained().explained, server.creations) == (1, 2)
     partial = scores()["detection", "balanced_accuracy"]
     assert "1 of 5 questions have no answer: the batch has no answer: too hard" in partial.reason

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, LAYERS, model_of, some_tokens
+from architectures import LAYERS, MOST_IN_SCALE, model_of, some_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -63,7 +63,7 @@ def some_interventions(neurons: int = 3, excerpts: int = 2) -> list[Intervention
     return found
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", MOST_IN_SCALE)
 def test_equal_to_a_hook(architecture, make_tokenizer) -> None:
     model = model_of(architecture)
     subject = Subject.from_model(model, make_tokenizer(), lead=(3,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, LAYERS, VOCABULARY, model_of, some_tokens
+from architectures import LAYERS, MOST_IN_SCALE, VOCABULARY, model_of, some_tokens
 from torch import Tensor, nn
 
 from fastexplain import Subject
@@ -13,8 +13,6 @@ from fastexplain.subject.ends import Ends, Rows, fold, fold_both, fold_exact
 from fastexplain.subject.mlps import LINEAR
 from fastexplain.subject.vectors import Vectors
 
-# One of each kind of norm, residual scale and layout; the others take half a minute together.
-QUICK = {"GPT2", "Llama", "Gemma2", "Falcon", "Cohere", "Granite", "OPT"}
 POST_NORMS = {"Gemma2", "Gemma3", "Olmo2"}
 
 
@@ -51,13 +49,7 @@ def around(w: Tensor) -> Tensor:
     return 3 * (r - w * (r @ w) / (w @ w))
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.scale)
-        for name in ARCHITECTURES
-    ],
-)
+@pytest.mark.parametrize("architecture", MOST_IN_SCALE)
 def test_the_vectors_are_what_hooks_find(architecture) -> None:
     subject = subject_of(architecture)
     vectors = Vectors(subject, VOCABULARY)

@@ -208,6 +208,7 @@ def test_top_excerpts_are_those_of_plain_transformers(smollm2, stdlib_run) -> No
             )
 
 
+@pytest.mark.scale
 def test_run_shows_the_text_of_its_excerpts(stdlib_run, smollm2) -> None:
     for exemplar in stdlib_run.neuron("3:17").top:
         text = smollm2.tokenizer.decode(exemplar.token_ids)
@@ -215,6 +216,7 @@ def test_run_shows_the_text_of_its_excerpts(stdlib_run, smollm2) -> None:
         assert "".join(exemplar.tokens) == text or not text.isascii()
 
 
+@pytest.mark.scale
 def test_manifest_tells_what_was_swept(stdlib_run) -> None:
     manifest = json.loads((stdlib_run.path / "manifest.json").read_text())
     assert manifest["subject"]["name"] == "smollm2"
