@@ -19,7 +19,7 @@ PROSE = (
 CODE = (
     "\n\nclass Reader(Base):\n    def __init__(self, path: str, *, mode='r', limit=None):\n"
     "        self._path = os.path.join(ROOT, path)\n        for i in range(0x1f):\n"
-    "            if not isinstance(value[i], (int, float)):  # FIXME\n                raise "
+    "            if not isinstance(value[i], (int, float)):  # not a bool\n                raise "
     "TypeError(f'{value!r} is no number')\n        return {key: 3.14159 for key in names}\n"
 )
 FRENCH = (
