@@ -5,6 +5,7 @@ falls in.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -129,17 +130,32 @@ class Tables:
 
         An excerpt's first token has no previous one, and so no pair, and its second no triple.
         """
-        order = np.argsort(self.tokens)
-        token_rows = _find(self.tokens[order].astype(np.int64), token_ids)
+        order, tokens, pairs, firsts, triples = self._sorted
+        token_rows = _find(tokens, token_ids)
         token_rows = np.where(token_rows >= 0, order[token_rows], -1) if len(order) else token_rows
         pair_rows, triple_rows = (np.full(token_ids.shape, -1, np.int32) for _ in range(2))
-        pair_rows[:, 1:] = _find(_keys(self.pairs[:, 0], self.pairs[:, 1]), _pair_keys(token_ids))
-        # A triple goes by the place of its first two tokens among those that triples have.
-        firsts = np.unique(_keys(self.triples[:, 0], self.triples[:, 1]))
-        known = _keys(_find(firsts, _keys(*self.triples[:, :2].T)), self.triples[:, 2])
-        before = _find(firsts, _pair_keys(token_ids)[:, :-1])
-        triple_rows[:, 2:] = _find(known, _keys(before, token_ids[:, 2:]))
+        keys = _pair_keys(token_ids)
+        pair_rows[:, 1:] = _find(pairs, keys)
+        triple_rows[:, 2:] = _find(triples, _keys(_find(firsts, keys[:, :-1]), token_ids[:, 2:]))
         return token_rows.astype(np.int32), pair_rows, triple_rows
+
+    @cached_property
+    def _sorted(self) -> tuple[np.ndarray, ...]:
+        """What `rows` searches: made once, for a sweep asks for the rows of every batch.
+
+        The order of the tokens, and int64 the tokens, the keys of pairs, those of triples' first
+        two tokens, and those of triples, which go by the place of these.
+        """
+        order = np.argsort(self.tokens)
+        firsts = _keys(self.triples[:, 0], self.triples[:, 1])
+        known = np.unique(firsts)
+        return (
+            order,
+            self.tokens[order].astype(np.int64),
+            _keys(self.pairs[:, 0], self.pairs[:, 1]),
+            known,
+            _keys(_find(known, firsts), self.triples[:, 2]),
+        )
 
 
 _BASE = 2**32
