@@ -67,7 +67,7 @@ class Features:
         self.phrases: list[str] = []
         before, pairs = ids, 2 * ids
         situations = pairs + len(tables.pairs)
-        self._add_classes(run, np.unique(excerpts), before)
+        self._add_classes(run, np.unique(excerpts), kinds.marked, before)
         self._add_situations(tables.situations, situations)
         self.wide = len(self.phrases)
         named = tables.tokens[:_MOST_NAMED].tolist()
@@ -127,10 +127,9 @@ class Features:
             self._lists.setdefault(key, []).append(len(self.phrases))
         self.phrases.append(phrase)
 
-    def _add_classes(self, run: Run, tokens: np.ndarray, before: int) -> None:
+    def _add_classes(self, run: Run, tokens: np.ndarray, marked: bool, before: int) -> None:
         """Classes of tokens, and any token after one of a class or after one token."""
         texts = {int(token): run.token_text(int(token)) for token in tokens}
-        marked = any(text[:1] == " " and text[1:2].isalpha() for text in texts.values())
         classes: dict[str, list[int]] = {}
         for token, text in texts.items():
             for phrase in dict.fromkeys(classes_of(text, marked=marked)):

@@ -52,13 +52,14 @@ class TokenKinds:
         kinds: int8 `[ids]`, places in `KINDS`.
         brackets: int8 `[ids]`, brackets that the token opens less those that it closes.
         quotes: int8 `[ids]`, its double quotation marks.
+        marked: whether the vocabulary marks the beginnings of words by a space.
     """
 
     def __init__(self, vocabulary: Sequence[bytes]) -> None:
         texts = [each.decode("utf-8", "replace") for each in vocabulary]
         # Some vocabularies don't mark where a word begins: then a part is a word.
-        marked = any(text[:1] == " " and text[1:2].isalpha() for text in texts)
-        self.kinds = np.array([kind_of(text, marked=marked) for text in texts], np.int8)
+        self.marked = any(text[:1] == " " and text[1:2].isalpha() for text in texts)
+        self.kinds = np.array([kind_of(text, marked=self.marked) for text in texts], np.int8)
         self.brackets = np.array([_depth(text) for text in texts], np.int8)
         self.quotes = np.array([sum(text.count(c) for c in _DOUBLE) for text in texts], np.int8)
 
