@@ -16,7 +16,7 @@ these to tokens, and the excerpts that score it held out. For every layer:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -132,7 +132,16 @@ def predict_layer(
     Raises:
         RunError: the sweep kept no tables.
     """
-    return _predict(run, layer, layer_tables(run, layer), rows, split)
+    tables = layer_tables(run, layer)
+    ids, activations, top = split_excerpts(run, layer, split=split)
+    own = ids.shape[1]
+    if split != "test":
+        tested, tested_acts, _ = split_excerpts(run, layer)
+        leave_out_tested(ids, tested)
+        ids = np.concatenate([ids, tested], axis=1)
+        activations = np.concatenate([activations, tested_acts], axis=1)
+    simulated = kernels.lookup(tables, HeldOut(ids, activations, *rows, run.skip))
+    return Predicted(activations[:, :own, run.skip :], simulated[:, :own, run.skip :], top)
 
 
 def predict_texts(
@@ -151,7 +160,7 @@ def predict_texts(
     excerpts = HeldOut(tested, acts, *rows, run.skip)
     lists = shortened(choose_lists(tables, excerpts, second_rows(run.tables), entries), entries)
     others, other_acts, other_top = split_excerpts(run, layer, split="calibration")
-    others[(others[:, :, None] == tested[:, None, :]).any(axis=2)] = -1
+    leave_out_tested(others, tested)
     return [
         Predicted(
             own.activations[:, :, run.skip :], lists.predict(own, tables)[:, :, run.skip :], tops
@@ -161,24 +170,6 @@ def predict_texts(
             (HeldOut(others, other_acts, *rows, run.skip), other_top),
         )
     ]
-
-
-def _predict(
-    run: Run, layer: int, tables: LookupTables, rows: tuple[Any, ...], split: str = "test"
-) -> Predicted:
-    ids, activations, top = split_excerpts(run, layer)
-    if split != "test":
-        tested, tested_acts = ids, activations
-        ids, activations, top = split_excerpts(run, layer, split=split)
-        # What scores is not what is fitted on.
-        ids[(ids[:, :, None] == tested[:, None, :]).any(axis=2)] = -1
-        own = ids.shape[1]
-        ids = np.concatenate([ids, tested], axis=1)
-        activations = np.concatenate([activations, tested_acts], axis=1)
-    else:
-        own = ids.shape[1]
-    simulated = kernels.lookup(tables, HeldOut(ids, activations, *rows, run.skip))
-    return Predicted(activations[:, :own, run.skip :], simulated[:, :own, run.skip :], top)
 
 
 def store_lookup(
@@ -236,8 +227,8 @@ def simulate_by_lookup(
     wanted = ids[0]
     if split != "test":
         tested, tested_acts, _ = split_excerpts(run, neuron.layer, one)
-        wanted = np.where(np.isin(wanted, tested[0]), -1, wanted)
-        ids = np.concatenate([wanted[None], tested], axis=1)
+        leave_out_tested(ids, tested)
+        ids = np.concatenate([ids, tested], axis=1)
         activations = np.concatenate([activations, tested_acts], axis=1)
     # The rows of these few excerpts alone, so that places take the part of ids.
     rows = run.tables.rows(np.stack([run.excerpt(max(int(i), 0)) for i in ids[0]]))
@@ -323,3 +314,13 @@ def split_excerpts(
     top = np.zeros(ids.shape, bool)
     top[:, : ranks.shape[1]] = True
     return ids.astype(np.int32), np.ascontiguousarray(activations, np.float32), top
+
+
+def leave_out_tested(ids: np.ndarray, tested: np.ndarray) -> None:
+    """Make -1 of the excerpts that are of the test split too: what scores isn't what is fitted on.
+
+    Args:
+        ids: int32 `[neurons, E]` of another split, changed in place.
+        tested: the same of the test split.
+    """
+    ids[(ids[:, :, None] == tested[:, None, :]).any(axis=2)] = -1

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastexplain.explainers.features import Features
 from fastexplain.explainers.lists import ENTRIES, choose_lists, second_rows, shortened
-from fastexplain.explainers.lookup import layer_tables, split_excerpts
+from fastexplain.explainers.lookup import layer_tables, leave_out_tested, split_excerpts
 from fastexplain.kernels import excerpt_sums, measures
 from fastexplain.kernels.cpu.rules import feature_sums, grow, predict
 from fastexplain.kernels.measuring import MEASURES
@@ -68,7 +68,7 @@ def held_excerpts(run: Run, layer: int) -> Held:
     """A layer's excerpts of both splits; of the validation's those that are no test's."""
     test = split_excerpts(run, layer)
     validation = split_excerpts(run, layer, split="validation")
-    validation[0][(validation[0][:, :, None] == test[0][:, None, :]).any(axis=2)] = -1
+    leave_out_tested(validation[0], test[0])
     ids, activations, top = (
         np.concatenate(each, axis=1) for each in zip(test, validation, strict=True)
     )
