@@ -61,8 +61,9 @@ class Features:
     def __init__(self, run: Run) -> None:
         tables, skip = run.tables, run.skip
         kinds = TokenKinds(run.vocabulary)
-        ids = len(kinds.kinds)
-        excerpts = np.minimum(run.excerpts, ids - 1)
+        excerpts = run.excerpts
+        # A model may have more rows than its tokenizer tokens.
+        ids = max(len(kinds.kinds), int(excerpts.max(initial=0)) + 1)
         self._lists: dict[int, list[int]] = {}
         self.phrases: list[str] = []
         before, pairs = ids, 2 * ids
@@ -87,12 +88,12 @@ class Features:
         self.starts = np.cumsum([0, *map(len, lists)]).astype(np.int32)
         self.members = np.array([f for own in lists for f in own], np.int32)
 
-        token_rows, pair_rows, _ = tables.rows(run.excerpts)
+        token_rows, pair_rows, _ = tables.rows(excerpts)
         self.keys = np.full((*excerpts.shape, 3 + len(ASPECTS)), -1, np.int32)
         self.keys[..., 0] = excerpts
         self.keys[:, 1:, 1] = before + excerpts[:, :-1]
         self.keys[..., 2] = np.where(pair_rows >= 0, pairs + pair_rows, -1)
-        codes = kinds.situations(run.excerpts, skip)
+        codes = kinds.situations(excerpts, skip)
         self.keys[..., 3:] = np.where(codes >= 0, situations + codes, -1)
         self.known = self.keys.copy()
         self.known[token_rows < 0, 0] = -1

@@ -11,6 +11,7 @@ import torch
 
 from fastexplain import Corpus, Run, open_run
 from fastexplain.errors import RunError
+from fastexplain.explainers.features import Features
 from fastexplain.explainers.rules import TERMS, explain_by_rules, store_rules
 from fastexplain.kernels import capture
 from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
@@ -74,7 +75,9 @@ PLANTED: dict[str, Condition] = {
 }  # fmt: skip
 
 
-def write_run(out: Path, *, kinds: TokenKinds | None, rows: int = 5000) -> Run:
+def write_run(
+    out: Path, *, kinds: TokenKinds | None, rows: int = 5000, named: int = len(WORDS)
+) -> Run:
     """Activations of planted neurons, and one of pure noise, folded and written as a sweep does."""
     rng = np.random.default_rng(0)
     token_ids = rng.integers(0, len(WORDS), (EXCERPTS, LENGTH)).astype(np.int32)
@@ -106,7 +109,7 @@ def write_run(out: Path, *, kinds: TokenKinds | None, rows: int = 5000) -> Run:
         capture(np.ascontiguousarray(acts[own]), batch, summary)
     corpus = Corpus.from_excerpts(token_ids)
     with RunWriter(out) as writer:
-        writer.write_excerpts(corpus, tables, [word.encode() for word in WORDS])
+        writer.write_excerpts(corpus, tables, [word.encode() for word in WORDS[:named]])
         kept = Exemplars(summary, torch.device("cpu"))
         writer.write_site("0", kept.finalize(tables.size[1]))
         counted = EXCERPTS * (LENGTH - 1)
@@ -179,3 +182,14 @@ def test_a_run_without_tables_has_no_rules(tmp_path) -> None:
     run = write_run(tmp_path / "run", kinds=None, rows=0)
     with pytest.raises(RunError, match="has no tables"):
         list(explain_by_rules(run))
+
+
+def test_tokens_that_the_tokenizer_lacks_are_not_taken_for_others(tmp_path) -> None:
+    run = write_run(tmp_path / "run", kinds=None, named=len(WORDS) - 3)
+    assert len(run.vocabulary) == len(WORDS) - 3 and run.excerpts.max() == len(WORDS) - 1
+    features, tables = Features(run), run.tables
+    singles = slice(features.wide, features.first_pair)
+    assert features.counts[singles].tolist() == tables.token_counts.tolist()
+    assert features.counts[features.first_pair :].tolist() == tables.pair_counts.tolist()
+    after = features.counts[features.phrases.index("any token after ' not'")]
+    assert after == tables.pair_counts[tables.pairs[:, 0] == WORDS.index(" not")].sum()
