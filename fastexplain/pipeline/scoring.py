@@ -39,7 +39,8 @@ SCORERS = (CORRELATION, SIMULATION)
 CORPUS = "corpus"
 """A scorer which, of lookup explanations, is one pass of the subject for all neurons."""
 
-# The calibrated ones have no lower end: a few neurons that are all but silent make their mean.
+# A mean of the calibrated ones, which have no lower bound, tells of its worst neuron alone: R² gave
+# -26 million.
 _AVERAGED = tuple(name for name in Simulation.measures if name not in CALIBRATED)
 
 
@@ -133,10 +134,8 @@ def score(
                     scored += 1
             report(done)
         everything = len(chosen) == sum(site.units for site in run.sites.values())
-        # A mean of what has no lower bound tells of its worst neuron alone: R² gave -26 million.
-        bounded = [name for name in Simulation.measures if name not in CALIBRATED]
         found = {
-            (judge, name): own.rows(bounded)
+            (judge, name): own.rows(_AVERAGED)
             for name, judges in means.items()
             for judge, own in judges.items()
             if everything
