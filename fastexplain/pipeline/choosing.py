@@ -19,6 +19,7 @@ from fastexplain.explainers.validation import Predict
 from fastexplain.llm import Connection
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.pipeline.simulating import simulate
+from fastexplain.run.database import Database
 from fastexplain.run.splits import HELD_OUT
 
 if TYPE_CHECKING:
@@ -125,6 +126,11 @@ def arms(
 def asked_of(explainer: Explainer) -> tuple[str, str, str]:
     """Method, model and version, by which explanations are found again."""
     return explainer.method, explainer.model, explainer.version
+
+
+def said_by(database: Database) -> Callable[[Explainer], Parent]:
+    """Finds what an explainer has said of a neuron."""
+    return lambda explainer: lambda neuron: database.find_explanation(neuron, *asked_of(explainer))
 
 
 def most_requests(settings: Settings) -> tuple[int, int]:

@@ -31,7 +31,14 @@ from fastexplain.llm.requests import (
     key,
 )
 from fastexplain.pipeline.batches.files import recorded_for_files
-from fastexplain.pipeline.choosing import SENTENCES, VALIDATION, arms, best_of, check_choice
+from fastexplain.pipeline.choosing import (
+    SENTENCES,
+    VALIDATION,
+    arms,
+    best_of,
+    check_choice,
+    said_by,
+)
 from fastexplain.pipeline.models import (
     Model,
     Settings,
@@ -189,10 +196,7 @@ async def rehearse(
         ways = arms(
             best_of(explaining, validator, settings),
             ask, validator, settings, scorers, lambda: _at_rest,
-            lambda by: lambda neuron: scratch.find_explanation(
-                neuron, by.method, by.model, by.version
-            ),
-            patient=True,
+            said_by(scratch), patient=True,
         )  # fmt: skip
         for arm in ways:
             for own in in_turn(arm.scorers):

@@ -16,17 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastexplain.errors import BudgetError, StoppedError
-from fastexplain.explainers.revise import Activate, Parent
+from fastexplain.explainers.revise import Activate
 from fastexplain.ledger.budget import INTERRUPTED
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter
-from fastexplain.pipeline.choosing import Arm, arms, asked_of
+from fastexplain.pipeline.choosing import Arm, arms, asked_of, said_by
 from fastexplain.pipeline.models import Settings, connections, put_behind_store
 from fastexplain.pipeline.neurons import explain_neurons, in_turn
-from fastexplain.pipeline.protocols import Explainer
 from fastexplain.progress import Report
 from fastexplain.records import NeuronId
-from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.simulators.tuning import Tuning
 
@@ -130,7 +128,7 @@ async def explain_by_model(
                 settings,
                 ready.scorers,
                 functools.partial(_activating, run, settings.subject),
-                functools.partial(_said_by, database),
+                said_by(database),
             )
             inner = {id(c): c for c in (explaining, simulating) if c is not None}.values()
 
@@ -190,8 +188,3 @@ def _activating(run: Run, subject: str | None) -> Activate:
     from fastexplain.run.subjects import load_subject_of
 
     return Sentences(lambda: load_subject_of(run, name=subject), run.excerpts.shape[1])
-
-
-def _said_by(database: Database, explainer: Explainer) -> Parent:
-    """Finds what an explainer has said of a neuron."""
-    return lambda neuron: database.find_explanation(neuron, *asked_of(explainer))
