@@ -287,18 +287,17 @@ async def put_behind_store(
         concurrency = explaining.concurrency
     # The simulator comes first, since explanations that can't be scored may cost money.
     validator = None if isinstance(simulator, Model) else simulator
-    if isinstance(simulator, Model) and not (simulates(scorers) or settings.chooses):
-        simulator = None
     if isinstance(simulator, Model):
         assert simulating is not None
-        model, ways = simulator, []
-        for purpose in ("simulation", VALIDATION):
-            stored = behind(simulating, model, purpose)
+        made: dict[str, ModelSimulator] = {}
+        wanted = {"simulation": simulates(scorers), VALIDATION: settings.chooses}
+        for purpose in (name for name, is_wanted in wanted.items() if is_wanted):
+            stored = behind(simulating, simulator, purpose)
             tuned = recorded_tuning(responses, stored, settings)
             make = functools.partial(simulator_of, stored, settings, tuned)
-            ways.append(await stored.probe_for(make))
-        simulator, validator = ways
-        simulations = simulator.requests
+            made[purpose] = await stored.probe_for(make)
+            simulations = made[purpose].requests
+        simulator, validator = made.get("simulation"), made.get(VALIDATION)
     for each in judging:
         await each.probe_for(functools.partial(_check_chats, each, "judge"))
     if isinstance(explainer, Model):
@@ -312,7 +311,7 @@ async def put_behind_store(
     def requests(tokens: int) -> int:
         asked, validated = most_requests(settings)
         scored = 1 + 3 * settings.controls
-        simulated = scored * HELD_OUT * texts + validated
+        simulated = (scored * HELD_OUT * texts if simulates(scorers) else 0) + validated
         return asked + scored * others + simulated * simulations(tokens)
 
     def ask(purpose: str) -> Connection:
