@@ -108,12 +108,15 @@ def _text(text: str | None, file: Path | None) -> str:
 
 def _ranking_table(run: Run, found: Activated) -> Table:
     """The neurons that stand highest over the text, each at its best token."""
+    from fastexplain.cli.tables import words_text
     from fastexplain.finding.search import best_explanation
 
     table = Table(title="Over the text", title_justify="left", header_style="bold")
     for name in ("neuron", "quantile", "activation", "of its largest", "at", "explanation"):
         right = name in ("quantile", "activation", "of its largest")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name == "neuron")
+        table.add_column(
+            name, justify="right" if right else "left", no_wrap=name == "neuron", overflow="fold"
+        )
     with run.database(read_only=True) as database:
         for each in found.over_text:
             before = visible("".join(found.tokens[: each.place]))[-_AROUND:]
@@ -125,7 +128,7 @@ def _ranking_table(run: Run, found: Activated) -> Table:
                 f"{each.activation:.3g}",
                 "" if each.of_largest != each.of_largest else f"{each.of_largest:.2f}",
                 Text.assemble(before, (f"[{token}]", "bold")),
-                Text(visible("" if explanation is None else explanation.text or "")),
+                words_text("" if explanation is None else explanation.text or ""),
             )
     return table
 

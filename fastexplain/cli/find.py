@@ -135,6 +135,8 @@ def _print_found(hits: list[Hit], as_json: bool, otherwise: str = "") -> None:
 
 
 def _hits_table(hits: list[Hit]) -> Table:
+    from fastexplain.cli.tables import words_text
+
     table = Table(header_style="bold")
     table.add_column("neuron", no_wrap=True)
     valued = hits[0].value is not None
@@ -142,9 +144,9 @@ def _hits_table(hits: list[Hit]) -> Table:
         table.add_column("value", justify="right")
     for name in hits[0].details:
         table.add_column(name, justify="right")
-    table.add_column("where it is strongest", ratio=3)
+    table.add_column("where it is strongest", ratio=3, overflow="fold")
     table.add_column("score", justify="right")
-    table.add_column("explanation", ratio=2)
+    table.add_column("explanation", ratio=2, overflow="fold")
     for hit in hits:
         lines = Text("\n").join(_evidence_text(each) for each in hit.evidence)
         table.add_row(
@@ -153,7 +155,7 @@ def _hits_table(hits: list[Hit]) -> Table:
             *(_shown(value) for value in hit.details.values()),
             lines,
             "" if hit.score is None else f"{hit.score:.2f}",
-            Text(visible(hit.explanation or "")),
+            words_text(hit.explanation or ""),
         )
     return table
 

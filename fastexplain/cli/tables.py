@@ -124,7 +124,7 @@ def explanations_table(
     table.add_column("random", justify="right")
     if not same:
         table.add_column("excerpts", max_width=16)
-    table.add_column("explanation", ratio=1)
+    table.add_column("explanation", ratio=1, overflow="fold")
     for row in rows:
         lines = _scored(row)
         headlines = (
@@ -139,7 +139,7 @@ def explanations_table(
             *(score_text((beside or {})[row.id].get(name)) for name in names),
             "\n".join(score_text(scores.random_only) for _, scores in lines),
             *([] if same else ["\n".join(_resting(scores) for _, scores in lines)]),
-            Text(_unbroken(visible(text))),
+            words_text(text),
         )
     return table
 
@@ -160,9 +160,7 @@ def best_table(rows: Sequence[StoredExplanation], title: str, texts: Mapping[int
         scores = [scores.top_and_random for _, scores in _scored(row)]
         scores = scores if len(scores) == 1 + tables else [None, *scores]
         text = texts.get(row.id) or row.text or ""
-        table.add_row(
-            str(row.neuron), *map(score_text, scores), Text(_unbroken(visible(text)))
-        )  # fmt: skip
+        table.add_row(str(row.neuron), *map(score_text, scores), words_text(text))
     return table
 
 
@@ -172,14 +170,14 @@ def entries_table(entries: Sequence[ShownEntry], default: float) -> Table:
         title="What the text of lookup says", title_justify="left", header_style="bold",
         box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    table.add_column("entry", max_width=30)
+    table.add_column("entry", max_width=30, overflow="fold")
     table.add_column("mean", justify="right")
     table.add_column("count", justify="right")
-    table.add_column("where it stands", ratio=1)
+    table.add_column("where it stands", ratio=1, overflow="fold")
     table.add_column("from", no_wrap=True)
     for entry in entries:
         table.add_row(
-            Text(_unbroken(visible(entry.text))),
+            words_text(entry.text),
             mean_text(entry.mean),
             f"{entry.count:,}",
             Text.assemble(
@@ -275,6 +273,6 @@ def _unusual(simulation: str) -> str:
     return f" ({', '.join(rare)})" if rare else ""
 
 
-def _unbroken(text: str) -> str:
-    """Show the space that a quoted token begins with; a cell's line would be broken there."""
-    return re.sub(r"(^|, |after |·)(['\"]) ", r"\1\2␣", text)
+def words_text(text: str) -> Text:
+    """An explanation in a cell; the space that a quoted token begins with, a break, is a sign."""
+    return Text(re.sub(r"(^|, |after |·)(['\"]) ", r"\1\2␣", visible(text)))

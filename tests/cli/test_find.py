@@ -13,7 +13,11 @@ import planted
 import pytest
 
 from fastexplain import Run
+from fastexplain.cli import terminal
+from fastexplain.cli.find import _hits_table
 from fastexplain.explainers.lookup import store_lookup
+from fastexplain.finding.results import Evidence, Hit
+from fastexplain.records import NeuronId
 
 TEXT = "the cat walks under a rare moon"
 
@@ -42,6 +46,20 @@ def test_find_by_a_condition_shows_where_neurons_are_strongest(cli, explained) -
     assert found["neuron"] == "0:0" and found["value"] is None and found["score"] > 0.9
     best = found["evidence"][0]
     assert best["tokens"][best["place"]] == "cat" and best["activation"] > 0
+
+
+def test_no_mark_is_lost_in_a_narrow_column(capsys, monkeypatch) -> None:
+    """Words longer than their column are folded: in code, the peak is often at their end."""
+    monkeypatch.setattr(terminal.out, "width", 80)
+    tokens = [*"a_name_that_is_long_and_has_no_space", "_end", "_of", "_it"]
+    evidence = Evidence(0, tokens.index("_end"), 1.0, tokens)
+    details = {"share": 0.5, "expected": 0.5}
+    text = "' a_name_that_is_long_too' 0.5"
+    terminal.out.print(_hits_table([Hit(NeuronId(1, 123), 0.5, details, [evidence], text, 0.5)]))
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    where, explanation = ("".join(line[n].strip() for line in lines) for n in (5, 7))
+    assert "space[_end]_of_it" in where and "…" not in where + explanation
+    assert explanation.replace(" ", "") == "'␣a_name_that_is_long_too'0.5"
 
 
 def test_find_by_kind(cli, explained) -> None:
