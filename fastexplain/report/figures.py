@@ -15,7 +15,8 @@ from fastexplain.errors import RunError
 from fastexplain.explainers.baselines import SPLITS, Baseline, layer_baselines
 from fastexplain.report.curve import curve_figures
 from fastexplain.report.summaries import WIDTH, baseline_summary, summary
-from fastexplain.results import CORRELATION, LIST, Mean
+from fastexplain.results import CORRELATION, LIST
+from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 
 PUBLISHED = {
@@ -70,7 +71,6 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
     """
     stored: dict[Key, dict[int, np.ndarray]] = {}
     with run.database(read_only=True) as database:
-        texts = database.means(LIST)
         for site in run.sites.values():
             rows = database.site_values(site.name)
             with database.understood():
@@ -78,6 +78,7 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
                     of_layer = stored.setdefault(key, {})
                     before = of_layer.get(site.layer)
                     of_layer[site.layer] = own if before is None else np.hstack([before, own])
+        errors = {key: _stored_errors(database, key) for key in stored}
     if not stored and not len(run.tables.tokens):
         raise RunError(
             f"{run.path} has nothing to report: no explanation is scored, and there are no tables; "
@@ -92,7 +93,9 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
     lookups = baselines.get("lookup", {})
     if any(key.method == "lookup" for key in stored):  # then it is among them
         baselines.pop("lookup", None)
-    measures = [_stored(key, columns, lookups, texts) for key, columns in sorted(stored.items())]
+    measures = [
+        _stored(key, columns, lookups, errors[key]) for key, columns in sorted(stored.items())
+    ]
     measures += [
         _baseline(name, split, found) for name, found in baselines.items() for split in SPLITS
     ]
@@ -107,6 +110,21 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
         "published": PUBLISHED,
         "measures": measures,
         "lists": curve_figures(run),
+    }
+
+
+def _stored_errors(database: Database, key: Key) -> dict[tuple[str, int], float]:
+    """The errors over excerpts of stored means of a measure, by site and how many these are over.
+
+    There are some of lookups, their texts and rules, under the name of what predicts.
+    """
+    if key.model != key.method or key.judge not in (key.method, LIST):
+        return {}
+    return {
+        (mean.site, mean.neurons): (mean.high - mean.low) / WIDTH
+        for mean in database.means(key.judge, key.scorer)
+        if (mean.split, mean.measure) == (key.split, key.measure)
+        if mean.low is not None and mean.high is not None
     }
 
 
@@ -126,19 +144,15 @@ def _columns(rows: list[Any], units: int) -> dict[Key, np.ndarray]:
 
 
 def _stored(
-    key: Key, columns: dict[int, np.ndarray], lookups: dict[int, Baseline], texts: list[Mean]
+    key: Key,
+    columns: dict[int, np.ndarray],
+    lookups: dict[int, Baseline],
+    errors: dict[tuple[str, int], float],
 ) -> dict[str, Any]:
     """A stored measure; the lookup's own correlations have the errors of its predictions.
 
-    Those of its texts have the errors of their means, as they were stored.
+    Others have those of their means, where such means are stored.
     """
-    is_text = (key.method, key.judge, key.scorer) == ("lookup", LIST, CORRELATION)
-    widths = {
-        mean.site: (mean.high - mean.low) / WIDTH
-        for mean in texts
-        if is_text and (mean.split, mean.measure) == (key.split, key.measure)
-        if mean.low is not None and mean.high is not None
-    }
     is_table = ("lookup", "lookup", CORRELATION, CORRELATION)
     is_lookup = (key.method, key.judge, key.scorer, key.measure) == is_table
     known = lookups if is_lookup and key.split in SPLITS else {}
@@ -153,8 +167,9 @@ def _stored(
     layers = [{"layer": n} | of(own, known.get(n)) for n, own in sorted(columns.items())]
     every = of(np.hstack([columns[n] for n in sorted(columns)]), _joined(known))
     for site, found in (("", every), *((str(each["layer"]), each) for each in layers)):
-        if site in widths:
-            found["error_excerpts"] = widths[site]
+        # One over another number of neurons is of an earlier state of the run.
+        if not known and (site, found["neurons"]) in errors:
+            found["error_excerpts"] = errors[site, found["neurons"]]
     return key._asdict() | {"stored": True, "all": every, "layers": layers}
 
 

@@ -24,9 +24,10 @@ _HEADER = (
 
 _NOTES = (
     "A mean has two standard errors: over neurons, and over the random excerpts, which all neurons "
-    "share. The second is a jackknife's where predictions are at hand, else at most as large as "
-    "said, from the neurons' intervals; a dash where neither is known. Top excerpts are every "
-    "neuron's own, so that there the first covers them.",
+    "share. The second is a jackknife's where predictions are at hand, a bootstrap's where it was "
+    "stored with the mean (texts by lookup, and rules), else at most as large as said, from the "
+    "neurons' intervals; a dash where none is known. Top excerpts are every neuron's own, so that "
+    "there the first covers them.",
     "Reliability is the split-half reliability of the neurons' scores (Spearman-Brown): its root "
     "is the most that anything can correlate with them.",
     "Another neuron's lookup is that of a neuron drawn from the same layer, on the same excerpts. "

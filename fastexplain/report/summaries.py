@@ -3,8 +3,9 @@
 A mean over neurons has two errors. Other neurons would give another mean: its standard error, the
 deviation over the root of the number. So would other random excerpts, which all neurons of a run
 share, so that no number of neurons takes that error away: the delete-one jackknife over these
-excerpts (Efron and Stein 1981) where the scores without each of them are known; else no more than
-the mean of the single neurons' standard errors, which is what it would be if all moved together.
+excerpts (Efron and Stein 1981) where the scores without each of them are known; a bootstrap where
+one is stored with the mean; else no more than the mean of the single neurons' standard errors,
+which is what it would be if all moved together.
 """
 
 from __future__ import annotations

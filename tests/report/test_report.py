@@ -16,6 +16,7 @@ import fastexplain
 from fastexplain import open_run
 from fastexplain.errors import RunError
 from fastexplain.explainers.lookup import store_lookup
+from fastexplain.explainers.rules import store_rules
 from fastexplain.records import NeuronId
 from fastexplain.report.figures import run_figures
 from fastexplain.report.pages import html_page, markdown_page, number, write_report
@@ -28,9 +29,10 @@ HOSTILE = "<script>alert(1)</script> | $x_1$ `*\n\x1b[31m"
 
 @pytest.fixture(scope="module")
 def scored(planted_run, tmp_path_factory):
-    """The planted run, by lookup and by a model with a hostile name, which has intervals."""
+    """The planted run, by lookup, rules and a model with a hostile name, which has intervals."""
     run = open_run(shutil.copytree(planted_run.path, tmp_path_factory.mktemp("report") / "run"))
     store_lookup(run)
+    store_rules(run)
     with run.database() as database:
         for index in range(3):
             row = ExplanationRow(NeuronId(0, index), "model", HOSTILE, "v1", "words")
@@ -81,6 +83,18 @@ def test_the_figures_hold_what_is_stored_and_the_baselines(scored, figures) -> N
     assert (own["neurons"], own["undefined"], own["mean"]) == (2, 1, 0.5)
     assert own["error_excerpts"] == pytest.approx(0.1, abs=1e-4)  # the interval is 0.392 wide
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+
+
+@pytest.mark.parametrize("predicts", ["list", "rule"])
+def test_errors_over_excerpts_are_those_stored_with_the_mean(scored, figures, predicts) -> None:
+    with scored.database() as database:
+        stored = {(mean.site, mean.split): mean for mean in database.means(predicts)}
+    measures = [m for m in figures["measures"] if m["judge"] == predicts]
+    assert {m["split"] for m in measures} == {"top_and_random", "random_only", "top_only"}
+    for measure in measures:
+        for site, found in (("", measure["all"]), ("0", measure["layers"][0])):
+            mean = stored[site, measure["split"]]
+            assert found["error_excerpts"] == pytest.approx((mean.high - mean.low) / 2 / 1.96, 1e-4)
 
 
 def test_a_report_holds_every_figure_in_both_pages(figures, tmp_path) -> None:
