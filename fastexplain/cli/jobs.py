@@ -15,7 +15,7 @@ from fastexplain.errors import RunError
 from fastexplain.explainers.lists import check_entries
 from fastexplain.explainers.lookup import lookup_is_stored, store_lookup
 from fastexplain.explainers.rules import rules_are_stored, store_rules
-from fastexplain.report.figures import run_figures
+from fastexplain.report.figures import run_figures, steps
 from fastexplain.report.pages import write_report as write_pages
 from fastexplain.run.directory import Run
 from fastexplain.subject.model import Subject, load_subject
@@ -129,7 +129,7 @@ def explain_by_lookup(run: Run, *, fresh: bool = False, entries: int | None = No
 
 def write_report(run: Run, directory: Path) -> tuple[dict[str, Any], list[Path]]:
     """Make a run's report; returns its figures and its files."""
-    with progress("Scoring the baselines", len(run.layers)) as advance:
+    with progress("Scoring the baselines", steps(run)) as advance:
         figures = run_figures(run, advance)
     with working("Drawing"):
         return figures, write_pages(figures, directory)

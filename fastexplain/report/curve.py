@@ -16,6 +16,7 @@ import fastexplain.kernels as kernels
 from fastexplain.explainers.lists import choose_lists, second_rows, shortened
 from fastexplain.explainers.lookup import layer_tables, split_excerpts
 from fastexplain.kernels.summary import HeldOut, LookupTables
+from fastexplain.progress import Report
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import RANDOM_EXCERPTS
 
@@ -23,8 +24,11 @@ LENGTHS = (1, 2, 4, 8, 16, 32)
 SPLITS = ("top_and_random", "random_only")
 
 
-def curve_figures(run: Run) -> dict[str, Any] | None:
+def curve_figures(run: Run, progress: Report = lambda done: None) -> dict[str, Any] | None:
     """The curves of a run with tables, as `--json` gives them; None without tables.
+
+    Args:
+        progress: called with the number of layers done, after each.
 
     Returns:
         `lengths`, and `layers`, a list of `layer` and by split the means over neurons, one for each
@@ -39,6 +43,7 @@ def curve_figures(run: Run) -> dict[str, Any] | None:
     for layer, own in _layers(run):
         values.append(own)
         layers.append({"layer": layer} | _means(own))
+        progress(len(layers))
     return {
         "lengths": list(LENGTHS),
         "layers": layers,

@@ -6,13 +6,13 @@ quarters of a million rows beside the 138,240 of their scores, and are made in s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastexplain.errors import RunError
 from fastexplain.explainers.baselines import SPLITS, Baseline, layer_baselines
+from fastexplain.progress import Report
 from fastexplain.report.curve import curve_figures
 from fastexplain.report.summaries import WIDTH, baseline_summary, summary
 from fastexplain.results import CORRELATION, LIST
@@ -54,11 +54,16 @@ class Key(NamedTuple):
     measure: str
 
 
-def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+def steps(run: Run) -> int:
+    """How many steps `run_figures` takes: each layer's baselines and, with tables, its curves."""
+    return len(run.layers) * (2 if len(run.tables.tokens) else 1)
+
+
+def run_figures(run: Run, progress: Report = lambda done: None) -> dict[str, Any]:
     """The figures of a report, as `--json` gives them.
 
     Args:
-        progress: called with the number of layers done, after each.
+        progress: called with the number of steps done, of `steps(run)`.
 
     Returns:
         `run`, `subject`, `neurons`, `tokens`, `excerpts`, `published`, and `measures`: a list, each
@@ -88,8 +93,7 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
     for done, (layer, found) in enumerate(layer_baselines(run), start=1):
         for name, baseline in found.items():
             baselines.setdefault(name, {})[layer] = baseline
-        if progress is not None:
-            progress(done)
+        progress(done)
     lookups = baselines.get("lookup", {})
     if any(key.method == "lookup" for key in stored):  # then it is among them
         baselines.pop("lookup", None)
@@ -109,7 +113,7 @@ def run_figures(run: Run, progress: Callable[[int], None] | None = None) -> dict
         "depth": max((site.layer for site in run.sites.values()), default=0) + 1,
         "published": PUBLISHED,
         "measures": measures,
-        "lists": curve_figures(run),
+        "lists": curve_figures(run, lambda done: progress(len(run.layers) + done)),
     }
 
 

@@ -18,7 +18,7 @@ from fastexplain.errors import RunError
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.explainers.rules import store_rules
 from fastexplain.records import NeuronId
-from fastexplain.report.figures import run_figures
+from fastexplain.report.figures import run_figures, steps
 from fastexplain.report.pages import html_page, markdown_page, number, write_report
 from fastexplain.report.plots import pictures
 from fastexplain.report.summaries import jackknife, reliability, summary
@@ -137,8 +137,10 @@ def test_pictures_of_one_run_are_the_same_each_time(figures, drawn) -> None:
 
 
 def test_a_run_that_is_not_explained_yet_has_its_baselines(run) -> None:
-    names = {m["model"] for m in run_figures(run)["measures"]}
+    done: list[int] = []
+    names = {m["model"] for m in run_figures(run, done.append)["measures"]}
     assert names == {"lookup", "token", "position", "mismatched", "unrepeated"}
+    assert done == list(range(1, steps(run) + 1))
 
 
 def test_a_run_without_scores_and_tables_has_nothing_to_report(
