@@ -10,8 +10,6 @@ all embeddings have in common tells no tokens apart.
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -55,16 +53,16 @@ class Vectors:
             for part, (linear, start) in self._readers(layer).items()
         }
 
-    @cached_property
+    @property
     def logits(self) -> Tensor:
-        """What the tokens' logits read, `[V, d]`."""
+        """What the tokens' logits read, `[V, d]`; made anew each time, as it is large."""
         head = self._subject.model.get_output_embeddings().weight[: self._tokens]
         rows = self._stream.final.of_reading(self._stream.scale * (head - head.mean(0)))
         return self._finite(rows)
 
-    @cached_property
+    @property
     def embeddings(self) -> Tensor:
-        """What the tokens put into the stream, `[V, d]`."""
+        """What the tokens put into the stream, `[V, d]`; made anew each time."""
         rows = embedded(self._subject, self._tokens)
         return self._finite(rows - rows.mean(0))
 
