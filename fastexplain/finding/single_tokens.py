@@ -24,16 +24,18 @@ class SingleTokenSearch:
             )
         self._run = run
         names = [form(run.token_text(token), token) for token in run.tables.tokens.tolist()]
-        self._names, self._forms = np.unique(names, return_inverse=True)
-        self._counts = np.bincount(self._forms, run.tables.token_counts).astype(np.int64)
+        self._names, forms = np.unique(names, return_inverse=True)
+        self._counts = np.bincount(forms, run.tables.token_counts).astype(np.int64)
+        # The tables' rows by form, and where each form's begin.
+        self._order = np.argsort(forms, kind="stable")
+        self._starts = np.flatnonzero(np.diff(forms[self._order], prepend=-1))
 
     def layer(self, layer: int) -> LayerFound:
         """Search one layer's neurons."""
         run = self._run
         statistics, count = run.statistics(layer), run.sites[str(layer)].counted_tokens
-        order = np.argsort(self._forms, kind="stable")
-        starts = np.flatnonzero(np.diff(self._forms[order], prepend=-1))
-        sums = np.add.reduceat(run.array(layer, "tables.tokens")[order], starts, axis=0)
+        rows = run.array(layer, "tables.tokens")[self._order]
+        sums = np.add.reduceat(rows, self._starts, axis=0)
         best, correlation = by_form(
             sums, self._counts, statistics["mean_positive"], statistics["variance"], count
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Typos:
         self._texts = run.token_texts
         words: Counter[str] = Counter()
         for excerpt in np.asarray(run.excerpts[:_SAMPLE]).tolist():
-            words.update(_words(_joined(self._texts(excerpt))))
+            words.update(_words("".join(self._texts(excerpt))))
         self.misspelt = misspelt(words)
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
@@ -100,10 +100,6 @@ def _words(text: str) -> Iterator[str]:
     return (match[0].lower() for match in _WORD.finditer(text))
 
 
-def _joined(texts: Sequence[str]) -> str:
-    return "".join(texts)
-
-
 def _marked(
     texts_of: Callable[[Iterable[int]], list[str]],
     tokens: np.ndarray,
@@ -113,7 +109,7 @@ def _marked(
     marks = np.zeros(tokens.shape, bool)
     for excerpt, row in zip(marks, tokens.tolist(), strict=True):
         texts = texts_of(row)
-        text = _joined(texts)
+        text = "".join(texts)
         ends = np.cumsum([len(each) for each in texts])
         for start, end in spans(text):
             # The token with the first character, to that with the last one.
