@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fastexplain.cli.common import AsJson, Device, RunPath, SubjectPlace
+from fastexplain.cli.common import AsJson, Device, RunPath, SubjectPlace, Trust
 from fastexplain.cli.terminal import out, print_json, print_line, progress, visible
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ Where = Annotated[
 ]
 Precision = Annotated[
     str, typer.Option(help="float32, or a coarser one that tells fewer changes from rounding.")
-]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the subject's code from the hub.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do again what is already stored.")]
 

@@ -10,8 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fastexplain.cli.ablate import SubjectPlace, Trust
-from fastexplain.cli.common import AsJson, Device, DType, RunPath
+from fastexplain.cli.common import AsJson, Device, DType, RunPath, SubjectPlace, Trust
 from fastexplain.cli.terminal import out, print_json, progress, visible, working
 from fastexplain.errors import UsageError
 

@@ -73,6 +73,9 @@ SubjectPlace = Annotated[
         metavar="SUBJECT", help="Where the subject is now, if not where it was swept from."
     ),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the subject's code from the hub.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Ask again for what is already stored.")]
 
 

@@ -15,7 +15,16 @@ from rich.markup import escape
 from fastexplain.cli.ablate import ablate, steer
 from fastexplain.cli.activate import activate
 from fastexplain.cli.check import check
-from fastexplain.cli.common import AsJson, Device, DType, Limit, RunPath, print_rows, size_of
+from fastexplain.cli.common import (
+    AsJson,
+    Device,
+    DType,
+    Limit,
+    RunPath,
+    Trust,
+    print_rows,
+    size_of,
+)
 from fastexplain.cli.explain import cost, explain, ingest
 from fastexplain.cli.find import find, search
 from fastexplain.cli.puzzles import puzzles
@@ -200,9 +209,7 @@ def sweep(
         bool, typer.Option("--verbose", help="List the corpus's files that are passed over.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the subject's code from the hub.")
-    ] = False,
+    trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the text that drives each neuron, in one pass of a corpus.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
-from fastexplain.cli.common import AsJson, Device, RunPath
+from fastexplain.cli.ablate import Fresh
+from fastexplain.cli.common import AsJson, Device, RunPath, SubjectPlace, Trust
 from fastexplain.cli.terminal import out, print_json, progress, visible
 
 if TYPE_CHECKING:
@@ -25,17 +25,10 @@ _NEIGHBOURS = {
 
 def weights(
     run: RunPath,
-    subject: Annotated[
-        str | None,
-        typer.Option(metavar="SUBJECT", help="Where it is now, if not where it was swept from."),
-    ] = None,
+    subject: SubjectPlace = None,
     device: Device = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Do again what is already stored.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the subject's code from the hub.")
-    ] = False,
+    fresh: Fresh = False,
+    trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Find what all neurons do by their weights alone.
