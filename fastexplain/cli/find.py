@@ -161,7 +161,8 @@ def _hits_table(hits: list[Hit]) -> Table:
 
 
 def _shown(value: float | int | str) -> Text:
-    return Text(visible(f"{value:.2f}" if isinstance(value, float) else str(value)))
+    text = f"{value:.2f}" if isinstance(value, float) else str(value)
+    return Text(visible(text if text.strip() else text.replace(" ", "␣")))
 
 
 def _evidence_text(found: Evidence) -> Text:

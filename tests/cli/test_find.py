@@ -53,12 +53,13 @@ def test_no_mark_is_lost_in_a_narrow_column(capsys, monkeypatch) -> None:
     monkeypatch.setattr(terminal.out, "width", 80)
     tokens = [*"a_name_that_is_long_and_has_no_space", "_end", "_of", "_it"]
     evidence = Evidence(0, tokens.index("_end"), 1.0, tokens)
-    details = {"share": 0.5, "expected": 0.5}
+    details = {"share": 0.5, "token": " "}
     text = "' a_name_that_is_long_too' 0.5"
     terminal.out.print(_hits_table([Hit(NeuronId(1, 123), 0.5, details, [evidence], text, 0.5)]))
     lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     where, explanation = ("".join(line[n].strip() for line in lines) for n in (5, 7))
     assert "space[_end]_of_it" in where and "…" not in where + explanation
+    assert lines[0][4].strip() == "␣"  # a token of white space is seen
     assert explanation.replace(" ", "") == "'␣a_name_that_is_long_too'0.5"
 
 
