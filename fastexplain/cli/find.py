@@ -143,7 +143,7 @@ def _hits_table(hits: list[Hit]) -> Table:
     if valued:
         table.add_column("value", justify="right")
     for name in hits[0].details:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     table.add_column("where it is strongest", ratio=3, overflow="fold")
     table.add_column("score", justify="right")
     table.add_column("explanation", ratio=2, overflow="fold")

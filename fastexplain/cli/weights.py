@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fastexplain.cli.ablate import Fresh
 from fastexplain.cli.common import AsJson, Device, RunPath, SubjectPlace, Trust
-from fastexplain.cli.terminal import out, print_json, progress, visible
+from fastexplain.cli.terminal import out, print_json, progress
 
 if TYPE_CHECKING:
     from fastexplain.run.weights import Neighbour, NeuronWeights, TokenEffect
@@ -73,7 +73,9 @@ def weights_table(found: NeuronWeights) -> Table:
 
 
 def _tokens(tokens: Sequence[TokenEffect]) -> Text:
-    return Text(visible(", ".join(f"{each.token!r} {each.value:+.2g}" for each in tokens)))
+    from fastexplain.cli.tables import words_text
+
+    return words_text(", ".join(f"{each.token!r} {each.value:+.2g}" for each in tokens))
 
 
 def _neurons(neighbours: Sequence[Neighbour]) -> Text:
