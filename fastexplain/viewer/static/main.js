@@ -1,0 +1,107 @@
+// The page that the address names, and what all pages have in common: keys, search, help.
+//
+// An address is `#/PAGE/PART...?name=value`, so a link can be kept, and works in an exported site.
+
+import { announce, element } from "./dom.js";
+import { homePage } from "./home.js";
+import { run } from "./source.js";
+
+// Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
+const PAGES = { "": homePage };
+
+const KEYS = {
+  "/": ["search", () => document.getElementById("search").focus()],
+  h: ["the overview", () => go("#/")],
+  r: ["a random neuron", randomNeuron],
+  "?": ["this help", () => showHelp()],
+};
+
+let leave = new AbortController();
+let keys = {};
+
+/** Open a page, such as "#/neuron/5:131". */
+export function go(address) {
+  if (location.hash === address) show();
+  else location.hash = address;
+}
+
+/** What the address says: page, further parts, and what is set behind `?`. */
+export function route(address = location.hash) {
+  const [path, query = ""] = address.replace(/^#\/?/, "").split("?");
+  const [page, ...parts] = path.split("/").map(decodeURIComponent);
+  return { page, parts, query: new URLSearchParams(query) };
+}
+
+async function randomNeuron() {
+  const { sites } = await run();
+  const total = sites.reduce((sum, site) => sum + site.units, 0);
+  let place = Math.floor(Math.random() * total);
+  for (const site of sites) {
+    if (place < site.units) return go(`#/neuron/${site.name}:${place}`);
+    place -= site.units;
+  }
+}
+
+async function show() {
+  leave.abort();
+  leave = new AbortController();
+  const { signal } = leave;
+  const content = document.getElementById("content");
+  const { page, parts, query } = route();
+  content.setAttribute("aria-busy", "true");
+  try {
+    const make = PAGES[page];
+    if (!make) throw new Error(`There is no page '${page}'.`);
+    const shown = (await make(content, { parts, query, signal })) ?? {};
+    if (signal.aborted) return;
+    keys = shown.keys ?? {};
+    document.title = shown.title ? `${shown.title} · fastexplain` : "fastexplain";
+    announce(document.title);
+  } catch (error) {
+    if (signal.aborted) return;
+    keys = {};
+    content.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message));
+  } finally {
+    if (!signal.aborted) content.setAttribute("aria-busy", "false");
+  }
+}
+
+function showHelp() {
+  const help = document.getElementById("help");
+  const rows = Object.entries({ ...KEYS, ...keys }).map(([key, [what]]) =>
+    element("tr", {}, element("td", {}, element("kbd", {}, key)), element("td", {}, what)),
+  );
+  help.replaceChildren(
+    element("h2", { id: "help-title" }, "Keys"),
+    element("table", {}, element("tbody", {}, rows)),
+    element("form", { method: "dialog" }, element("button", { autofocus: true }, "Close")),
+  );
+  help.showModal();
+}
+
+function pressed(event) {
+  const typing = event.target.closest("input, textarea, select, dialog");
+  if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
+  const found = keys[event.key] ?? KEYS[event.key];
+  if (!found) return;
+  event.preventDefault();
+  found[1]();
+}
+
+function start() {
+  addEventListener("hashchange", show);
+  addEventListener("keydown", pressed);
+  document.getElementById("help-button").addEventListener("click", showHelp);
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address is the page's
+    document.getElementById("content").focus();
+  });
+  document.querySelector("[role=search]").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = document.getElementById("search").value.trim();
+    if (/^\d+(\.\w+)?:\d+$/.test(text)) go(`#/neuron/${text}`);
+  });
+  show();
+}
+
+start();

@@ -1,0 +1,19 @@
+"""What all pages have in common: the address, keys, help, failures."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+from viewing import serving
+
+from fastexplain import Run
+
+pytestmark = pytest.mark.browser
+
+
+def test_the_overview_names_the_run(planted_run: Run, open_page: Callable[..., Page]) -> None:
+    with serving(planted_run) as address:
+        page = open_page(address)
+        expect(page.get_by_role("heading", level=1)).to_contain_text(planted_run.path.name)
+        page.keyboard.press("?")
+        expect(page.get_by_role("dialog")).to_contain_text("a random neuron")
