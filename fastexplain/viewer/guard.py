@@ -5,20 +5,22 @@ Any page that a browser has open can send requests to 127.0.0.1. So:
 1. The Host header must be an address that the viewer listens on: a page of another name that was
    made to resolve to 127.0.0.1 (DNS rebinding) sends its own.
 2. What writes, runs the subject or costs money is a POST of JSON, with a token that pages of this
-   origin alone can read, from this origin, of a bounded size. So many are worked on at once.
-3. Beyond loopback every request needs the password; wrong ones are throttled.
+   origin alone can read, from this origin, of a bounded size and sent in a bounded time. So many
+   are worked on at once.
+3. With a password, which is needed beyond loopback, every request needs it; who gives wrong ones
+   has to wait.
 4. Every response says that scripts and styles come from here alone, and nothing else from anywhere.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import hmac
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,8 +35,14 @@ LARGEST_BODY = 2**18
 MOST_AT_ONCE = 8
 """POST requests that are worked on at once; more are refused."""
 
-# Wrong passwords a minute, by all clients together: loopback's and a proxy's look alike.
-_MOST_WRONG, _MINUTE = 10, 60.0
+SECONDS = 10.0
+"""In which the body of a request has to be here."""
+
+MOST_WRONG = 10
+"""Wrong passwords a minute of one client; after them even the right one is refused."""
+
+_MINUTE = 60.0
+_MOST_CLIENTS = 1000  # whose wrong passwords are counted
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -64,13 +72,15 @@ class Door:
 
     @classmethod
     def of(cls, host: str, port: int, password: str | None = None) -> Door:
-        """The door of a server that listens on an address."""
-        if password is not None:
+        """The door of a server that listens on an address.
+
+        Others' names for this machine are not known; there the password has to do.
+        """
+        if not is_loopback(host):
             return cls(None, password)
-        names = {host, "127.0.0.1", "localhost", "[::1]"}
-        return cls(
-            frozenset({f"{name}:{port}" for name in names} | (names if port == 80 else set()))
-        )
+        names = {f"[{host}]" if ":" in host else host, "127.0.0.1", "localhost", "[::1]"}
+        bare = names if port == 80 else set()
+        return cls(frozenset({f"{name}:{port}" for name in names} | bare), password)
 
 
 class Guard:
@@ -80,7 +90,7 @@ class Guard:
         self, app: ASGIApp, door: Door, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._app, self._door, self._clock = app, door, clock
-        self._wrong: deque[float] = deque()
+        self._wrong: dict[str, deque[float]] = {}
         self._working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +106,8 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        client, *_ = scope.get("client") or ("",)
+        refusal = self._refusal(scope["method"], Headers(scope=scope), client)
         if refusal is not None:
             await refusal(scope, receive, sealed)
         elif scope["method"] != "POST":
@@ -113,18 +124,19 @@ class Guard:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on once its body is here, unless that is too long."""
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client has gone
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > LARGEST_BODY:
-                too_long = _refuse(413, f"the request has more than {LARGEST_BODY:,} bytes")
-                await too_long(scope, receive, send)
-                return
+        try:
+            async with asyncio.timeout(SECONDS):
+                body = await _body(receive)
+        except TimeoutError:
+            await _refuse(408, "the request did not come to its end")(scope, receive, send)
+            return
+        if body is None:
+            return
+        if len(body) > LARGEST_BODY:
+            await _refuse(413, f"the request has more than {LARGEST_BODY:,} bytes")(
+                scope, receive, send
+            )
+            return
         given = False
 
         async def whole() -> Message:
@@ -132,15 +144,15 @@ class Guard:
             if given:
                 return await receive()
             given = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, whole, send)
 
-    def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, method: str, headers: Headers, client: str) -> JSONResponse | None:
         host = headers.get("host", "")
         if self._door.hosts is not None and host not in self._door.hosts:
             return _refuse(403, "open the viewer by the address that it printed")
-        if self._door.password is not None and (refusal := self._unknown(headers)):
+        if self._door.password is not None and (refusal := self._unknown(headers, client)):
             return refusal
         if method in ("GET", "HEAD"):
             return None
@@ -154,28 +166,47 @@ class Guard:
             return _refuse(415, "the viewer takes JSON")
         return None
 
-    def _unknown(self, headers: Headers) -> JSONResponse | None:
+    def _unknown(self, headers: Headers, client: str) -> JSONResponse | None:
         """The refusal of a request with a wrong password or none."""
         now = self._clock()
-        while self._wrong and self._wrong[0] <= now - _MINUTE:
-            self._wrong.popleft()
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if len(self._wrong) >= _MOST_WRONG:
+        wrong = self._wrong.get(client, deque())
+        while wrong and wrong[0] <= now - _MINUTE:
+            wrong.popleft()
+        if len(wrong) >= MOST_WRONG:
             return _refuse(429, "too many wrong passwords; wait a minute", {"Retry-After": "60"})
+        kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "basic":
             try:
                 _, _, password = base64.b64decode(given, validate=True).partition(b":")
-            except binascii.Error:
+            except ValueError:  # no base64
                 password = b""
             assert self._door.password is not None
             if hmac.compare_digest(password, self._door.password.encode()):
+                self._wrong.pop(client, None)
                 return None
-            self._wrong.append(now)
+            wrong.append(now)
+            self._wrong.pop(client, None)  # the longest unheard of go first
+            self._wrong[client] = wrong
+            if len(self._wrong) > _MOST_CLIENTS:
+                self._wrong.pop(next(iter(self._wrong)))
         return _refuse(
             401,
             "the viewer needs its password",
             {"WWW-Authenticate": 'Basic realm="fastexplain", charset="UTF-8"'},
         )
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """A request's body, or as much of it as is too long; None if the client has gone."""
+    body = bytearray()
+    more = True
+    while more and len(body) <= LARGEST_BODY:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body)
 
 
 def _same(given: str, wanted: str) -> bool:
@@ -186,6 +217,6 @@ def _refuse(status: int, why: str, headers: dict[str, str] | None = None) -> JSO
     return JSONResponse({"error": why}, status, headers)
 
 
-def loopback(hosts: Iterable[str]) -> bool:
-    """Whether all of these addresses are this machine's own."""
-    return all(host in ("localhost", "::1") or host.startswith("127.") for host in hosts)
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own, which no other reaches."""
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -37,17 +37,16 @@ def serve(
     import uvicorn
 
     from fastexplain.viewer.application import application
-    from fastexplain.viewer.guard import Door, loopback
+    from fastexplain.viewer.guard import Door, is_loopback
 
-    if password is None and not loopback([host]):
+    if password is None and not is_loopback(host):
         raise UsageError(
             f"'{host}' can be reached from other machines; give a `password`, or leave the host out"
         )
     with listen(host, port) as listening:
         port = listening.getsockname()[1]
-        door = Door.of(f"[{host}]" if ":" in host else host, port, password)
         config = uvicorn.Config(
-            application(run, door),
+            application(run, Door.of(host, port, password)),
             log_level="warning",
             server_header=False,
             limit_concurrency=_MOST_CONNECTIONS,

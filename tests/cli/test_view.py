@@ -1,0 +1,53 @@
+"""The command `view`."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+
+import pytest
+
+from fastexplain import Run
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_it_serves_until_it_is_ended(planted_run: Run) -> None:
+    code = "import sys; from fastexplain.cli.main import main; sys.argv[0] = 'fastexplain'; main()"
+    arguments = ["view", str(planted_run.path), "--port", "0", "--no-browser"]
+    command = [sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as viewing:
+        assert viewing.stdout is not None
+        address = re.search(r"http://127\.0\.0\.1:\d+/", viewing.stdout.readline())
+        assert address is not None
+        with urllib.request.urlopen(address[0]) as answer:
+            assert b"fastexplain" in answer.read()
+        os.kill(viewing.pid, signal.SIGTERM)
+    assert viewing.returncode == 143
+
+
+def test_a_port_that_is_taken_is_named(planted_run: Run, cli: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, error = cli("view", planted_run.path, "--port", port, "--no-browser")
+    assert code == 2
+    assert f"can't listen on 127.0.0.1, --port {port} " in error and "0 for any" in error
+
+
+def test_other_machines_need_a_password(planted_run: Run, cli: Command) -> None:
+    code, _, error = cli("view", planted_run.path, "--host", "0.0.0.0", "--no-browser")
+    assert code == 2
+    assert "'0.0.0.0' can be reached from other machines; give a --password" in error
+
+
+def test_the_extra_is_named_where_it_is_missing(
+    planted_run: Run, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, error = cli("view", planted_run.path, "--no-browser")
+    assert code == 2
+    assert "the viewer needs uvicorn: pip install 'fastexplain[viewer]'" in error
