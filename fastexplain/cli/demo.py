@@ -93,6 +93,7 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
             f"explain {run} {example} --explainer MODEL --base-url http://localhost:8000/v1",
             f"show {run} {example}",
             f"top {run}",
+            f"view {run}",
         ):
             out.print(f"  fastexplain {line}", markup=False, soft_wrap=True)
     return {

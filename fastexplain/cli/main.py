@@ -31,7 +31,7 @@ from fastexplain.cli.puzzles import puzzles
 from fastexplain.cli.report import report
 from fastexplain.cli.score import score
 from fastexplain.cli.terminal import accept_all_text, out, print_json, print_line, terminations
-from fastexplain.cli.view import view
+from fastexplain.cli.view import serve_until_ended, view
 from fastexplain.cli.weights import weights
 from fastexplain.errors import FastexplainError, LLMError, StoppedError, UnusableError, UsageError
 from fastexplain.models.memory import keep_freed_memory
@@ -389,10 +389,13 @@ def demo(
     """Try the whole method: sweep SmolLM2 and explain its neurons.
 
     Every neuron is explained by lookup, and a few by SmolLM2 itself. A demo that was stopped, or
-    finished before, continues with what RUN holds.
+    finished before, continues with what RUN holds. On a terminal it ends by serving the viewer.
     """
     from fastexplain.cli.demo import run_demo
+    from fastexplain.run.directory import open_run
 
     result = run_demo(run, excerpts=excerpts, neurons=neurons, show=not as_json)
     if as_json:
         print_json(result)
+    elif out.is_terminal:
+        serve_until_ended(open_run(run))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import webbrowser
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastexplain.cli.common import RunPath
 from fastexplain.cli.terminal import out
+
+if TYPE_CHECKING:
+    from fastexplain.run.directory import Run
 
 PASSWORD = "FASTEXPLAIN_PASSWORD"
 
@@ -35,16 +38,28 @@ def view(
     It needs Starlette and uvicorn: pip install 'fastexplain[viewer]'. Nothing leaves this machine.
     """
     from fastexplain.run.directory import open_run
-    from fastexplain.viewer.serving import serve
 
     opened = open_run(run)
     secret = None
     if password:
         secret = os.environ.get(PASSWORD) or typer.prompt("Password", hide_input=True, err=True)
+    serve_until_ended(opened, host=host, port=port, password=secret, browser=browser)
+
+
+def serve_until_ended(
+    run: Run,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    password: str | None = None,
+    browser: bool = False,
+) -> None:
+    """Serve the viewer and print its address; see `viewer.serving.serve`."""
+    from fastexplain.viewer.serving import serve
 
     def ready(address: str) -> None:
         out.print(f"The viewer is at {address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
         if browser:
             webbrowser.open(address)
 
-    serve(opened, host, port, secret, ready)
+    serve(run, host, port, password, ready)

@@ -12,6 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from fastexplain import Run
+from fastexplain.cli import demo
+from fastexplain.cli.terminal import out
+from fastexplain.viewer import serving
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -51,3 +54,14 @@ def test_the_extra_is_named_where_it_is_missing(
     code, _, error = cli("view", planted_run.path, "--no-browser")
     assert code == 2
     assert "the viewer needs uvicorn: pip install 'fastexplain[viewer]'" in error
+
+
+def test_on_a_terminal_the_demo_ends_with_the_viewer(planted_run: Run, cli: Command, monkeypatch):
+    monkeypatch.setattr(demo, "run_demo", lambda *_, **__: {})
+    monkeypatch.setattr(out, "_force_terminal", True)
+    monkeypatch.setattr(serving, "serve", lambda run, host, port, secret, ready: ready("ADDRESS"))
+    _, shown, _ = cli("demo", "--out", planted_run.path)
+    assert "The viewer is at ADDRESS (Ctrl-C ends it)" in shown
+    monkeypatch.setattr(out, "_force_terminal", False)
+    _, shown, _ = cli("demo", "--out", planted_run.path)
+    assert "viewer" not in shown
