@@ -94,6 +94,22 @@ def explain(
         ),
     ] = None,
     prompt: PromptName = None,
+    exemplars: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The texts that the explainer sees: top, or quantiles: five more from the whole "
+            "distribution of the neuron, which the subject reads.",
+        ),
+    ] = "top",
+    meanings: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Put the texts into clusters by what the neuron reacts to in them, and have up "
+            "to N meanings explained, each by itself.",
+        ),
+    ] = 1,
     scorers: Annotated[
         str,
         typer.Option(
@@ -232,7 +248,7 @@ def explain(
         fresh=fresh, max_cost=max_cost, max_requests=max_requests,
         scorers=[name.strip() for name in scorers.split(",")], candidates=candidates,
         revise=revise, controls=controls, subject=subject,
-        max_minutes=max_minutes, prompt=prompt,
+        max_minutes=max_minutes, prompt=prompt, exemplars=exemplars, meanings=meanings,
     )  # fmt: skip
     planned = None
     if by_need:

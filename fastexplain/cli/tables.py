@@ -261,6 +261,11 @@ def explained_by(row: StoredExplanation) -> str:
         name += ", revised" if row.method == "revised" else ", revised by random texts"
     elif isinstance(row.parameters, dict) and "candidates" in row.parameters:
         name += f", best of {row.parameters['candidates']}"
+    if isinstance(row.parameters, dict):
+        if "chosen" in row.parameters:
+            name += f", by {row.parameters['chosen']}"
+        if "meanings" in row.parameters:
+            name += f", up to {row.parameters['meanings']} meanings"
     how = _unusual(row.simulation) if row.simulation else ""
     by = "" if row.simulator in (None, row.model) else f" by {row.simulator}"
     return f"{name}, simulated{by}{how}" if by or how else name

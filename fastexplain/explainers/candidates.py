@@ -36,7 +36,7 @@ class Sampling(Protocol):
     model: str
     version: str
 
-    def request(self, record: NeuronRecord) -> Chat: ...
+    async def request(self, record: NeuronRecord) -> Chat: ...
 
     def parse(self, answer: str) -> str: ...
 
@@ -82,9 +82,9 @@ class BestOf:
         self.inner, self._predict = inner, predict
         self._candidates, self._first = candidates, first
 
-    def request(self, record: NeuronRecord) -> Chat:
+    async def request(self, record: NeuronRecord) -> Chat:
         """What asks for the plain explanation. Raises LLMError where there is none to ask for."""
-        return self.inner.request(record)
+        return await self.inner.request(record)
 
     def parse(self, answer: str) -> str:
         """The explanation in an answer to that. Raises LLMError where there is none."""

@@ -8,18 +8,20 @@ subtracted first, exactly, as for the lookup's predictions. Weights know of no t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from fastexplain.explainers.lists import choose_lists, entry_maker, second_rows, shortened
 from fastexplain.explainers.lookup import layer_tables, split_excerpts
+from fastexplain.explainers.meanings import Peak, driver_of
 from fastexplain.kernels.summary import HeldOut
 from fastexplain.prompts.evidence import Entry, Evidence
 from fastexplain.prompts.explainer import Text, discretised
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.run.directory import Run
-from fastexplain.run.splits import EXPLANATION_RANKS, samples
+from fastexplain.run.splits import samples
 
 ENTRIES, RAISED = 12, 10
 _GAIN = 1.5
@@ -122,11 +124,6 @@ def _telling(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def exemplars_of(record: NeuronRecord) -> list[Exemplar]:
-    """The top exemplars of the explanation split, best first."""
-    return [record.top[rank] for rank in EXPLANATION_RANKS if rank < len(record.top)]
-
-
 def gather(
     record: NeuronRecord, exemplars: Sequence[Exemplar], source: Source, shows: frozenset[str]
 ) -> Evidence:
@@ -150,6 +147,19 @@ def gather(
         contrasts(record, texts, largest) if "contrasts" in shows else (),
         source.raised(record) if "raised" in shows else (),
     )
+
+
+def of_meaning(evidence: Evidence, exemplars: Sequence[Exemplar], skip: int) -> Evidence:
+    """Evidence for one of several meanings: without the entries that drive the neuron by others.
+
+    Args:
+        evidence: with the meaning's texts.
+        exemplars: of the meaning; entries are left whose token is like that at one of their peaks.
+        skip: their first counted token.
+    """
+    drivers = {Peak(each, skip).driver for each in exemplars}
+    kept = [each for each in evidence.entries if driver_of(each.token) in drivers]
+    return replace(evidence, entries=kept)
 
 
 def contrasts(record: NeuronRecord, texts: Sequence[Text], largest: float) -> list[list[str]]:

@@ -105,7 +105,7 @@ class Reviser:
             raise LLMError("there is no explanation to revise")
         key, best = parent
         with tallied() as spent:
-            asked = self._first.request(record)
+            asked = await self._first.request(record)
             validation = Validation(record, self._predict)
             score = await validation.score(best, len(validation.excerpts))
             rounds: list[dict[str, Any]] = [{"explanation": best, "validation": score}]

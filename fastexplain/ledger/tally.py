@@ -38,13 +38,17 @@ class Tally:
         return dict(vars(self))
 
 
-_current: ContextVar[Tally | None] = ContextVar("tally", default=None)
+_current: ContextVar[tuple[Tally, ...]] = ContextVar("tallies", default=())
 
 
 @contextlib.contextmanager
 def tallied() -> Iterator[Tally]:
-    """Count the answers that the calling task gets, and those of tasks that it starts."""
-    token = _current.set(found := Tally())
+    """Count the answers that the calling task gets, and those of tasks that it starts.
+
+    Inside of another count they are part of that too.
+    """
+    found = Tally()
+    token = _current.set((*_current.get(), found))
     try:
         yield found
     finally:
@@ -52,6 +56,6 @@ def tallied() -> Iterator[Tally]:
 
 
 def count(usage: Usage, cost: float | None) -> None:
-    """Count an answer for whom it is, if anybody counts."""
-    if (own := _current.get()) is not None:
+    """Count an answer for all who count."""
+    for own in _current.get():
         own.add(usage, cost)

@@ -19,6 +19,7 @@ from numbers import Real
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from fastexplain.errors import UsageError
+from fastexplain.explainers.exemplars import TOP
 from fastexplain.explainers.lists import check_entries
 from fastexplain.explainers.lookup import METHOD, VERSION, lookup_is_stored, store_lookup
 from fastexplain.explainers.rules import METHOD as RULE
@@ -117,6 +118,8 @@ async def explain_async(
     simulation: str | None = None,
     readout: str | None = None,
     prompt: str | None = None,
+    exemplars: str = TOP,
+    meanings: int = 1,
     max_cost: float | None = None,
     max_requests: int | None = None,
     max_minutes: float | None = None,
@@ -157,6 +160,10 @@ async def explain_async(
             else "expected".
         prompt: how a language model is asked to explain: "exemplars", "full", "thinking", "short"
             or "list" (see `prompts.wordings`); what suits it by its probe if None.
+        exemplars: the texts that a language model is shown: "top", or "quantiles" for five more
+            from the neuron's whole distribution, on which the run's subject is loaded and run.
+        meanings: of a neuron at the most; where its exemplars show several (see
+            `explainers.meanings`), each is explained by itself, and simulated by itself.
         max_cost: in US dollars; the call stops before it is passed.
         max_requests: the call stops before more are sent.
         max_minutes: then the call sends nothing more.
@@ -193,7 +200,9 @@ async def explain_async(
                  "tokens_per_minute": tokens_per_minute,
                  "candidates": None if candidates == 1 else candidates,
                  "revise": revise or None, "subject": subject,
-                 "readout": readout, "prompt": prompt}  # fmt: skip
+                 "readout": readout, "prompt": prompt,
+                 "exemplars": None if exemplars == TOP else exemplars,
+                 "meanings": None if meanings == 1 else meanings}  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise UsageError(
@@ -231,6 +240,7 @@ async def explain_async(
         fresh=fresh, max_cost=max_cost, max_requests=max_requests,
         max_minutes=max_minutes, scorers=scorers, prompt=prompt,
         candidates=candidates, revise=revise, subject=subject,
+        exemplars=exemplars, meanings=meanings,
     )  # fmt: skip
     if by_need:
         chosen = plan(run, chosen).neurons

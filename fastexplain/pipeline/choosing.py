@@ -1,4 +1,6 @@
-"""Explanations that are chosen by simulations of the validation split: candidates and revisions.
+"""What explains by a language model, and what its explanations are chosen by.
+
+Candidates and revisions are chosen by simulations of the validation split.
 
 To revise, a call goes through several ways to explain in turn, the arms: the explanation that is
 revised comes first. For a comparison, controls come between: as many fresh samples, of which the
@@ -14,16 +16,23 @@ import numpy as np
 
 from fastexplain.errors import UsageError
 from fastexplain.explainers.candidates import FIRST, BestOf, Sampling, most_simulations
+from fastexplain.explainers.evidence import Source
+from fastexplain.explainers.exemplars import CHOICES, TOP, ByQuantile, Choose, choose_top
+from fastexplain.explainers.model import ModelExplainer
 from fastexplain.explainers.revise import Activate, Parent, Reviser
 from fastexplain.explainers.validation import Predict
 from fastexplain.llm import Connection
+from fastexplain.llm.requests import Capabilities
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.pipeline.simulating import simulate
+from fastexplain.prompts.wordings import PROMPTS, choose
 from fastexplain.run.database import Database
+from fastexplain.run.directory import Run
 from fastexplain.run.splits import HELD_OUT
 
 if TYPE_CHECKING:
     from fastexplain.pipeline.models import Settings
+    from fastexplain.subject.model import Subject
 
 VALIDATION = "validation"
 """What simulations of the validation split are for, in the ledger."""
@@ -52,15 +61,73 @@ class Arm(NamedTuple):
 
 
 def check_choice(settings: Settings) -> None:
-    """Raise UsageError where there is nothing to choose from."""
-    for name, least in (("candidates", 1), ("revise", 0)):
+    """Raise UsageError where there is nothing to choose from, or choices exclude each other."""
+    for name, least in (("candidates", 1), ("revise", 0), ("meanings", 1)):
         given = getattr(settings, name)
         if not isinstance(given, int) or given < least:
             raise UsageError(f"`{name}` is {given!r}; give a whole number from {least} on")
         if given > least and isinstance(settings.explainer, Explainer):
             raise UsageError(f"`{name}` is for language models that explain; leave it out")
+    if settings.exemplars not in CHOICES:
+        raise UsageError(
+            f"`exemplars` is {settings.exemplars!r}; choose one of {', '.join(CHOICES)}"
+        )
+    if settings.exemplars != TOP and isinstance(settings.explainer, Explainer):
+        raise UsageError("`exemplars` is for language models that explain; leave it out")
+    prompt = PROMPTS.get(settings.prompt or "")
+    if (
+        prompt
+        and "texts" not in prompt.shows
+        and (settings.exemplars, settings.meanings) != (TOP, 1)
+    ):
+        raise UsageError(
+            f"`prompt={prompt.name!r}` shows no texts, of which `exemplars` and `meanings` choose; "
+            "leave these out, or choose another prompt"
+        )
+    if settings.meanings > 1 and settings.revise:
+        raise UsageError(
+            "`meanings` and `revise` exclude each other: a revision is of one phrase; leave out "
+            "one of them"
+        )
     if settings.controls and not settings.revise:
         raise UsageError("`controls` are those of a revision; give `revise` too")
+
+
+def choosing_exemplars(run: Run, settings: Settings) -> Choose:
+    """What chooses the exemplars to show; it loads the run's subject when it first has to."""
+    if settings.exemplars == TOP:
+        return choose_top
+
+    def load() -> Subject:
+        from fastexplain.run.subjects import load_subject_of  # imports torch
+
+        return load_subject_of(run, name=settings.subject)
+
+    return ByQuantile(run, load)
+
+
+def explainer_of(
+    connection: Connection,
+    can: Capabilities,
+    settings: Settings,
+    source: Source,
+    shown: Choose,
+) -> ModelExplainer:
+    """What explains by a language model, with the prompt that the settings or its probe name.
+
+    Args:
+        shown: chooses the exemplars.
+
+    Raises:
+        UsageError: there is no such prompt, or nothing that it could show.
+    """
+    prompt = choose(settings.prompt, thinks=can.thinks)
+    if prompt.shows == {"entries"} and not source.has_entries:
+        raise UsageError(
+            f"`prompt={prompt.name!r}` puts the tokens of a sweep's tables into words, and this "
+            "run was swept without tables; choose another"
+        )
+    return ModelExplainer(connection, prompt, source, shown, settings.exemplars, settings.meanings)
 
 
 def best_of(
@@ -136,8 +203,8 @@ def said_by(database: Database) -> Callable[[Explainer], Parent]:
 def most_requests(settings: Settings) -> tuple[int, int]:
     """Of a neuron at the most: requests to the explainer, and excerpts of the validation split that
     are simulated."""
-    asked = settings.candidates
-    simulated = most_simulations(settings.candidates, FIRST, HELD_OUT)
+    asked = settings.candidates * settings.meanings
+    simulated = most_simulations(settings.candidates, FIRST, HELD_OUT) * settings.meanings
     rounds = settings.revise
     if rounds:
         asked += 2 * rounds

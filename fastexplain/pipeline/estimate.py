@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from fastexplain.explainers.evidence import RunSource
+from fastexplain.explainers.exemplars import QUANTILES, TOP, choose_top, exemplars_of
 from fastexplain.ledger.budget import Budget, Estimate
 from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost, price_of
 from fastexplain.ledger.responses import Responses
@@ -37,12 +38,12 @@ from fastexplain.pipeline.choosing import (
     arms,
     best_of,
     check_choice,
+    explainer_of,
     said_by,
 )
 from fastexplain.pipeline.models import (
     Model,
     Settings,
-    explainer_of,
     offline,
     recorded_tuning,
     simulates,
@@ -51,7 +52,7 @@ from fastexplain.pipeline.models import (
 from fastexplain.pipeline.neurons import explain_neurons, in_turn
 from fastexplain.prompts.revision import TYPICAL
 from fastexplain.prompts.simulator import FILLERS
-from fastexplain.records import Exemplar, NeuronId
+from fastexplain.records import Exemplar, NeuronId, NeuronRecord
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.scorers import registry
@@ -192,7 +193,10 @@ async def rehearse(
 
         asked = ask("explanation")
         assert asked.capabilities is not None
-        explaining = explainer_of(asked, asked.capabilities, settings, RunSource(run))
+        explaining = explainer_of(
+            asked, asked.capabilities, settings, RunSource(run),
+            choose_top if settings.exemplars == TOP else _as_many,
+        )  # fmt: skip
         ways = arms(
             best_of(explaining, validator, settings),
             ask, validator, settings, scorers, lambda: _at_rest,
@@ -209,6 +213,17 @@ async def rehearse(
                 ):
                     pass
     return total.scaled(len(neurons), len(chosen)) if chosen else total
+
+
+async def _as_many(record: NeuronRecord) -> list[Exemplar]:
+    """Stands for exemplars by quantiles, on which the subject would have to run.
+
+    As many others of the record are in their place, of which the activations are known.
+    """
+    shown = exemplars_of(record)
+    seen = {each.excerpt for each in shown}
+    others = [each for each in [*record.top, *record.random] if each.excerpt not in seen]
+    return shown + others[:QUANTILES]
 
 
 async def _at_rest(neuron: NeuronId, texts: Sequence[str]) -> list[Exemplar]:

@@ -13,17 +13,24 @@ from urllib.parse import urlsplit
 
 from fastexplain.errors import UnusableError, UsageError
 from fastexplain.explainers.evidence import RunSource, Source
-from fastexplain.explainers.model import ModelExplainer
+from fastexplain.explainers.exemplars import TOP
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import Price, price_of
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter, StoredConnection
 from fastexplain.llm import Connection, address_of, connect
 from fastexplain.llm.requests import Capabilities
-from fastexplain.pipeline.choosing import VALIDATION, best_of, check_choice, most_requests
+from fastexplain.pipeline.choosing import (
+    VALIDATION,
+    best_of,
+    check_choice,
+    choosing_exemplars,
+    explainer_of,
+    most_requests,
+)
 from fastexplain.pipeline.protocols import Explainer, OtherText, Scorer, Simulator
 from fastexplain.prompts.simulator import trial
-from fastexplain.prompts.wordings import DEFAULT, choose
+from fastexplain.prompts.wordings import DEFAULT
 from fastexplain.results import CORRELATION
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import HELD_OUT
@@ -113,12 +120,15 @@ class Settings:
         candidates: explanations of which the best on the validation split is taken; 1 is no choice.
         revise: rounds, at the most, in which explanations are revised; see `explainers.revise`.
         controls: explain by the revision's controls too.
-        subject: where the run's subject is now, if not where it was swept from; for revisions.
+        subject: where the run's subject is now, if not where it was swept from; for revisions and
+            exemplars by quantiles.
         mode: a way to simulate, one of `simulators.model.MODES`; the best that there is if None.
         readout: one of `simulators.model.READOUTS`; if None, all is as the simulator was tuned for
             this run (`puzzles.tuning`), or where it was not, "expected".
         prompt: how a language model is asked to explain, one of `prompts.wordings.PROMPTS`; what
             suits it by its probe if None.
+        exemplars: those that an explainer is shown, one of `explainers.exemplars.CHOICES`.
+        meanings: of a neuron at the most, each of which is explained by itself.
         tuning: how to simulate, in place of `mode`, `readout` and what is recorded.
         limits: of the server connections: concurrency, requests_per_minute, tokens_per_minute
             and timeout; see `ServerConnection`.
@@ -139,6 +149,8 @@ class Settings:
     max_minutes: float | None = None
     scorers: Sequence[Scorer | str] = (CORRELATION,)
     prompt: str | None = None
+    exemplars: str = TOP
+    meanings: int = 1
     tuning: Tuning | None = None
     candidates: int = 1
     revise: int = 0
@@ -303,7 +315,8 @@ async def put_behind_store(
     if isinstance(explainer, Model):
         await asked.probe_for(functools.partial(_check_chats, asked, "explain"))
         assert asked.capabilities is not None
-        written = explainer_of(asked, asked.capabilities, settings, source or RunSource(run))
+        source, shown = source or RunSource(run), choosing_exemplars(run, settings)
+        written = explainer_of(asked, asked.capabilities, settings, source, shown)
         explainer = best_of(written, validator, settings)
     others = sum(getattr(scorer, "most_requests", 0) for scorer in scorers)
     texts = 1 + sum(isinstance(scorer, OtherText) for scorer in scorers)
@@ -311,7 +324,8 @@ async def put_behind_store(
     def requests(tokens: int) -> int:
         asked, validated = most_requests(settings)
         scored = 1 + 3 * settings.controls
-        simulated = (scored * HELD_OUT * texts if simulates(scorers) else 0) + validated
+        simulated = scored * HELD_OUT * texts * settings.meanings if simulates(scorers) else 0
+        simulated += validated
         return asked + scored * others + simulated * simulations(tokens)
 
     def ask(purpose: str) -> Connection:
@@ -321,23 +335,6 @@ async def put_behind_store(
     return Ready(
         explainer, simulator, scorers, prices, concurrency, requests, validator, ask, tuned
     )
-
-
-def explainer_of(
-    connection: Connection, can: Capabilities, settings: Settings, source: Source
-) -> ModelExplainer:
-    """What explains by a language model, with the prompt that the settings or its probe name.
-
-    Raises:
-        UsageError: there is no such prompt, or nothing that it could show.
-    """
-    prompt = choose(settings.prompt, thinks=can.thinks)
-    if prompt.shows == {"entries"} and not source.has_entries:
-        raise UsageError(
-            f"`prompt={prompt.name!r}` puts the tokens of a sweep's tables into words, and this "
-            "run was swept without tables; choose another"
-        )
-    return ModelExplainer(connection, prompt, source)
 
 
 def recorded_tuning(

@@ -15,9 +15,9 @@ from fastexplain.explainers.evidence import (
     NoSource,
     RunSource,
     contrasts,
-    exemplars_of,
     gather,
 )
+from fastexplain.explainers.exemplars import exemplars_of
 from fastexplain.explainers.model import ModelExplainer
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Answer, Capabilities

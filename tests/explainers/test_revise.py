@@ -249,7 +249,7 @@ class Scripted(Connection):
 class First:
     method, model, version = "model", "first", "1"
 
-    def request(self, record):
+    async def request(self, record):
         return Chat(({"role": "user", "content": "QUESTION"},), 60)
 
     def parse(self, answer):
