@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from knowing_server import Knowing
 from programmed import programmed
@@ -95,6 +95,7 @@ texts = st.lists(
 )
 
 
+@settings(max_examples=50)
 @given(texts, st.integers(1, 5), st.randoms(use_true_random=False))
 def test_each_exemplar_is_in_one_cluster_and_their_order_is_nothing(texts, most, random):
     own = [
@@ -112,6 +113,7 @@ def test_each_exemplar_is_in_one_cluster_and_their_order_is_nothing(texts, most,
     assert ids(clusters(own, 0, most)) == found
 
 
+@settings(max_examples=50)
 @given(st.lists(st.text(st.sampled_from("ab;,. 123"), min_size=1), min_size=1, unique=True))
 def test_a_text_has_the_meanings_that_were_joined(meanings):
     text = joined(meanings)
@@ -304,6 +306,7 @@ def test_the_joint_score_beats_either_parts(own_run):
     assert joint > max(parts) + 0.1 and joint > 0.98
 
 
+@pytest.mark.scale
 def test_the_best_of_several_candidates_may_have_several_meanings(command, server):
     found = command(server, "--meanings", "2", "--candidates", "2", neurons=[BOTH])[1]
     [row] = found["explanations"]
