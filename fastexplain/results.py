@@ -82,6 +82,9 @@ CORRELATION = "correlation"
 LIST = "list"
 """The judge of a lookup explanation's text, which is scored as it stands beside its table."""
 
+DOCUMENTS = "documents"
+"""The scorer of lookup's tables with whole documents left out; see `pipeline.lookup_documents`."""
+
 
 class Measured(NamedTuple):
     """One number that a scorer gives an explanation.

@@ -38,7 +38,7 @@ _ERFC = (0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
          -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223)  # fmt: skip
 
 # Tables are float32 sums of many batches; their rounding stays far below this share of the sum.
-_RESIDUE = 2.0**-20
+RESIDUE = 2.0**-20
 
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -125,7 +125,7 @@ def remaining(total, held_out, left):
     correlation ignores scale, so that a residue would otherwise be read as an answer.
     """
     rest = total - held_out
-    if left <= 0 or rest <= total * _RESIDUE:
+    if left <= 0 or rest <= total * RESIDUE:
         return 0.0
     return rest
 

@@ -11,13 +11,14 @@ from fastexplain.cli.tables import (
     excerpt_text,
     explained_by,
     explanations_table,
+    interval_text,
     judges_table,
 )
 from fastexplain.cli.weights import weights_table
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.entries import shown_entries, whole_words
 from fastexplain.report.neuron import Simulated, explanations_of
-from fastexplain.results import StoredExplanation
+from fastexplain.results import DOCUMENTS, StoredExplanation
 from fastexplain.run.directory import Run
 
 
@@ -37,6 +38,7 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
                 console.print(entries_table(entries, row.parameters["default"]))
         if table := judges_table(run, rows):
             console.print(table)
+        _print_documents(console, run, rows)
     else:
         console.print(f"Not explained yet; run: fastexplain explain {run.path}", markup=False)
     if (weights := run.weights(record.id)) is not None:
@@ -59,6 +61,19 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
         "largest activation, and of 10 (or a contrast's largest) where a language model simulates.",
         style="dim",
     )
+
+
+def _print_documents(console: Console, run: Run, rows: list[StoredExplanation]) -> None:
+    """Print what lookup's table scores without whole documents, where it is scored so."""
+    with run.database(read_only=True) as database:
+        for row in (row for row in rows if row.text_scores is not None):
+            for each in (s.measured for s in database.scores(row.id) if s.scorer == DOCUMENTS):
+                console.print(
+                    "Lookup's table, whole documents left out: "
+                    f"{interval_text(each.value, each.low, each.high)} on random excerpts"
+                    f"{f' ({each.reason})' if each.reason else ''}.",
+                    markup=False,
+                )
 
 
 def _print_simulations(

@@ -1,15 +1,16 @@
 """Scoring what a run has already: lookup explanations and stored simulations. Nothing is asked.
 
 1. Explanations by lookup are predicted from the tables, all neurons of a layer at once; by scorers
-   of the user's own, one by one.
+   of the user's own, one by one. Two scorers run the subject for it: `corpus` and `documents`.
 2. Others are scored by each of their stored simulations; those without any are counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from fastexplain.kernels.summary import widen
 from fastexplain.pipeline.protocols import OtherText, Scorer
 from fastexplain.progress import Report, reported
 from fastexplain.records import NeuronId, NeuronRecord
-from fastexplain.results import CORRELATION, LIST, Mean, Measured
+from fastexplain.results import CORRELATION, DOCUMENTS, LIST, Mean, Measured
 from fastexplain.run.agreement import CALIBRATED, Means
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
@@ -35,12 +36,16 @@ from fastexplain.scorers.correlation import Correlation
 from fastexplain.scorers.simulation import NAME as SIMULATION
 from fastexplain.scorers.simulation import Simulation
 
+if TYPE_CHECKING:
+    from fastexplain.subject.model import Subject
+
 SCORERS = (CORRELATION, SIMULATION)
 CORPUS = "corpus"
 """A scorer which, of lookup explanations, is one pass of the subject for all neurons."""
 
 # A mean of the calibrated ones, which have no lower bound, tells of its worst neuron alone: R² gave
 # -26 million.
+_MEASURES = (CORRELATION,)
 _AVERAGED = tuple(name for name in Simulation.measures if name not in CALIBRATED)
 
 
@@ -53,12 +58,14 @@ class Scored:
         lacking: explanations that have no simulations, which only a model could give.
         means: over the neurons explained by lookup, where these are all of the run.
         text_means: the same of the texts of these explanations.
+        document_means: the same of their tables with whole documents left out, by that scorer.
     """
 
     scored: int
     lacking: int
     means: list[Mean]
     text_means: list[Mean]
+    document_means: list[Mean]
 
 
 def score(
@@ -66,6 +73,9 @@ def score(
     neurons: str | NeuronId | Iterable[str | NeuronId] = "all",
     *,
     scorers: Sequence[Scorer | str] = SCORERS,
+    subject: Subject | str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
     progress: bool | Report = False,
 ) -> Scored:
     """Score the explanations that a run has, by what is stored; no model is asked.
@@ -75,18 +85,41 @@ def score(
     Args:
         run: from `sweep` or `open_run`.
         neurons: as for `explain`.
-        scorers: names, or objects, as for `explain`; of those that go by simulations.
+        scorers: names, or objects, as for `explain`; of those that go by simulations. "documents"
+            scores lookup's tables without the documents of the random excerpts that test them; see
+            `lookup_documents`.
+        subject: for "corpus" and "documents" a loaded one, or where it is now, if not where it was
+            swept from.
+        device: of the subject; the best that is there if None.
+        trust_remote_code: run the subject's own code.
         progress: True shows a bar. A function is called with the number of layers done.
 
     Raises:
         UsageError: a neuron or scorer does not exist, or a scorer asks a model.
         RunError: the database can't be written, or tables are gone.
+        SubjectError: the subject can't be loaded, or is not the one that was swept.
     """
     names = [neurons] if isinstance(neurons, str | NeuronId) else neurons
     chosen = select_neurons(run, [str(name) for name in names])
     if isinstance(scorers, str) or not isinstance(scorers, Sequence):
         raise UsageError(f"`scorers` is {scorers!r}; give a list of scorers")
-    made = registry.make(scorers, run, _nobody)
+    made = registry.make([each for each in scorers if each != DOCUMENTS], run, _nobody)
+
+    @functools.cache
+    def load() -> Subject:
+        from fastexplain.run.subjects import check_subject, load_subject_of  # they import torch
+
+        if subject is None or isinstance(subject, str):
+            return load_subject_of(
+                run, name=subject, device=device, trust_remote_code=trust_remote_code
+            )
+        check_subject(run, subject)
+        return subject
+
+    if not {CORPUS, DOCUMENTS}.intersection(each for each in scorers if isinstance(each, str)):
+        for name, given in (("subject", subject), ("device", device)):
+            if given is not None:
+                raise UsageError(f"`{name}` is for the scorers {CORPUS} and {DOCUMENTS}")
     for scorer in made:
         if not isinstance(scorer, Scorer):
             raise UsageError(f"the scorer {scorer!r} can't be used; give a name or a scorer")
@@ -105,7 +138,10 @@ def score(
     ):
         for scorer in made:
             if scorer.name == CORPUS:
+                scorer.load = load
                 _score_corpus(run, database, wanted, scorer)
+        if DOCUMENTS in scorers:
+            means[DOCUMENTS] = {METHOD: _score_documents(run, database, wanted, load)}
         for done, (layer, indices) in enumerate(sorted(wanted.items()), start=1):
             lookups = {
                 index: key
@@ -126,7 +162,8 @@ def score(
                 values = simulate_by_lookup(run, record)
                 _score_one(database, record, key, "", METHOD, VERSION, values, others)
             scored += len(lookups)
-            for index, key, text, judge, version in database.simulations_of(str(layer)):
+            simulated = database.simulations_of(str(layer)) if made else []
+            for index, key, text, judge, version in simulated:
                 if index in indices:
                     record = run.neuron(NeuronId(layer, index))
                     values = database.simulated(key, judge, version)
@@ -135,7 +172,7 @@ def score(
             report(done)
         everything = len(chosen) == sum(site.units for site in run.sites.values())
         found = {
-            (judge, name): own.rows(_AVERAGED)
+            (judge, name): own.rows(_MEASURES if name == DOCUMENTS else _AVERAGED)
             for name, judges in means.items()
             for judge, own in judges.items()
             if everything
@@ -143,13 +180,16 @@ def score(
         for (judge, name), rows in found.items():
             database.add_means(judge, name, rows)
         lacking = sum(
-            index in wanted[layer] for layer in wanted for index in database.unsimulated(str(layer))
+            index in wanted[layer]
+            for layer in (wanted if made else ())
+            for index in database.unsimulated(str(layer))
         )
+    documents = found.pop((METHOD, DOCUMENTS), [])
     rows_of = {
         of: [row for (judge, _), rows in found.items() if judge == of for row in rows]
         for of in (METHOD, LIST)
     }
-    return Scored(scored, lacking, rows_of[METHOD], rows_of[LIST])
+    return Scored(scored, lacking, rows_of[METHOD], rows_of[LIST], documents)
 
 
 def _nobody(purpose: str) -> NoReturn:
@@ -170,6 +210,29 @@ def _score_corpus(run: Run, database: Database, wanted: dict[int, set[int]], sco
     found = score_lookup(run, list(keys), scorer.subject) if keys else []
     scores = dict(zip(keys.values(), found, strict=True))
     database.add_scores(scorer.name, METHOD, VERSION, scores)
+
+
+def _score_documents(
+    run: Run, database: Database, wanted: dict[int, set[int]], load: Callable[[], Subject]
+) -> Means:
+    """Score lookup explanations without whole documents, by layer and index; gives the means.
+
+    The subject is loaded only where there are such explanations.
+    """
+    keys: dict[int, dict[int, int]] = {}
+    for layer, indices in wanted.items():
+        found = dict(database.explanation_ids(str(layer), METHOD))
+        if own := {index: key for index, key in found.items() if index in indices}:
+            keys[layer] = own
+    means = Means()
+    if keys:
+        from fastexplain.pipeline.lookup_documents import score_without_documents
+
+        for layer, over, top in score_without_documents(run, list(keys), load()):
+            means.add(str(layer), [over], top)
+            scores = {key: over.measured(index, _MEASURES) for index, key in keys[layer].items()}
+            database.add_scores(DOCUMENTS, METHOD, VERSION, scores)
+    return means
 
 
 def _score_layer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastexplain.results import LIST
+from fastexplain.results import DOCUMENTS, LIST
 
 SPLITS = ("top_and_random", "random_only", "top_only")
 """Splits in the order in which they are shown; others follow."""
@@ -45,6 +45,8 @@ def name_of(row: dict[str, Any]) -> str:
         return _BASELINES.get(row["model"], row["model"])
     if (row["method"], row["judge"]) == ("lookup", LIST):
         return "lookup's text"
+    if (row["method"], row["scorer"]) == ("lookup", DOCUMENTS):
+        return "lookup, whole documents left out"
     name = shown(row["model"]) + _REVISED.get(row["method"], "")
     if row["judge"] != row["model"]:
         name += f", by {shown(row['judge'])}"
@@ -54,4 +56,4 @@ def name_of(row: dict[str, Any]) -> str:
 def measure_name(row: dict[str, Any]) -> str:
     """The measure, with its scorer where that has another name."""
     measure, scorer = shown(row["measure"]), shown(row["scorer"])
-    return measure if measure == scorer else f"{measure} ({scorer})"
+    return measure if scorer in (measure, DOCUMENTS) else f"{measure} ({scorer})"

@@ -35,7 +35,8 @@ _NOTES = (
     "that this is no less than it would be held out.",
     "Mean by position predicts from the place in the excerpt alone, by random excerpts that the "
     "neuron is not tested on. Repeated text left out: without tokens whose last four tokens stand "
-    "in another excerpt too.",
+    "in another excerpt too. Whole documents left out (fastexplain score --scorers documents): the "
+    "tables have nothing of the documents of the random excerpts that test them.",
     "A text by lookup is scored as it stands: its entries' means, and its default for all else. "
     "By entries: one that says the same of all tokens that score it counts as 0 there.",
 )

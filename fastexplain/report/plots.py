@@ -12,7 +12,7 @@ from typing import Any
 
 from fastexplain.errors import UsageError
 from fastexplain.report.names import SPLITS, measure_name, name_of, shown, split_name
-from fastexplain.results import LIST
+from fastexplain.results import DOCUMENTS, LIST
 
 _COLOURS = {
     "lookup": "#0072B2",
@@ -21,8 +21,9 @@ _COLOURS = {
     "unrepeated": "#009E73",
     "position": "#E69F00",
     "mismatched": "#D55E00",
+    DOCUMENTS: "#CC79A7",
 }
-_OTHERS = ("#CC79A7", "#8C6D1F", "#7F3C8D", "#5F5F5F")
+_OTHERS = ("#8C6D1F", "#7F3C8D", "#5F5F5F")
 _GREY = "#6E6E6E"
 
 # Layers with fewer neurons show these one by one instead of a band of quantiles.
@@ -103,10 +104,14 @@ def _baselines(figures: dict[str, Any]) -> Any:
         ]
         for row in rows:
             name = name_of(row)
-            if row["scorer"] != "correlation":  # such as that of another neuron's explanation
+            if row["scorer"] not in (
+                "correlation",
+                DOCUMENTS,
+            ):  # such as that of another neuron's explanation
                 name += f": {shown(row['scorer'])}"
             if name not in chosen:
                 own = row["judge"] if row["judge"] == LIST else row["model"]
+                own = DOCUMENTS if row["scorer"] == DOCUMENTS else own
                 kind = own if row["method"] in ("baseline", "lookup") else ""
                 chosen[name] = _COLOURS.get(kind) or next(colours)
             line = _means(axis, row, chosen[name])

@@ -198,6 +198,11 @@ class Run:
         return self._read("tokens")
 
     @cached_property
+    def documents(self) -> np.ndarray:
+        """The document that each excerpt is of, numbered as they were read, int32 `[excerpts]`."""
+        return self._read("documents")
+
+    @cached_property
     def tables(self) -> Tables:
         """Which tokens, pairs, triples and situations the layers' tables have rows for."""
         names = ["tokens", "pairs", "triples", "token_counts", "pair_counts", "triple_counts"]

@@ -13,6 +13,7 @@ over ones that were not (NeuronEval, ICML 2025).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,7 @@ class Corpus:
 
     Attributes:
         name, measures, judge: see `pipeline.protocols.Scorer`.
+        load: gives the subject where none was given.
     """
 
     name = CORPUS
@@ -64,12 +66,13 @@ class Corpus:
     def __init__(self, run: Run, subject: Subject | None = None) -> None:
         self._run = run
         self._subject = subject
+        self.load = functools.partial(load_subject_of, run)
 
     @property
     def subject(self) -> Subject:
         """The run's subject, loaded when it is first asked for; raises as `load_subject_of`."""
         if self._subject is None:
-            self._subject = load_subject_of(self._run)
+            self._subject = self.load()
         return self._subject
 
     def excerpts(self, record: NeuronRecord) -> list[Sample]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastexplain.errors import UsageError
 from fastexplain.llm import Connection
+from fastexplain.results import DOCUMENTS
 from fastexplain.run.directory import Run
 
 # Each names a module whose `make(run, connect)` makes the scorer, or `MODULE:FUNCTION`.
@@ -54,6 +55,12 @@ def make(names: Sequence[object], run: Run, connect: Connect) -> list[Any]:
             module, _, function = _MODULES[name].partition(":")
             make_one = getattr(importlib.import_module(module), function or "make")
             made.append(make_one(run, connect))
+        elif name == DOCUMENTS:
+            raise UsageError(
+                f"the scorer '{name}' is for lookup, by its tables; run: fastexplain score "
+                f"{run.path} --scorers {name}"
+            )
         else:
-            raise UsageError(f"there is no scorer '{name}'; choose from {', '.join(_MODULES)}")
+            known = ", ".join([*_MODULES, DOCUMENTS])
+            raise UsageError(f"there is no scorer '{name}'; choose from {known}")
     return made

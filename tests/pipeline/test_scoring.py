@@ -147,7 +147,7 @@ def test_the_command_says_what_it_scored(run, cli, monkeypatch) -> None:
     assert "spearman" in shown and " to " in shown
     assert "by lookup: its texts" in shown and "by lookup: its whole tables" in shown
     code, shown, _ = cli("score", run.path, "0:1", "--scorers", "simulation", "--json")
-    expected = {"scored": 1, "lacking": 1, "means": [], "text_means": []}
+    expected = {"scored": 1, "lacking": 1, "means": [], "text_means": [], "document_means": []}
     assert json.loads(shown.splitlines()[-1]) == expected
     code, shown, _ = cli("show", run.path, "0:1", "--json")
     own = json.loads(shown.splitlines()[-1])["explanations"][0]["scores"]
