@@ -23,13 +23,13 @@ from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import FastexplainError, UsageError
 from fastexplain.run.directory import Run
-from fastexplain.viewer import runs
+from fastexplain.viewer import overview, runs
 from fastexplain.viewer.guard import Door, Guard
 from fastexplain.viewer.viewed import Viewed
 
 STATIC = Path(__file__).parent / "static"
 
-ROOMS: Sequence[Callable[[Viewed], Sequence[BaseRoute]]] = (runs.routes,)
+ROOMS: Sequence[Callable[[Viewed], Sequence[BaseRoute]]] = (runs.routes, overview.routes)
 """What answers: each gives its addresses below `/api/` for what is viewed."""
 
 

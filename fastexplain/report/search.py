@@ -1,0 +1,206 @@
+"""Search as one types: neurons by name, neurons by token, explanations by their text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fastexplain.finding.search import best_explanation, headline
+from fastexplain.finding.single_tokens import form
+from fastexplain.records import NeuronId
+from fastexplain.report.columns import by_site, name_at
+from fastexplain.results import CORRELATION
+from fastexplain.run.database import Database
+from fastexplain.run.directory import Run
+
+_NAME = re.compile(r"(\d{1,9}(?:\.\w+)?):(\d{0,9})", re.ASCII)
+
+# Words of a query that are looked for. What comes behind is left out: nobody types more.
+_LONGEST, _MOST_WORDS = 200, 12
+
+# A last word from this many letters on also stands for what begins with it.
+_PREFIX = 2
+
+# Matches up to which they are ranked: ranking reads every one, and takes 0.1 s for 46,000.
+_RANKED = 1000
+
+# Counted tokens from which a mean over a token is shown.
+_FEWEST = 5
+
+
+def search_data(
+    run: Run, database: Database, tokens: TokenSearch, text: str, limit: int
+) -> dict[str, Any]:
+    """What is found for a text, which may be anything.
+
+    Args:
+        limit: so many of each at most.
+
+    Returns:
+        `neurons`: names that begin with the text, as in `5:13`.
+        `token`: None where the text is no token of the tables, else `text`, `count` (counted tokens
+        of the corpus) and `neurons`, each with `neuron`, `told` (see `TokenSearch`) and `mean`.
+        `explanations`: each with `neuron`, `method`, `model`, `text` and `score` (the headline or
+        None), one a neuron; `more`, whether there may be others; `ranked`, whether the best match
+        is first, or there are too many to rank and the latest is first.
+
+    Raises:
+        RunError: a file or the database is damaged.
+    """
+    text = text[:_LONGEST]
+    found, ranked = _matches(database, text, 3 * limit)
+    rows = _explanations(database, found)
+    return {
+        "neurons": _names(run, text.strip(), limit),
+        "token": tokens.find(text, limit),
+        "explanations": rows[:limit],
+        "more": len(rows) > limit or len(found) == 3 * limit,
+        "ranked": ranked,
+    }
+
+
+def glance_data(run: Run, database: Database, name: str) -> dict[str, Any]:
+    """A neuron's best explanation, in a line.
+
+    Returns:
+        `neuron`, and `method`, `model`, `text` and `score`; None where there is none.
+
+    Raises:
+        UsageError: there is no such neuron.
+        RunError: the database is damaged.
+    """
+    neuron = run.check(NeuronId.parse(name))
+    row = best_explanation(database.explanations(neuron))
+    if row is None:
+        return {"neuron": str(neuron)} | dict.fromkeys(("method", "model", "text", "score"))
+    own = {"method": row.method, "model": row.model, "text": row.text, "score": headline(row)}
+    return {"neuron": str(neuron)} | own
+
+
+class TokenSearch:
+    """Which neurons a token drives most, from the tables.
+
+    A neuron's correlation over the corpus of max(activation, 0) with whether the token is of that
+    form (see `finding.single_tokens.by_form`) says how much of the neuron the token tells.
+
+    Args:
+        statistics: see `columns.statistic_columns`.
+    """
+
+    def __init__(self, run: Run, statistics: Mapping[str, np.ndarray]) -> None:
+        self._run = run
+        self._mean = by_site(run, statistics["mean_positive"])
+        self._variance = by_site(run, statistics["variance"])
+
+    def find(self, text: str, limit: int) -> dict[str, Any] | None:
+        """See `search_data`; letters' case and spaces around do not matter."""
+        rows = self._rows.get(form(text, -1))
+        if rows is None:
+            return None
+        count = int(self._run.tables.token_counts[rows].sum())
+        if count < _FEWEST:
+            return None
+        pairs = [self._site(site, rows, count) for site in self._run.sites]
+        told, mean = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
+        order = np.argsort(-told, kind="stable")[:limit]
+        neurons = [
+            {
+                "neuron": name_at(self._run, at),
+                "told": float(told[at]),
+                "mean": float(mean[at]),
+            }
+            for at in order.tolist()
+            if told[at] > 0
+        ]
+        return {"text": form(text, -1), "count": count, "neurons": neurons}
+
+    def _site(self, site: str, rows: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+        """How much the token tells, and the mean over it, float64 `[neurons]`."""
+        # Of an expert's tokens the share is not known; the corpus's serves.
+        share = min(count / self._run.sites[site].counted_tokens, 0.5)
+        table = self._run.file(site)
+        sums = sum(table.read("tables.tokens", (row,)) for row in rows)
+        mean = np.asarray(sums, np.float64) / count
+        rise = (mean - self._mean[site]) * np.sqrt(share / (1 - share))
+        deviation = np.sqrt(self._variance[site].astype(np.float64))
+        return np.divide(rise, deviation, out=np.zeros_like(mean), where=deviation > 0), mean
+
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        """The tables' rows of each form of a token."""
+        found: dict[str, list[int]] = {}
+        for row, token in enumerate(self._run.tables.tokens.tolist()):
+            found.setdefault(form(self._run.token_text(token), token), []).append(row)
+        return found
+
+
+def _names(run: Run, text: str, limit: int) -> list[str]:
+    """Neurons whose names begin with a text that has a colon, in order of their index."""
+    match = _NAME.fullmatch(text)
+    if match is None or match[1] not in run.sites:
+        return []
+    site, digits = match.groups()
+    units = run.sites[site].units
+    if not digits:
+        return [f"{site}:{index}" for index in range(min(limit, units))]
+    if len(digits) > 1 and digits.startswith("0"):
+        return []
+    found: list[int] = []
+    for zeros in range(len(str(units))):
+        first = int(digits) * 10**zeros
+        found += range(first, min(first + (10**zeros if int(digits) else 1), units))
+        if len(found) >= limit or not int(digits):
+            break
+    return [f"{site}:{index}" for index in found[:limit]]
+
+
+def _matches(database: Database, text: str, limit: int) -> tuple[list[int], bool]:
+    """Ids of the explanations that have all words of a text, and whether they are ranked."""
+    # Only letters, digits and underscores are left: nothing that the query's language knows.
+    words = re.findall(r"\w+", text)[:_MOST_WORDS]
+    if not words:
+        return [], True
+    quoted = " ".join(f'"{word}"' for word in words)
+    if text[-1:] == words[-1][-1] and len(words[-1]) >= _PREFIX:
+        quoted += "*"
+    match = "FROM explanations_text WHERE explanations_text MATCH ?"
+    first = database.query(f"SELECT rowid {match} ORDER BY rowid DESC LIMIT {_RANKED}", (quoted,))
+    ranked = len(first) < _RANKED
+    if ranked:
+        first = database.query(f"SELECT rowid {match} ORDER BY rank, rowid", (quoted,))
+    return [key for (key,) in first[:limit]], ranked
+
+
+def _explanations(database: Database, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The explanations of these ids that are still there, in their order, the first of a neuron."""
+    among = f"IN ({', '.join('?' * len(ids))})"
+    rows = {
+        key: own
+        for key, *own in database.stored(
+            "explanations", "id, site, unit, method, model, text", f"id {among}", ids
+        )
+    }
+    scores = dict(
+        database.query(
+            f"""SELECT explanation, max(value) FROM scores WHERE explanation {among}
+            AND scorer = '{CORRELATION}' AND measure = '{CORRELATION}' AND split = 'top_and_random'
+            GROUP BY explanation""",
+            ids,
+        )
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for key in ids:
+        if key in rows:
+            site, unit, method, model, text = rows[key]
+            found.setdefault(
+                f"{site}:{unit}",
+                {
+                    **{"neuron": f"{site}:{unit}", "method": method, "model": model},
+                    **{"text": text, "score": scores.get(key)},
+                },
+            )
+    return list(found.values())

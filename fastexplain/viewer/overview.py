@@ -1,0 +1,71 @@
+"""The whole run: its picture, its distributions and lists, and search.
+
+GET /api/maps           what the picture can show
+GET /api/map/KEY        a number of all neurons, packed
+GET /api/overview       distributions, lists, cost
+GET /api/search?q=      neurons, a token and explanations; `limit=` up to 100 of each
+GET /api/glance/NEURON  a neuron's best explanation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from fastexplain.errors import UsageError
+from fastexplain.report.maps import is_statistic, maps_data, packed, score_map
+from fastexplain.report.search import glance_data, search_data
+from fastexplain.viewer.kept import Kept
+from fastexplain.viewer.viewed import Viewed
+
+_FEW, _MANY = 8, 100
+
+
+def routes(viewed: Viewed) -> Sequence[BaseRoute]:
+    """The addresses above; see the functions of `report` that they call for what they give."""
+    run, kept = viewed.run, Kept(viewed.run)
+    kept.begun()  # whoever opens the viewer sees the overview first
+
+    def maps(_: Request) -> JSONResponse:
+        return JSONResponse(maps_data())
+
+    def one_map(request: Request) -> Response:
+        key = request.path_params["key"]
+        try:
+            if is_statistic(key):
+                column = kept.statistics()[key]
+            else:
+                column = score_map(kept.made().scores, key)
+        except KeyError:
+            raise UsageError(f"there is no map '{key}'") from None
+        return Response(packed(column), media_type="application/octet-stream")
+
+    def overview(_: Request) -> JSONResponse:
+        return JSONResponse(kept.made().overview)
+
+    def search(request: Request) -> JSONResponse:
+        limit = _limit(request.query_params.get("limit", str(_FEW)))
+        with run.database(read_only=True) as database:
+            text = request.query_params.get("q", "")
+            return JSONResponse(search_data(run, database, kept.tokens, text, limit))
+
+    def glance(request: Request) -> JSONResponse:
+        with run.database(read_only=True) as database:
+            return JSONResponse(glance_data(run, database, request.path_params["neuron"]))
+
+    return [
+        Route("/api/maps", maps),
+        Route("/api/map/{key}", one_map),
+        Route("/api/overview", overview),
+        Route("/api/search", search),
+        Route("/api/glance/{neuron}", glance),
+    ]
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= _MANY):
+        raise UsageError(f"'{text:.50}' results can't be given; ask for 1 to {_MANY}")
+    return int(text)
