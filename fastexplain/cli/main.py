@@ -26,6 +26,7 @@ from fastexplain.cli.common import (
     size_of,
 )
 from fastexplain.cli.explain import cost, explain, ingest
+from fastexplain.cli.export import export
 from fastexplain.cli.find import find, search
 from fastexplain.cli.puzzles import puzzles
 from fastexplain.cli.report import report
@@ -251,7 +252,7 @@ def sweep(
         out.print(f"Next: fastexplain explain {run}", markup=False)
 
 
-for command in (explain, score, ingest, cost, ablate, steer, weights, check, report, view):
+for command in (explain, score, ingest, cost, ablate, steer, weights, check, report, view, export):
     app.command()(command)
 
 

@@ -4,7 +4,7 @@
 
 import { announce, element } from "./dom.js";
 import { homePage } from "./home.js";
-import { run } from "./source.js";
+import { countOf, homeAddress, neuronAt, neuronRanges } from "./source.js";
 
 // Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
 const PAGES = { "": homePage };
@@ -27,19 +27,18 @@ export function go(address) {
 
 /** What the address says: page, further parts, and what is set behind `?`. */
 export function route(address = location.hash) {
-  const [path, query = ""] = address.replace(/^#\/?/, "").split("?");
+  const [path, query = ""] = (bare(address) || bare(homeAddress())).split("?");
   const [page, ...parts] = path.split("/").map(decodeURIComponent);
   return { page, parts, query: new URLSearchParams(query) };
 }
 
+function bare(address) {
+  return address.replace(/^#\/?/, "");
+}
+
 async function randomNeuron() {
-  const { sites } = await run();
-  const total = sites.reduce((sum, site) => sum + site.units, 0);
-  let place = Math.floor(Math.random() * total);
-  for (const site of sites) {
-    if (place < site.units) return go(`#/neuron/${site.name}:${place}`);
-    place -= site.units;
-  }
+  const ranges = await neuronRanges();
+  go(`#/neuron/${neuronAt(ranges, Math.floor(Math.random() * countOf(ranges)))}`);
 }
 
 async function show() {

@@ -1,22 +1,78 @@
-// Where the pages' data come from: the viewer's server, or, in an exported site, files beside it.
+// Where the pages' data come from: the viewer's server, or, in an exported page, the page itself and
+// files beside it.
 //
-// An exported page sets `window.FASTEXPLAIN = {address: path => file, given: {}}` before this runs.
-// Its files are scripts, since a page that is opened as a file may load nothing else; each calls
-// `FASTEXPLAIN.give(path, data)`.
+// An exported page sets `window.FASTEXPLAIN` before this runs:
+//   given: data by their paths, such as "run", that are in the page;
+//   files: by path, the files of data that are one for the run;
+//   neurons: those that were exported, as [site, first, last] in their order;
+//   shard: so many neurons' data are in each file of "neuron/..." paths; 0 where there is none;
+//   home: the address that the page opens at.
+// The files are scripts, since a page that is opened as a file may load nothing else. Each calls
+// `FASTEXPLAIN.give(path, data)` for what it holds.
 
 const exported = window.FASTEXPLAIN;
-const waiting = new Map();
+const given = new Map(Object.entries(exported?.given ?? {}));
+const loading = new Map();
 
-if (exported) {
-  exported.give = (path, data) => {
-    exported.given[path] = data;
-    waiting.get(path)?.();
-  };
-}
+// Neurons' data that are kept; a file of them has about 1 MB.
+const KEPT_FILES = 16;
+
+if (exported) exported.give = (path, data) => given.set(path, data);
 
 /** Whether there is a server that can run the subject, take ratings and the like. */
 export function live() {
   return !exported;
+}
+
+/** Whether there are data at a path; of a server it is not known before it is asked. */
+export function offers(path) {
+  return !exported || given.has(path) || Boolean(fileOf(path));
+}
+
+/** The address of the page that the viewer opens at. */
+export function homeAddress() {
+  return exported?.home ?? "#/";
+}
+
+/** All neurons there are to look at, as [site, first, last] in their order. */
+export async function neuronRanges() {
+  if (exported) return exported.neurons;
+  return (await run()).sites.map(({ name, units }) => [name, 0, units - 1]);
+}
+
+/** How many neurons are in ranges. */
+export function countOf(ranges) {
+  return ranges.reduce((sum, [, first, last]) => sum + last - first + 1, 0);
+}
+
+/** The name of the neuron at a place in ranges, from 0; after the last comes the first. */
+export function neuronAt(ranges, place) {
+  const total = countOf(ranges);
+  let left = ((place % total) + total) % total;
+  for (const [site, first, last] of ranges) {
+    if (left <= last - first) return `${site}:${first + left}`;
+    left -= last - first + 1;
+  }
+  throw new Error("There are no neurons.");
+}
+
+/** The place in ranges of a neuron's name; -1 where it has none. */
+export function placeIn(ranges, name) {
+  const [site, text] = name.split(":");
+  const index = Number(text);
+  let place = 0;
+  for (const [own, first, last] of ranges) {
+    if (own === site && index >= first && index <= last) return place + index - first;
+    place += last - first + 1;
+  }
+  return -1;
+}
+
+/** The neuron that is so many places behind another, or before it; none of another run's. */
+export async function neighbour(name, step) {
+  const ranges = await neuronRanges();
+  const place = placeIn(ranges, name);
+  return place < 0 ? null : neuronAt(ranges, place + step);
 }
 
 /**
@@ -78,19 +134,43 @@ async function ask(path, options) {
   return answer;
 }
 
-function loadFile(path) {
-  if (path in exported.given) return Promise.resolve(exported.given[path]);
-  const file = exported.address(path);
-  if (!file) return Promise.reject(new Error("That is not part of this exported site."));
-  return new Promise((resolve, reject) => {
+async function loadFile(path) {
+  const file = given.has(path) ? null : fileOf(path);
+  if (file) await loadScript(file);
+  if (!given.has(path)) throw new Error("That is not part of this exported site.");
+  return structuredClone(given.get(path)); // each caller has its own, as from a server
+}
+
+/** The file in which a path's data are, if they are in one. */
+function fileOf(path) {
+  if (path.startsWith("neuron/") && exported.shard) {
+    const place = placeIn(exported.neurons, path.slice("neuron/".length));
+    return place < 0 ? null : `data/neurons-${Math.floor(place / exported.shard)}.js`;
+  }
+  return Object.hasOwn(exported.files, path) ? exported.files[path] : null;
+}
+
+function loadScript(file) {
+  if (!loading.has(file)) {
     const script = document.createElement("script");
-    waiting.set(path, () => resolve(exported.given[path]));
-    script.onerror = () => reject(new Error(`${file} can't be read.`));
-    script.onload = () => {
-      if (!(path in exported.given)) reject(new Error("That is not part of this exported site."));
+    const own = new Promise((resolve, reject) => {
+      script.onload = resolve;
+      script.onerror = () => reject(new Error(`${file} can't be read.`));
+      script.src = file;
+      document.head.append(script);
+    }).finally(() => {
       script.remove();
-    };
-    script.src = file;
-    document.head.append(script);
-  });
+      loading.delete(file);
+    });
+    loading.set(file, own);
+    forget();
+  }
+  return loading.get(file);
+}
+
+/** Let go of the neurons that were loaded first, where there are many. */
+function forget() {
+  const names = [...given.keys()].filter((path) => path.startsWith("neuron/"));
+  const most = KEPT_FILES * (exported.shard || names.length);
+  for (const path of names.slice(0, Math.max(names.length - most, 0))) given.delete(path);
 }

@@ -1,0 +1,195 @@
+"""The viewer without its server: a folder of files, or one file, with a run's data in them.
+
+A site is `index.html` (see `standalone.py`) and `data/`: scripts, each of which gives the page data
+by their paths, as `static/source.js` says. What is one for the run is in a file of its own; the
+data of neurons are many in a file of about 1 MB, so many in each that a neuron's place among those
+exported says in which. All of it is written beside the folder and then put into its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fastexplain.errors import RunError, UsageError
+from fastexplain.records import NeuronId
+from fastexplain.run.directory import Run
+from fastexplain.run.whole import write_whole
+from fastexplain.viewer.exported import neuron_part, run_parts
+from fastexplain.viewer.standalone import GENERATOR, script_json, standalone_page
+
+PAGE, DATA = "index.html", "data"
+
+_SHARD = 1_000_000  # bytes of a file of neurons' data: a few of them load in a moment
+_TRIED = 12  # neurons from which the size and time of all are estimated
+
+
+class Plan(NamedTuple):
+    """What an export of a site comes to, by a few of its neurons.
+
+    Attributes:
+        neurons: those that are exported, in the order of their names.
+        shard: how many of them are in a file.
+        size: bytes, an estimate.
+        seconds: an estimate.
+    """
+
+    neurons: Sequence[NeuronId]
+    shard: int
+    size: int
+    seconds: float
+
+
+def plan_site(run: Run, neurons: Sequence[NeuronId]) -> Plan:
+    """What an export of neurons takes; makes the data of a few.
+
+    Raises:
+        UsageError: there are no neurons.
+        RunError: the run can't be read.
+    """
+    ordered = sorted(set(neurons))
+    if not ordered:
+        raise UsageError("there are no neurons to export")
+    tried = ordered[:: -(-len(ordered) // _TRIED)]
+    neuron_part(run, tried[0])  # the first one opens files, which is not each one's time
+    started = time.perf_counter()
+    sizes = [len(_given(*neuron_part(run, each))) for each in tried]
+    seconds = (time.perf_counter() - started) / len(tried)
+    mean = sum(sizes) / len(sizes)
+    shard = max(round(_SHARD / mean), 1)
+    return Plan(ordered, shard, round(mean * len(ordered)), seconds * len(ordered))
+
+
+def export_site(
+    run: Run, plan: Plan, directory: Path, report: Callable[[int], None] = lambda done: None
+) -> Path:
+    """Write a site; one that is there already is replaced, once the new one is whole.
+
+    Args:
+        run: whose data they are.
+        plan: from `plan_site`.
+        directory: of the site.
+        report: called with how many neurons are written so far.
+
+    Returns:
+        The site's page.
+
+    Raises:
+        UsageError: the directory holds something else than such a site.
+        RunError: the run can't be read, or the site can't be written.
+    """
+    check_directory(directory)
+    with _put_in_place(directory) as folder:
+        (folder / DATA).mkdir()
+        files = {}
+        for number, (path, data) in enumerate(run_parts(run, plan.neurons)):
+            files[path] = f"{DATA}/run-{number}.js"
+            _write(folder / files[path], _given(path, data))
+        done = 0
+        for first in range(0, len(plan.neurons), plan.shard):
+            texts = []
+            for neuron in plan.neurons[first : first + plan.shard]:
+                texts.append(_given(*neuron_part(run, neuron)))
+                done += 1
+                report(done)
+            _write(folder / DATA / f"neurons-{first // plan.shard}.js", "".join(texts))
+        settings = {"given": {}, "files": files, "neurons": ranges(plan.neurons),
+                    "shard": plan.shard, "home": "#/"}  # fmt: skip
+        _write(folder / PAGE, standalone_page(settings, loads=True))
+    return directory / PAGE
+
+
+def export_page(run: Run, neuron: NeuronId, file: Path) -> int:
+    """Write one neuron's page with all that it needs; returns its size in bytes.
+
+    Raises:
+        UsageError: the file is there and is not such a page.
+        RunError: the run can't be read, or the file can't be written.
+    """
+    if file.exists() and not is_exported(file):
+        raise UsageError(f"{file} is there and is not an exported page; give another name")
+    path, data = neuron_part(run, neuron)
+    settings = {"given": {path: data, **dict(run_parts(run, None))}, "files": {},
+                "neurons": ranges([neuron]), "shard": 0, "home": f"#/{path}"}  # fmt: skip
+    page = standalone_page(settings, loads=False).encode()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"can't write {file}: {error}") from error
+    write_whole(file, lambda unfinished: unfinished.write_bytes(page))
+    return len(page)
+
+
+def check_directory(directory: Path) -> None:
+    """Raises UsageError for a directory that a site may not replace; RunError if it can't be read.
+
+    It may replace a site, if there is nothing else beside that, and an empty directory.
+    """
+    try:
+        if not directory.is_dir():
+            if directory.exists():
+                raise UsageError(f"{directory} is a file; give a directory, or a name in .html")
+            return
+        others = {entry.name for entry in directory.iterdir()} - {PAGE, DATA}
+        whole = not others and is_exported(directory / PAGE)
+        if whole or not any(directory.iterdir()):
+            return
+    except OSError as error:
+        raise RunError(f"can't read {directory}: {error}") from error
+    held = f"has {min(others)}" if others else "is not empty"
+    raise UsageError(f"{directory} {held} and is no exported site; give another directory")
+
+
+def is_exported(file: Path) -> bool:
+    """Whether a file is a page that was exported."""
+    try:
+        with file.open(encoding="utf-8") as opened:
+            return GENERATOR in opened.read(1000)
+    except (OSError, ValueError):
+        return False
+
+
+def ranges(neurons: Sequence[NeuronId]) -> list[tuple[str, int, int]]:
+    """Ascending neurons as site, first and last index."""
+    found: list[tuple[str, int, int]] = []
+    for site, index in ((each.site, each.index) for each in neurons):
+        if found and found[-1][0] == site and found[-1][2] == index - 1:
+            found[-1] = (site, found[-1][1], index)
+        else:
+            found.append((site, index, index))
+    return found
+
+
+@contextlib.contextmanager
+def _put_in_place(directory: Path) -> Iterator[Path]:
+    """A folder beside a directory, which takes the directory's place if all goes well."""
+    directory = directory.absolute()
+    beside = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
+    before = directory.with_name(f".{directory.name}.replaced-{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if directory.exists():
+            directory.rename(before)
+        beside.rename(directory)
+    except OSError as error:
+        raise RunError(f"can't write {directory}: {error}") from error
+    finally:
+        if before.exists() and not directory.exists():
+            before.rename(directory)
+        for left in (beside, before):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _given(path: str, data: object) -> str:
+    """The script that gives a page data."""
+    return f"FASTEXPLAIN.give({script_json(path)},{script_json(data)});\n"
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_bytes(text.encode())

@@ -1,0 +1,194 @@
+"""Sites and pages that need no server."""
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastexplain import Run
+from fastexplain.errors import RunError
+from fastexplain.records import NeuronId
+from fastexplain.viewer import exporting, standalone
+from fastexplain.viewer.exporting import export_page, export_site, plan_site, ranges
+from fastexplain.viewer.standalone import script_json, standalone_page
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def given_by(*files: Path) -> dict[str, Any]:
+    """The data of scripts by their paths."""
+    found = {}
+    for line in (line for file in files for line in file.read_text().splitlines()):
+        arguments = re.fullmatch(r"FASTEXPLAIN\.give\((.*)\);", line)
+        assert arguments is not None
+        path, data = json.loads(f"[{arguments[1]}]")
+        found[path] = data
+    return found
+
+
+def names(path: Path) -> list[str]:
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+
+
+def test_a_site_has_each_neuron_in_the_file_of_its_place(
+    planted_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_SHARD", 50_000)
+    neurons = [NeuronId(0, index) for index in (9, 3, 4, 5, 100)]
+    plan = plan_site(planted_run, neurons)
+    done: list[int] = []
+    page = export_site(planted_run, plan, tmp_path / "deep" / "site", done.append)
+    assert done == [1, 2, 3, 4, 5]
+    settings = json.loads(re.search(r"window\.FASTEXPLAIN = (.*);", page.read_text())[1])  # type: ignore[index]
+    assert settings["neurons"] == [["0", 3, 5], ["0", 9, 9], ["0", 100, 100]]
+    shards = sorted((page.parent / "data").glob("neurons-*.js"))
+    assert len(shards) == -(-5 // plan.shard) > 1
+    expected = [f"neuron/0:{index}" for index in (3, 4, 5, 9, 100)]
+    assert [path for shard in shards for path in given_by(shard)] == expected
+    for place, path in enumerate(expected):
+        shard = page.parent / "data" / f"neurons-{place // plan.shard}.js"
+        assert given_by(shard)[path]["neuron"] == path.removeprefix("neuron/")
+    assert given_by(page.parent / settings["files"]["run"])["run"]["name"] == "planted"
+    written = sum((page.parent / name).stat().st_size for name in names(page.parent))
+    assert plan.size == pytest.approx(written, rel=0.3)
+
+
+def test_a_site_replaces_a_site_and_nothing_else(
+    planted_run: Run, tmp_path: Path, cli: Command
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    for neurons in (["0:0-9"], ["0:1"]):
+        code, out, _ = cli("export", planted_run.path, *neurons, "--html", site)
+        assert code == 0 and out.startswith(f"Written: {site / 'index.html'} (")
+    assert len(given_by(*(site / "data").glob("neurons-*"))) == 1
+    (site / "mine.txt").write_text("kept")
+    before = names(site)
+    code, _, error = cli("export", planted_run.path, "0:2", "--html", site)
+    assert code == 2 and f"{site} has mine.txt and is no exported site" in error
+    assert names(site) == before and names(tmp_path) == [f"site/{name}" for name in before]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "index.html").write_text("<title>mine</title>")
+    code, _, error = cli("export", planted_run.path, "0:2", "--html", other)
+    assert code == 2 and f"{other} is not empty and is no exported site" in error
+    code, _, error = cli("export", planted_run.path, "0:2", "--html", other / "index.html")
+    assert code == 2 and "index.html is there and is not an exported page" in error
+    assert (other / "index.html").read_text() == "<title>mine</title>"
+    code, _, error = cli("export", planted_run.path, "--html", site / "mine.txt")
+    assert code == 2 and "mine.txt is a file; give a directory" in error
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_export_that_stops_leaves_what_was_there(
+    planted_run: Run, tmp_path: Path, failure: BaseException
+) -> None:
+    plan = plan_site(planted_run, [NeuronId(0, 0), NeuronId(0, 1)])
+    site = tmp_path / "site"
+
+    def stop(done: int) -> None:
+        if done == 2:
+            raise failure
+
+    expected = RunError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        export_site(planted_run, plan, site, stop)
+    assert list(tmp_path.iterdir()) == []
+    export_site(planted_run, plan, site)
+    before = {name: (site / name).read_bytes() for name in names(site)}
+    with pytest.raises(expected):
+        export_site(planted_run, plan, site, stop)
+    assert {name: (site / name).read_bytes() for name in names(site)} == before
+    assert list(tmp_path.iterdir()) == [site]
+
+
+def test_what_can_not_be_written_is_one_line(
+    planted_run: Run, tmp_path: Path, cli: Command
+) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "site", tmp_path / "file" / "page.html"):
+        code, _, error = cli("export", planted_run.path, "0:1", "--html", path)
+        assert code == 1 and "can't write" in error and error.count("fastexplain: ") == 1
+    code, _, error = cli("export", planted_run.path, "0:1")
+    assert code == 2 and "--html DIR, or --html FILE.html" in error
+    code, _, error = cli("export", planted_run.path, "0:1-2", "--html", tmp_path / "a.html")
+    assert code == 2 and "would be the page of one neuron, but 2 are chosen" in error
+    code, _, error = cli("export", planted_run.path, "0:500", "--html", tmp_path / "a.html")
+    assert code == 2 and not (tmp_path / "a.html").exists()
+
+
+def policy_of(page: str) -> str:
+    [policy] = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    return policy
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_page_lets_its_own_script_and_style_run_alone(loads: bool) -> None:
+    page = standalone_page({"given": {}}, loads=loads)
+    policy = policy_of(page)
+    assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy
+    assert ("strict-dynamic" in policy) == loads
+    for tag in ("script", "style"):
+        [inside] = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert not re.search(r'(src|href)="(?!#|data:)', page)  # nothing from elsewhere
+
+
+def test_a_page_whose_parts_would_end_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in standalone.STATIC.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(standalone, "STATIC", tmp_path)
+    style = tmp_path / "style.css"
+    for text, said in (("</STYLE>", "the viewer's style has"), (None, "style.css can't be read")):
+        style.unlink() if text is None else style.write_text(text)
+        with pytest.raises(RunError, match=said):
+            standalone_page({}, loads=False)
+    style.write_text("")
+    (tmp_path / "index.html").write_text("<html>")
+    with pytest.raises(RunError, match="has not one"):
+        standalone_page({}, loads=False)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@settings(derandomize=True, deadline=None)
+@given(JSON, st.sampled_from(["</script>", "<!--", "<script", "]]>", "\u2028\u202e\ud800"]))
+def test_no_text_ends_a_script(data: Any, hostile: str) -> None:
+    text = script_json([data, hostile])
+    assert "<" not in text and text.isascii() and "\n" not in text
+    assert json.loads(text) == [data, hostile]
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 12))))
+def test_ranges_hold_the_neurons(places: set[tuple[int, int]]) -> None:
+    neurons: Sequence[NeuronId] = sorted(NeuronId(*place) for place in places)
+    found = ranges(neurons)
+    held = [f"{site}:{index}" for site, first, last in found for index in range(first, last + 1)]
+    assert held == list(map(str, neurons))
+    joined = [(a, b) for a, b in itertools.pairwise(found) if a[0] == b[0]]
+    assert all(after[1] > before[2] + 1 for before, after in joined)
+
+
+def test_one_neuron_s_page_is_small_and_names_it(planted_run: Run, tmp_path: Path) -> None:
+    size = export_page(planted_run, NeuronId(0, 1), tmp_path / "one.html")
+    page = (tmp_path / "one.html").read_text()
+    assert size == len(page.encode()) < 200_000
+    assert '"home":"#/neuron/0:1"' in page
+    assert names(tmp_path) == ["one.html"]

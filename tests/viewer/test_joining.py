@@ -1,0 +1,61 @@
+"""The viewer's modules as one classic script."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fastexplain.errors import RunError
+from fastexplain.viewer.joining import joined_script
+from fastexplain.viewer.standalone import STATIC
+
+
+def modules(folder: Path, **texts: str) -> Path:
+    for name, text in texts.items():
+        (folder / f"{name}.js").write_text(text)
+    return folder
+
+
+def test_modules_come_behind_what_they_import(tmp_path: Path) -> None:
+    folder = modules(
+        tmp_path,
+        main='// 1\nimport { a,\n  b } from "./one.js";\nimport { c } from "./two.js";\na(b, c);\n',
+        one='import { c } from "./two.js";\nexport function a() {}\nexport const b = c;\n',
+        two='import { go } from "./main.js";\nexport async function c() { go("export "); }\n',
+    )
+    assert joined_script(folder) == (
+        '(() => {\n"use strict";\n'
+        'async function c() { go("export "); }\n'
+        "function a() {}\nconst b = c;\n"
+        "// 1\na(b, c);\n"
+        "})();\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('import { a as b } from "./one.js";\n', "imports 'a as b' from one.js"),
+        ('import one from "./one.js";\n', "has 'import one from"),
+        ('import { a } from "https://there.example/one.js";\n', "has 'import { a } from"),
+        ('const one = await import("./one.js");\n', 'has \'import("./one.js")'),
+        ("export default 1;\n", "has 'export default 1;'"),
+        ("export { main };\n", "has 'export { main };'"),
+        ('import { a } from "./one.js";\nconst a = 1;\n', "main.js and one.js both have 'a'"),
+        ('import { a } from "./none.js";\n', "none.js can't be read: No such file"),
+    ],
+    ids=lambda value: re.sub(r"\W+", "-", value)[:30],
+)
+def test_what_can_not_be_joined_is_named(tmp_path: Path, text: str, said: str) -> None:
+    folder = modules(tmp_path, main=text, one="export function a() {}\n")
+    with pytest.raises(RunError) as error:
+        joined_script(folder)
+    assert said in str(error.value)
+
+
+def test_the_viewer_s_own_modules_keep_to_the_rules() -> None:
+    script = joined_script(STATIC)
+    for path in STATIC.glob("*.js"):
+        last = path.read_text().splitlines()[-1]
+        assert last in script, path.name  # no page is left out
+    assert not re.search(r"^(import|export)\b", script, re.MULTILINE)
