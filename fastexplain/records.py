@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastexplain.errors import UsageError
-from fastexplain.notebook import neuron_html
+from fastexplain.notebook import exemplar_html, neuron_html
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,10 @@ class Exemplar:
     token_ids: np.ndarray = field(repr=False)
     tokens: list[str] = field(repr=False)
     activations: np.ndarray = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        """The excerpt as a notebook shows it."""
+        return exemplar_html(self)
 
 
 @dataclass(frozen=True)

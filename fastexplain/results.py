@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastexplain.notebook import explanation_html
 from fastexplain.records import NeuronId
 
 
@@ -254,6 +255,10 @@ class StoredExplanation(ExplanationRow):
     simulator: str | None = None
     simulation: str | None = None
     cost: float | None = None
+
+    def _repr_html_(self) -> str:
+        """The explanation as a notebook shows it."""
+        return explanation_html(self)
 
 
 class Mean(NamedTuple):

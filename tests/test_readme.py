@@ -125,7 +125,7 @@ def test_python_example_as_a_notebook(workplace) -> None:
     assert "Sweeping: 100%" in drawn and "Explaining by smollm2: 100%" in drawn
     assert "1 of 1 neurons explained by smollm2" in drawn and "(7, 1537)" in drawn
     shown = [cell[0]["data"]["text/html"] for cell in outputs[-4:]]
-    assert shown[0].startswith("<div><p><b>neuron 5:131</b>") and "<span style=" in shown[0]
+    assert shown[0].startswith("<div><p><b>neuron 5:131</b>") and '<span class="token' in shown[0]
     assert "<caption>1 of 1 neurons explained by smollm2" in shown[1]
     assert "<b>5:131</b>" in shown[2] and "and 1,527 more" in shown[2]
     assert "<caption>1 of 1 neurons explained by lookup" in shown[3]

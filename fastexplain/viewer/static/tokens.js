@@ -5,10 +5,12 @@ import { element, number } from "./dom.js";
 const SIGNS = { "\n": "⏎\n", "\r": "␍", "\t": "⇥\t" };
 const LONGEST = 200;
 
-/** A token as it is shown: line ends and tabs by signs, a very long one cut. */
+/** A token as it is shown: line ends and tabs by signs, a very long one cut (notebook.py too). */
 export function tokenText(token) {
   const shown = token.replace(/[\n\r\t]/g, (character) => SIGNS[character]);
-  return shown.length > LONGEST ? `${shown.slice(0, LONGEST)}…` : shown;
+  if (shown.length <= LONGEST) return shown;
+  const characters = [...shown]; // no half of a pair is left
+  return characters.length > LONGEST ? `${characters.slice(0, LONGEST).join("")}…` : shown;
 }
 
 /**
