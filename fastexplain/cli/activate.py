@@ -107,15 +107,14 @@ def _text(text: str | None, file: Path | None) -> str:
 
 def _ranking_table(run: Run, found: Activated) -> Table:
     """The neurons that stand highest over the text, each at its best token."""
-    from fastexplain.cli.tables import words_text
+    from fastexplain.cli.tables import light_table, words_text
     from fastexplain.finding.search import best_explanation
 
-    table = Table(title="Over the text", title_justify="left", header_style="bold")
-    for name in ("neuron", "quantile", "activation", "of its largest", "at", "explanation"):
-        right = name in ("quantile", "activation", "of its largest")
-        table.add_column(
-            name, justify="right" if right else "left", no_wrap=name == "neuron", overflow="fold"
-        )
+    table = light_table("Over the text")
+    table.add_column("neuron", no_wrap=True)
+    for name in ("quantile", "activation", "of its\nlargest"):
+        table.add_column(name, justify="right")
+    table.add_column("where, and what explains it", ratio=1, overflow="fold")
     with run.database(read_only=True) as database:
         for each in found.over_text:
             before = visible("".join(found.tokens[: each.place]))[-_AROUND:]
@@ -126,15 +125,21 @@ def _ranking_table(run: Run, found: Activated) -> Table:
                 quantile_text(each),
                 f"{each.activation:.3g}",
                 "" if each.of_largest != each.of_largest else f"{each.of_largest:.2f}",
-                Text.assemble(before, (f"[{token}]", "bold")),
-                words_text("" if explanation is None else explanation.text or ""),
+                Text.assemble(
+                    before,
+                    (f"[{token}]", "bold"),
+                    "" if explanation is None else "\n",
+                    words_text("" if explanation is None else explanation.text or ""),
+                ),
             )
     return table
 
 
 def _tokens_table(found: Activated) -> Table:
     """The neurons that stand highest at each token."""
-    table = Table(title="By token", title_justify="left", header_style="bold")
+    from fastexplain.cli.tables import light_table
+
+    table = light_table("By token")
     table.add_column("token")
     table.add_column("neurons, with the quantile")
     for token, own in zip(found.tokens, found.by_token, strict=True):
@@ -145,7 +150,9 @@ def _tokens_table(found: Activated) -> Table:
 
 def _values_table(found: Activated) -> Table:
     """The values of the neurons that were named, at every token."""
-    table = Table(title="Activations", title_justify="left", header_style="bold")
+    from fastexplain.cli.tables import light_table
+
+    table = light_table("Activations")
     table.add_column("token")
     for neuron in found.values:
         table.add_column(str(neuron), justify="right")

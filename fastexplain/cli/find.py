@@ -80,9 +80,10 @@ def search(run: RunPath, words: Words = None, limit: Limit = 20, as_json: AsJson
 def _print_kinds(wanted: bool) -> None:
     if not wanted:
         return
+    from fastexplain.cli.tables import light_table
     from fastexplain.finding.kinds import KINDS
 
-    table = Table(header_style="bold")
+    table = light_table()
     for column in ("kind", "neurons that", "found where"):
         table.add_column(column, no_wrap=column == "kind")
     for name, kind in KINDS.items():
@@ -135,27 +136,26 @@ def _print_found(hits: list[Hit], as_json: bool, otherwise: str = "") -> None:
 
 
 def _hits_table(hits: list[Hit]) -> Table:
-    from fastexplain.cli.tables import words_text
+    from fastexplain.cli.tables import light_table, words_text
 
-    table = Table(header_style="bold")
+    table = light_table()
     table.add_column("neuron", no_wrap=True)
     valued = hits[0].value is not None
     if valued:
         table.add_column("value", justify="right")
     for name in hits[0].details:
         table.add_column(name, justify="right", overflow="fold")
-    table.add_column("where it is strongest", ratio=3, overflow="fold")
     table.add_column("score", justify="right")
-    table.add_column("explanation", ratio=2, overflow="fold")
+    table.add_column("explanation, and where it is strongest", ratio=1, overflow="fold")
     for hit in hits:
-        lines = Text("\n").join(_evidence_text(each) for each in hit.evidence)
+        explained = [words_text(hit.explanation)] if hit.explanation else []
+        lines = Text("\n").join([*explained, *map(_evidence_text, hit.evidence)])
         table.add_row(
             str(hit.neuron),
             *([f"{hit.value:.2f}"] if valued else []),
             *(_shown(value) for value in hit.details.values()),
-            lines,
             "" if hit.score is None else f"{hit.score:.2f}",
-            words_text(hit.explanation or ""),
+            lines,
         )
     return table
 
@@ -172,5 +172,8 @@ def _evidence_text(found: Evidence) -> Text:
         for part in (slice(0, found.place), slice(found.place + 1, None))
     )
     return Text.assemble(
-        before[-_BEFORE:], ("[" + visible(found.tokens[found.place]) + "]", "bold"), after[:_AFTER]
+        "· ",
+        before[-_BEFORE:],
+        ("[" + visible(found.tokens[found.place]) + "]", "bold"),
+        after[:_AFTER],
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
+from fastexplain.cli import terminal
 from fastexplain.cli.tables import (
     entries_table,
     excerpt_text,
@@ -14,12 +16,16 @@ from fastexplain.cli.tables import (
     interval_text,
     judges_table,
 )
+from fastexplain.cli.terminal import visible
 from fastexplain.cli.weights import weights_table
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.entries import shown_entries, whole_words
 from fastexplain.report.neuron import Simulated, explanations_of
 from fastexplain.results import DOCUMENTS, StoredExplanation
 from fastexplain.run.directory import Run
+
+# Columns of what stands before an excerpt: a value, or who simulated.
+_LABEL, _LONGEST_LABEL = 8, 18
 
 
 def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -> None:
@@ -32,16 +38,20 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
         f"from {found.minimum:.3g} to {found.maximum:.3g}"
     )
     if rows:
+        console.print()
         console.print(explanations_table(rows, intervals=True, texts=whole_words(run, rows)))
         for row in (row for row in rows if row.text_scores is not None):
             if entries := shown_entries(run, row):
+                console.print()
                 console.print(entries_table(entries, row.parameters["default"]))
         if table := judges_table(run, rows):
+            console.print()
             console.print(table)
         _print_documents(console, run, rows)
     else:
         console.print(f"Not explained yet; run: fastexplain explain {run.path}", markup=False)
     if (weights := run.weights(record.id)) is not None:
+        console.print()
         console.print(weights_table(weights))
     largest = max(found.maximum, 0)
     for kind in ("top", "random"):
@@ -88,15 +98,19 @@ def _print_simulations(
     tops = [("top", e) for e in record.top if e.excerpt in tested]
     seen = {exemplar.excerpt for _, exemplar in tops}
     others = [("random", e) for e in record.random if e.excerpt in tested - seen]
+    width = max(_LABEL, *(min(len(explained_by(row)), _LONGEST_LABEL) for row, _ in simulated))
     chosen = tops[: max(-(-count // 2), count - len(others))]
     for kind, exemplar in chosen + others[: count - len(chosen)]:
         console.print(f"\n[bold]{kind} excerpt of the test split[/]")
-        _print_line(console, "true", exemplar.tokens, exemplar.activations, largest, record.skip)
+        _print_line(
+            console, "true", exemplar.tokens, exemplar.activations, largest, record.skip, width
+        )
         for row, excerpts in simulated:
             if exemplar.excerpt in excerpts:
                 values = excerpts[exemplar.excerpt]
                 scale = _scale(row, excerpts, largest)
-                _print_line(console, explained_by(row), exemplar.tokens, values, scale, record.skip)
+                by = explained_by(row)
+                _print_line(console, by, exemplar.tokens, values, scale, record.skip, width)
 
 
 def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: float) -> float:
@@ -128,10 +142,18 @@ def _print_line(
     activations: np.ndarray,
     scale: float,
     skip: int,
+    width: int = _LABEL,
 ) -> None:
+    """Print an excerpt: a line in a file, else beside its label; the label's width is given."""
     counted = activations.copy()
     counted[:skip] = 0  # what counts for nothing gets no colour
-    console.print(
-        Text.assemble((f"{label:>8}  ", "dim"), excerpt_text(console, tokens, counted, scale)),
-        soft_wrap=not console.is_terminal,  # a line each in a file, whole words on a screen
-    )
+    text = excerpt_text(console, tokens, counted, scale)
+    label = visible(label)
+    if not (console.is_terminal or terminal.LAID_OUT):
+        console.print(Text.assemble(f"{label:>{width}}  ", text), soft_wrap=True)
+        return
+    line = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    line.add_column(width=width, justify="right", style="dim", overflow="fold")
+    line.add_column(ratio=1, overflow="fold")
+    line.add_row(Text(label), text)
+    console.print(line)

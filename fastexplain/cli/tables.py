@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -20,9 +21,16 @@ from fastexplain.results import LIST, Mean, Measured, Scores, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.scorers.registry import JUDGES
 
-# Backgrounds for the values 1 to 10, from pale to full, each with a text colour that stands out.
+# Styles of the values 1 to 10, on light and dark terminals alike: low ones are lines under a text
+# of a colour that is legible on both, the others black on backgrounds from dull to full, about
+# halfway between black and white in brightness.
+_LINED = 3
 _SHADES = [
-    Style(color="black", bgcolor=f"rgb({255 - 6 * value},{245 - 17 * value},{235 - 22 * value})")
+    Style(color="rgb(190,105,25)", underline=True)
+    if value <= _LINED
+    else Style(
+        color="black", bgcolor=f"rgb({185 + 7 * value},{190 - 8 * value},{150 - 15 * value})"
+    )
     for value in range(11)
 ]
 
@@ -52,6 +60,14 @@ def excerpt_text(
     return text
 
 
+def light_table(title: str | None = None, **options: Any) -> Table:
+    """A table with a line below its header and no others, which leaves the width to its texts."""
+    return Table(
+        title=title, title_justify="left", title_style="bold italic", header_style="bold",
+        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), **options,
+    )  # fmt: skip
+
+
 def score_text(value: float | None) -> str:
     """A score to two digits, or the word for having none."""
     return "undefined" if value is None else f"{value:.2f}"
@@ -67,7 +83,7 @@ def interval_text(value: float | None, low: float | None, high: float | None) ->
 def means_table(means: Sequence[Mean], of: str) -> Table:
     """Means over all neurons explained by lookup, with their intervals; `of` says what of it."""
     title = f"Means over neurons, by lookup: {of}"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = light_table(title)
     table.add_column("measure", no_wrap=True)
     splits = list(dict.fromkeys(mean.split for mean in means))
     for split in splits:
@@ -106,13 +122,8 @@ def explanations_table(
     names = list(dict.fromkeys(name for own in (beside or {}).values() for name in own))
     resting = {_resting(scores) for row in rows for _, scores in _scored(row)}
     [same] = resting if len(resting) == 1 else [None]
-    table = Table(
-        title=title,
-        title_justify="left",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
+    table = light_table(
+        title,
         caption=same and f"Scores rest on {same} excerpts, top + random.",
         caption_justify="left",
     )
@@ -146,10 +157,7 @@ def explanations_table(
 
 def best_table(rows: Sequence[StoredExplanation], title: str, texts: Mapping[int, str]) -> Table:
     """One line for each explanation: both headline scores, and as much of the text as fits."""
-    table = Table(
-        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD,
-        show_edge=False, padding=(0, 1, 0, 0), expand=True,
-    )  # fmt: skip
+    table = light_table(title, expand=True)
     table.add_column("neuron", no_wrap=True)
     table.add_column("text", justify="right")
     tables = any(row.text_scores is not None for row in rows)
@@ -166,10 +174,7 @@ def best_table(rows: Sequence[StoredExplanation], title: str, texts: Mapping[int
 
 def entries_table(entries: Sequence[ShownEntry], default: float) -> Table:
     """A list's entries, each with the tokens that it rests on and one place where it stands."""
-    table = Table(
-        title="What the text of lookup says", title_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+    table = light_table("What the text of lookup says")
     table.add_column("entry", max_width=30, overflow="fold")
     table.add_column("mean", justify="right")
     table.add_column("count", justify="right")
@@ -221,7 +226,7 @@ def judges_table(run: Run, explanations: Sequence[StoredExplanation]) -> Table |
             rows.setdefault(key, []).append(score.measured)
     if not rows:
         return None
-    table = Table(header_style="bold")
+    table = light_table("What judges say")
     table.add_column("neuron", no_wrap=True)
     table.add_column("explained by", no_wrap=True)
     table.add_column("scorer")

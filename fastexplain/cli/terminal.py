@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
@@ -26,8 +26,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-# In a file or a pipe there is no width to keep to, unless COLUMNS gives one.
-_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+LAID_OUT = sys.stdout.isatty() or "COLUMNS" in os.environ
+"""Whether the output has a width to keep to: a terminal's, or what COLUMNS says for a pipe."""
+
+_WIDTH = None if LAID_OUT else 160
+
+# See no-color.org. Rich would leave out colours alone, and with them what they say.
+_COLOURS: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
 
 # Between two lines where the output is no terminal, so that a log shows life but stays short.
 SECONDS = 10.0
@@ -67,8 +72,8 @@ class _SafeConsole(Console):
             yield segment
 
 
-out = _SafeConsole(highlight=False, emoji=False, width=_WIDTH)
-messages = _SafeConsole(stderr=True, highlight=False, emoji=False)
+out = _SafeConsole(highlight=False, emoji=False, width=_WIDTH, color_system=_COLOURS)
+messages = _SafeConsole(stderr=True, highlight=False, emoji=False, color_system=_COLOURS)
 
 
 def print_line(line: str) -> None:

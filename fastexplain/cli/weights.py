@@ -57,7 +57,9 @@ def weights(
 
 def weights_table(found: NeuronWeights) -> Table:
     """A neuron's weights: tokens with their values, neurons with cosines."""
-    table = Table(title="By its weights", title_justify="left", header_style="bold")
+    from fastexplain.cli.tables import light_table
+
+    table = light_table("By its weights")
     table.add_column("what", max_width=26)
     table.add_column("which", ratio=1)
     spread = f"spread {found.output.spread:.2g}"

@@ -56,11 +56,18 @@ def test_no_mark_is_lost_in_a_narrow_column(capsys, monkeypatch) -> None:
     details = {"share": 0.5, "token": " "}
     text = "' a_name_that_is_long_too' 0.5"
     terminal.out.print(_hits_table([Hit(NeuronId(1, 123), 0.5, details, [evidence], text, 0.5)]))
-    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
-    where, explanation = ("".join(line[n].strip() for line in lines) for n in (5, 7))
-    assert "space[_end]_of_it" in where and "…" not in where + explanation
-    assert lines[0][4].strip() == "␣"  # a token of white space is seen
-    assert explanation.replace(" ", "") == "'␣a_name_that_is_long_too'0.5"
+    lines = capsys.readouterr().out.splitlines()
+    column = lines[0].index("explanation, and where")
+    shown = "".join(line[column:].strip() for line in lines[2:])
+    assert "space[_end]_of_it" in shown and "…" not in shown and "'␣a_name_that_is_long" in shown
+    assert max(map(len, lines)) <= 80
+    assert lines[2][:column].split() == [
+        "1:123",
+        "0.50",
+        "0.50",
+        "␣",
+        "0.50",
+    ]  # white space is seen
 
 
 def test_find_by_kind(cli, explained) -> None:
