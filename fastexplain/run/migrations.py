@@ -235,6 +235,26 @@ MIGRATIONS: dict[str, tuple[str, ...]] = {
             PRIMARY KEY (model, address)
         ) WITHOUT ROWID""",
     ),
+    "9 ratings": (
+        # They outlive what they judge: so all that was shown stands in them.
+        """CREATE TABLE ratings (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again
+            site TEXT NOT NULL,
+            unit INTEGER NOT NULL,
+            rater TEXT NOT NULL,
+            kind TEXT NOT NULL,  -- ranking, grades or skipped
+            judgement TEXT NOT NULL,  -- JSON: an integer for each explanation, as it was shown
+            shown TEXT NOT NULL,  -- JSON: explanations in the order shown, each with its sources
+            excerpts TEXT NOT NULL,  -- JSON: ids by top and random
+            seed INTEGER NOT NULL,
+            created TEXT NOT NULL,
+            replaces INTEGER REFERENCES ratings,  -- the rater's former judgement
+            withdrawn TEXT,  -- when it was replaced or undone; NULL: it counts
+            hash INTEGER
+        )""",
+        """CREATE UNIQUE INDEX ratings_that_count ON ratings (rater, site, unit)
+            WHERE withdrawn IS NULL""",
+    ),
 }
 
 

@@ -10,7 +10,7 @@ import sqlite3
 
 import xxhash
 
-# What is hashed of each table: what does not change once it is stored.
+# What is hashed of each table: what does not change once it is stored, and whether a rating counts.
 HASHED = {
     "explanations": "id, site, unit, method, model, version, text, failure, data, parameters, "
     "created",
@@ -23,6 +23,8 @@ HASHED = {
     "tunings": "model, address, tuning, created",
     "pending": "request, model, purpose, content",
     "steering": "site, unit, steps, created",
+    "ratings": "id, site, unit, rater, kind, judgement, shown, excerpts, seed, created, replaces, "
+    "withdrawn",
 }
 
 
