@@ -19,8 +19,11 @@ MEASURES = ("balanced_accuracy", "accuracy", "f1", "precision", "recall", "speci
 _Z = 1.959963984540054  # standard deviations to either side that hold 95% of a normal distribution
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95% interval of a proportion of which `right` of `count`, at least 1, were seen."""
+def wilson(right: float, count: float) -> tuple[float, float]:
+    """The 95% interval of a proportion of which `right` of `count`, at least 1, were seen.
+
+    Neither needs to be whole: `count` may be what dependent observations are worth.
+    """
     share, z2 = right / count, _Z**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z * sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
