@@ -1,4 +1,4 @@
-"""What this machine has, and which devices fastexplain will use."""
+"""`fastexplain doctor`: what this machine has, and which devices fastexplain will use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ import platform
 import shutil
 from typing import Any
 
+from rich.markup import escape
+
+from fastexplain.cli.common import AsJson
+from fastexplain.cli.terminal import out, print_json
 from fastexplain.version import installed
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Show what this machine has and which devices will be used."""
+    facts = examine()
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        if name != "advice":
+            out.print(f"[bold]{name:>15}[/]  {escape(str(value) if value is not None else 'none')}")
+    for line in facts["advice"]:
+        out.print(f"{'advice':>15}  {line}", markup=False)
 
 
 def examine() -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from fastexplain.cli.ablate import ablate, steer
 from fastexplain.cli.activate import activate
@@ -25,10 +24,13 @@ from fastexplain.cli.common import (
     print_rows,
     size_of,
 )
+from fastexplain.cli.doctor import doctor
 from fastexplain.cli.explain import cost, explain, ingest
 from fastexplain.cli.export import export
 from fastexplain.cli.find import find, search
 from fastexplain.cli.puzzles import puzzles
+from fastexplain.cli.rate import rate
+from fastexplain.cli.ratings import ratings
 from fastexplain.cli.report import report
 from fastexplain.cli.score import score
 from fastexplain.cli.terminal import accept_all_text, out, print_json, print_line, terminations
@@ -308,26 +310,8 @@ def top(
 
 app.command()(find)
 app.command(hidden=True)(search)
-app.command()(activate)
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Show what this machine has and which devices will be used."""
-    from fastexplain.cli.doctor import examine
-
-    facts = examine()
-    if as_json:
-        print_json(facts)
-        return
-    for name, value in facts.items():
-        if name != "advice":
-            out.print(f"[bold]{name:>15}[/]  {escape(str(value) if value is not None else 'none')}")
-    for line in facts["advice"]:
-        out.print(f"{'advice':>15}  {line}", markup=False)
-
-
-app.command()(puzzles)
+for function in (activate, rate, ratings, doctor, puzzles):
+    app.command()(function)
 
 
 @app.command()

@@ -55,13 +55,13 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
         console.print(weights_table(weights))
     largest = max(found.maximum, 0)
     for kind in ("top", "random"):
-        _print_exemplars(console, kind, getattr(record, kind)[:count], largest, record.skip)
+        print_exemplars(console, kind, getattr(record, kind)[:count], largest, record.skip)
     if record.bottom:
         negated = [
             Exemplar(e.excerpt, e.token_ids, e.tokens, -e.activations)
             for e in record.bottom[:count]
         ]
-        _print_exemplars(
+        print_exemplars(
             console, "bottom, by -activation", negated, max(-found.minimum, 0), record.skip
         )
     if simulated:
@@ -125,9 +125,10 @@ def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: flo
     return 10.0
 
 
-def _print_exemplars(
+def print_exemplars(
     console: Console, title: str, exemplars: list[Exemplar], scale: float, skip: int
 ) -> None:
+    """Print exemplars, each after its largest counted activation; `scale` gets the full colour."""
     console.print(f"\n[bold]{title}[/]")
     for exemplar in exemplars:
         strongest = float(exemplar.activations[skip:].max())

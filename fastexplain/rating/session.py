@@ -60,6 +60,7 @@ class RatingSession:
         with run.database():  # of an older version it is brought to this one, once
             pass
         self.neurons = self._in_order(neurons)
+        self._units = {(neuron.site, neuron.index) for neuron in self.neurons}
         if not self.neurons:
             of = f"of {run.path}" if neurons is None else f"of the {len(neurons):,} named"
             raise UsageError(
@@ -69,8 +70,7 @@ class RatingSession:
 
     def left(self) -> int:
         """How many neurons this rater has neither judged nor skipped."""
-        rated = self._rated()
-        return sum((neuron.site, neuron.index) not in rated for neuron in self.neurons)
+        return len(self._units) - len(self._units & self._rated())
 
     def next_task(self) -> Task | None:
         """The first neuron that this rater has neither judged nor skipped; None if all are.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastexplain.errors import RunError
 from fastexplain.rating.agreement import BetweenRaters, agreement_on_grades, agreement_on_order
 from fastexplain.rating.pairs import counting, pairs
 from fastexplain.rating.resampling import Estimate
@@ -14,7 +15,6 @@ from fastexplain.rating.scores import missing, score_agreement
 from fastexplain.rating.strengths import strengths
 from fastexplain.run.directory import Run
 from fastexplain.run.ratings import GRADES, RANKING, SKIPPED, Rating, Ratings
-from fastexplain.run.whole import write_whole
 
 _COLUMNS = (
     "rating", "neuron", "rater", "created", "withdrawn", "replaces", "kind", "place", "value",
@@ -77,15 +77,16 @@ def write_csv(run: Run, path: Path) -> int:
     """
     with run.database(read_only=True) as database:
         ratings = Ratings(database).all()
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
             for rating in ratings:
                 writer.writerows(_csv_rows(rating))
-
-    write_whole(path, write)
+    except (OSError, ValueError) as error:  # ValueError of a name with NUL
+        raise RunError(
+            f"can't write {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return len(ratings)
 
 

@@ -50,15 +50,15 @@ def test_they_are_the_maximum_of_the_likelihood(data) -> None:
 
 
 def test_two_explainers_by_hand() -> None:
-    """7 preferences to 3 and 2 ties, and one tie more: odds of 8.5 to 4.5."""
-    ratings = [ranked(n, "x", (1, 2) if n < 7 else (2, 1)) for n in range(10)]
-    ratings += [ranked(n, "x", (1, 1)) for n in (10, 11)]
+    """14 preferences to 6 and 4 ties, and one tie more: odds of 16.5 to 8.5."""
+    ratings = [ranked(n, "x", (1, 2) if n < 14 else (2, 1)) for n in range(20)]
+    ratings += [ranked(n, "x", (1, 1)) for n in range(20, 24)]
     first, second = strengths(pairs(ratings))
     assert first.explainer == ("model", "a", "1")
-    assert first.strength.value - second.strength.value == pytest.approx(np.log(8.5 / 4.5))
+    assert first.strength.value - second.strength.value == pytest.approx(np.log(16.5 / 8.5))
     assert first.strength.value == pytest.approx(-second.strength.value)
-    assert (first.wins, first.ties, first.losses, first.neurons) == (7, 2, 3, 12)
-    assert first.preferred == pytest.approx(8 / 12)
+    assert (first.wins, first.ties, first.losses, first.neurons) == (14, 4, 6, 24)
+    assert first.preferred == pytest.approx(16 / 24)
     assert first.strength.low < first.strength.value < first.strength.high
 
 
@@ -123,7 +123,7 @@ def test_order_and_whether_grades_or_ranks_were_given_mean_nothing(rankings, ran
 
 
 @pytest.mark.scale
-@pytest.mark.parametrize("neurons, truth", [(12, (0.5, -0.5)), (40, TRUTH), (40, (2.0, 0, -2.0))])
+@pytest.mark.parametrize("neurons, truth", [(20, (0.5, -0.5)), (40, TRUTH), (40, (2.0, 0, -2.0))])
 def test_the_interval_covers_the_truth(neurons, truth) -> None:
     truth = np.array(truth) - np.mean(truth)
     rng = np.random.default_rng(2)
