@@ -45,6 +45,7 @@ KNOWN = {
     "dtype": ["float32", "float16", "bfloat16", "x", ""],
     "column": ["text", "x", ""],
     "revision": ["main", "x", ""],
+    "rater": ["Ada", "Ada", "Bob", "", "\n", "\x1b[2J", "\udc80", "a" * 100],
     "geometry": ["gpt2", "smollm2", "x", ""],
 }  # fmt: skip
 URLS = [
@@ -53,10 +54,10 @@ URLS = [
     "http://127.0.0.1:9/v1", "http://" + "a" * 300 + ".x/",
 ]  # fmt: skip
 # How often an option is given that the command does little without.
-LIKELY = {"explainer": 0.8, "base_url": 0.7, "corpus": 1.0}
+LIKELY = {"explainer": 0.8, "base_url": 0.7, "corpus": 1.0, "rater": 0.9}
 COMMANDS = ("explain", "explain", "explain", "show", "top", "find", "find", "search",
             "activate", "cost", "ingest", "sweep", "bench", "demo", "score", "ablate",
-            "steer")  # fmt: skip
+            "steer", "rate", "ratings")  # fmt: skip
 
 
 class Arguments:

@@ -34,11 +34,16 @@ def workplace(smollm2, tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
+# What a user types: to `rate`, a ranking of however many explanations there are.
+TYPED = "2 1\n2 1 3\n2 1 3 4\n"
+
+
 def run(command: list[str], workplace: Path) -> str:
     """Run a command as its user would, without what belongs to this test run."""
     shown = subprocess.run(
-        command, cwd=workplace, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
-    )
+        command, cwd=workplace, capture_output=True, text=True, input=TYPED,
+        env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     return shown.stdout
 
@@ -62,8 +67,9 @@ def test_fastexplain_commands(workplace) -> None:
             ran.append(shlex.split(command)[1])
     assert set(ran) == {
         "sweep", "explain", "score", "ingest", "top", "find", "activate", "show", "ablate", "steer",
-        "bench", "check", "puzzles", "report", "weights",
+        "bench", "check", "puzzles", "report", "weights", "rate", "ratings",
     }  # fmt: skip
+    assert "Ada" in (workplace / "my-ratings.csv").read_text()
     written = (workplace / "requests.jsonl").read_text().splitlines()
     assert len(written) == 10  # the simulations, now that there is an explanation
 

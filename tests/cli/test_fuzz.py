@@ -25,6 +25,7 @@ FILES = ("manifest.json", "excerpts.safetensors", "layers/00.safetensors", "run.
 LOOKING = (
     ["top"], ["show", "0:1"], ["show", "0:3", "--json"], ["search", "cat"], ["cost"],
     ["find", "--kind", "single-token"], ["find", "--kind", "repetition"], ["activate", "the cat"],
+    ["ratings"], ["rate", "--rater", "Ada"],
     ["explain", "0:1"], ["explain", "0:0-5", "--fresh"],
     ["explain", "0:*", "--where", "lookup_score > 0.1 and kurtosis < 100"],
     ["explain", "0:1", "--explainer", "m", "--dry-run", "--price", "1,1"],
@@ -96,7 +97,7 @@ def test_arguments(forked, folder, server, seed):
     for _ in range(CASES):
         for out in ("out", "a"):
             shutil.rmtree(folder / out, ignore_errors=True)
-        stdin = rng.choice([b"", b"cat sees river\n" * 200])
+        stdin = rng.choice([b"", b"cat sees river\n" * 200, b"2 1\ng 1 2\ns\nb\nu\n\xff\n"])
         found.append(trouble(forked, arguments.draw(), stdin=stdin))
     report(found)
 
