@@ -1,16 +1,23 @@
 """The viewer, served for a test."""
 
+import asyncio
 import contextlib
+import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
+import httpx2 as httpx
 import uvicorn
 
 from fastexplain import Run
 from fastexplain.viewer.application import application
-from fastexplain.viewer.guard import Door
+from fastexplain.viewer.guard import TOKEN_HEADER, Door
 from fastexplain.viewer.serving import listen
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -31,3 +38,29 @@ def serving(run: Run) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def finished(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns; in a thread, since Playwright has an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+def post(run: Run, path: str, body: object, status: int = 200) -> Any:
+    """What the viewer of a run answers to a POST request; bytes are sent as they are."""
+    door = Door.of("127.0.0.1", 80)
+    headers = {
+        "Origin": "http://127.0.0.1",
+        TOKEN_HEADER: door.token,
+        "Content-Type": "application/json",
+    }
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=application(run, door))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as asking:
+            return await asking.post(f"/api/{path}", headers=headers, content=content)
+
+    answer = finished(ask())
+    assert answer.status_code == status, answer.text
+    return answer.json()

@@ -23,13 +23,17 @@ from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import FastexplainError, UsageError
 from fastexplain.run.directory import Run
-from fastexplain.viewer import overview, runs
+from fastexplain.viewer import overview, rating, runs
 from fastexplain.viewer.guard import Door, Guard
 from fastexplain.viewer.viewed import Viewed
 
 STATIC = Path(__file__).parent / "static"
 
-ROOMS: Sequence[Callable[[Viewed], Sequence[BaseRoute]]] = (runs.routes, overview.routes)
+ROOMS: Sequence[Callable[[Viewed], Sequence[BaseRoute]]] = (
+    runs.routes,
+    overview.routes,
+    rating.routes,
+)
 """What answers: each gives its addresses below `/api/` for what is viewed."""
 
 

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Message
+from viewing import finished
 
 from fastexplain import Run
 from fastexplain.viewer import guard
@@ -44,7 +45,7 @@ def ask(app: object, method: str = "GET", path: str = "/", **options: object) ->
         async with client(app) as asking:
             return await asking.request(method, path, **options)  # type: ignore[arg-type]
 
-    return asyncio.run(asked())
+    return finished(asked())
 
 
 def allowed(door: Door) -> dict[str, str]:
@@ -143,7 +144,7 @@ def test_a_body_that_does_not_end_is_given_up(door: Door, monkeypatch: pytest.Mo
         "query_string": b"",
         "client": ("127.0.0.1", 1),
     }
-    asyncio.run(Guard(INNER, door)(scope, receive, send))
+    finished(Guard(INNER, door)(scope, receive, send))
     assert sent[0]["status"] == 408
 
 
@@ -172,7 +173,7 @@ def test_so_many_are_worked_on_at_once(door: Door) -> None:
             assert await asyncio.gather(*working) == [200] * MOST_AT_ONCE
             assert await post() == 200
 
-    asyncio.run(check())
+    finished(check())
 
 
 def basic(password: str) -> dict[str, str]:
@@ -210,7 +211,7 @@ def test_who_gives_wrong_passwords_waits_and_others_do_not() -> None:
         clock.now = 60.0
         assert await status("10.0.0.1", "secret") == 200
 
-    asyncio.run(check())
+    finished(check())
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@
 
 import { announce, element } from "./dom.js";
 import { homePage } from "./home.js";
+import { ratePage } from "./rate.js";
 import { countOf, homeAddress, neuronAt, neuronRanges } from "./source.js";
 
 // Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
-const PAGES = { "": homePage };
+const PAGES = { "": homePage, rate: ratePage };
 
 const KEYS = {
   "/": ["search", () => document.getElementById("search").focus()],
@@ -79,8 +80,10 @@ function showHelp() {
 }
 
 function pressed(event) {
-  const typing = event.target.closest("input, textarea, select, dialog");
+  const typing = event.target.closest("input:not([type=radio]), textarea, select, dialog");
   if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
+  // What has the focus takes Enter itself.
+  if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
   const found = keys[event.key] ?? KEYS[event.key];
   if (!found) return;
   event.preventDefault();

@@ -1,0 +1,214 @@
+// Judging explanations blind: true activations, and texts in an order by chance.
+
+import { announce, element } from "./dom.js";
+import { live, send } from "./source.js";
+import { tokenView } from "./tokens.js";
+
+const WAYS = {
+  ranking: { label: "Rank", hint: "1 for the best; equal ones may share a rank", of: (texts) => texts },
+  grades: { label: "Grade", hint: "5 for the best, 1 for the worst", of: () => 5 },
+};
+
+export async function ratePage(content, { query, signal }) {
+  if (!live()) throw new Error("An exported site takes no ratings; use fastexplain view.");
+  const rater = query.get("rater");
+  if (!rater) {
+    content.replaceChildren(...nameForm());
+    return { title: "Rate" };
+  }
+  const rating = new Rating(content, rater, query.get("by") === "grades" ? "grades" : "ranking");
+  await rating.ask("rate/next", {}, signal);
+  const keys = {
+    Enter: ["store the judgement", () => rating.store()],
+    s: ["skip this neuron", () => rating.skip()],
+    b: ["go back to the one before", () => rating.back()],
+    u: ["undo the last judgement", () => rating.undo()],
+  };
+  for (let digit = 1; digit <= 5; digit += 1) {
+    keys[digit] = ["a value for the next explanation", () => rating.type(digit)];
+  }
+  return { title: "Rate", keys };
+}
+
+function nameForm() {
+  const name = element("input", { id: "rater", required: true, maxlength: 64, autocomplete: "name" });
+  const submit = (event) => {
+    event.preventDefault();
+    location.hash = `#/rate?${new URLSearchParams({ rater: name.value.trim() })}`;
+  };
+  return [
+    element("h1", {}, "Rate explanations"),
+    element(
+      "p",
+      {},
+      "You see what a neuron does on text that no explanation was written from, and several ",
+      "explanations without whose they are. What you say is stored in the run under your name.",
+    ),
+    element(
+      "form",
+      { class: "name", on: { submit } },
+      element("label", { for: "rater" }, "Your name "),
+      name,
+      " ",
+      element("button", {}, "Begin"),
+    ),
+  ];
+}
+
+/** One rater at work. */
+class Rating {
+  constructor(content, rater, way) {
+    Object.assign(this, { content, rater, way, task: null, values: [] });
+  }
+
+  /** Ask the server for something, and show the task that it answers with. */
+  async ask(path, body, signal) {
+    if (this.asking) return;
+    this.asking = true;
+    try {
+      const { task, left, total } = await send(path, { rater: this.rater, ...body }, signal);
+      this.show(task, left, total);
+    } catch (error) {
+      if (!this.task) throw error;
+      this.fail(error.message);
+    } finally {
+      this.asking = false;
+    }
+  }
+
+  store() {
+    const missing = this.values.findIndex((value) => value === null);
+    if (missing >= 0) return this.fail(`Explanation ${missing + 1} has no value yet.`);
+    return this.give({ kind: this.way, values: this.values });
+  }
+
+  skip() {
+    return this.give({ kind: "skipped", values: [] });
+  }
+
+  give(judgement) {
+    if (!this.task) return undefined;
+    const { neuron, key } = this.task;
+    return this.ask("rate", { neuron, key, judgement });
+  }
+
+  undo() {
+    return this.ask("rate/undo", {});
+  }
+
+  /** The judgement before the one that is shown. */
+  async back() {
+    const before = this.task?.rating ?? null;
+    const { task, left, total } = await send("rate/earlier", { rater: this.rater, before });
+    if (task) this.show(task, left, total);
+    else this.fail("There is no earlier judgement.");
+  }
+
+  /** A digit goes to the first explanation without a value, or begins again. */
+  type(digit) {
+    if (!this.task) return;
+    if (digit > WAYS[this.way].of(this.values.length)) return;
+    let place = this.values.indexOf(null);
+    if (place < 0) {
+      this.values.fill(null);
+      place = 0;
+    }
+    this.set(place, digit);
+  }
+
+  set(place, value) {
+    this.values[place] = value;
+    this.fail("");
+    for (const input of this.content.querySelectorAll("input[type=radio]")) {
+      input.checked = this.values[Number(input.dataset.place)] === Number(input.value);
+    }
+  }
+
+  fail(text) {
+    const line = this.content.querySelector(".failure");
+    if (line) line.textContent = text;
+  }
+
+  show(task, left, total) {
+    this.task = task;
+    const done = `${(total - left).toLocaleString("en")} of ${total.toLocaleString("en")} done`;
+    const heading = element("h1", {}, "Rate explanations");
+    const progress = element("p", { class: "quiet" }, task ? `Neuron ${task.neuron} · ` : "", `${this.rater}, ${done}`);
+    if (!task) {
+      const over = element("p", {}, "All neurons with explanations to compare are judged. Thank you.");
+      this.content.replaceChildren(heading, progress, over, this.buttons(false));
+      announce(over.textContent);
+      return;
+    }
+    if (task.judgement && task.judgement.kind !== "skipped") this.way = task.judgement.kind;
+    const given = task.judgement?.kind === this.way ? task.judgement.values : null;
+    this.values = task.explanations.map((_, place) => given?.[place] ?? null);
+    this.content.replaceChildren(
+      heading,
+      progress,
+      element("section", { class: "evidence", "aria-label": "What the neuron does" }, exemplars(task)),
+      this.ways(left, total),
+      element("ol", { class: "texts" }, task.explanations.map((text, place) => this.choice(text, place))),
+      element("p", { class: "failure", role: "alert" }),
+      this.buttons(true),
+    );
+    this.content.focus({ preventScroll: true }); // what had it is gone
+    scrollTo(0, 0);
+    announce(`Neuron ${task.neuron}, ${done}`);
+  }
+
+  /** Whether texts are ranked or graded. */
+  ways(left, total) {
+    const choices = Object.entries(WAYS).map(([name, { label, hint }]) => {
+      const change = () => {
+        this.way = name;
+        this.show({ ...this.task, judgement: null }, left, total);
+      };
+      const input = element("input", { type: "radio", name: "way", value: name, on: { change } });
+      input.checked = name === this.way;
+      return element("label", {}, input, ` ${label} `, element("span", { class: "quiet" }, hint));
+    });
+    return element("fieldset", { class: "ways" }, element("legend", {}, "How"), choices);
+  }
+
+  choice(text, place) {
+    const most = WAYS[this.way].of(this.values.length);
+    const radios = Array.from({ length: most }, (_, value) => {
+      const input = element("input", {
+        type: "radio",
+        name: `text-${place}`,
+        value: value + 1,
+        "data-place": place,
+        on: { change: () => this.set(place, value + 1) },
+      });
+      input.checked = this.values[place] === value + 1;
+      return element("label", {}, input, String(value + 1));
+    });
+    const legend = element("legend", { class: "unseen" }, `Explanation ${place + 1}`);
+    return element("li", {}, element("p", {}, text), element("fieldset", {}, legend, radios));
+  }
+
+  buttons(judging) {
+    const actions = [
+      ...(judging ? [["Store", () => this.store()], ["Skip", () => this.skip()]] : []),
+      ["Back", () => this.back()],
+      ["Undo", () => this.undo()],
+    ];
+    return element(
+      "p",
+      { class: "actions" },
+      actions.map(([label, click]) => element("button", { type: "button", on: { click } }, label)),
+    );
+  }
+}
+
+function exemplars({ exemplars: shown, largest, skip }) {
+  return shown.map(({ kind, tokens, activations }) =>
+    element(
+      "div",
+      { class: "exemplar" },
+      element("span", { class: "quiet" }, kind),
+      tokenView({ tokens, values: activations, skip, lowest: -largest, highest: largest, label: kind }),
+    ),
+  );
+}
