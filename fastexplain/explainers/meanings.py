@@ -3,8 +3,8 @@
 Clusters are found by what stands at an exemplar's peak, the counted token with the highest
 activation, and before it:
 
-1. Exemplars whose peaks are forms of one word, numbers, line breaks, or else the same token, are
-   together.
+1. Exemplars whose peaks are forms of one word, or else the same token, are together; so are those
+   with numbers, those with line breaks, with closing brackets and the like.
 2. Of the clusters, the two whose words before the peak overlap most (Jaccard's index over eight
    tokens, a mean over pairs of exemplars) become one, as long as the overlap is `ALIKE` or more.
 3. A cluster of fewer than `LEAST` goes into the one that it overlaps most with; where none is
@@ -32,6 +32,7 @@ ALIKE = 0.3
 _BEFORE = 8  # tokens
 
 _BLANK = ("newline", "space")
+_ALIKE_KINDS = (*_BLANK, "number", "open", "close", "quote")
 
 # The number of a meaning, behind what ends the one before it.
 _NUMBER = re.compile(r"(?:^|; )(\d+)\. ")
@@ -121,11 +122,12 @@ def clusters(exemplars: Sequence[Exemplar], skip: int, most: int) -> list[list[E
 
 
 def driver_of(token: str) -> str:
-    """What a token is the same as: its stem, that it is a number or white space, or itself."""
+    """What a token is the same as: its stem, its kind (numbers, white space, brackets and quotation
+    marks), else itself."""
     if (stem := stem_of(token)) is not None:
         return stem
     kind = KINDS[kind_of(token)]
-    return _named(kind) if kind in (*_BLANK, "number") else token.strip().lower()
+    return _named(kind) if kind in _ALIKE_KINDS else token.strip().lower()
 
 
 def _named(kind: str) -> str:
