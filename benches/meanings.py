@@ -8,6 +8,7 @@
    simulated as 10 at such a token, else 0. The text of the first meaning alone, and that of both,
    are scored on the test split as any explanation is; so is a control, whose second word is that
    of the next such neuron.
+3. The puzzles, of which each has one meaning, are put into clusters too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fastexplain import NeuronId, open_run
 from fastexplain.explainers.exemplars import ByQuantile, exemplars_of
 from fastexplain.explainers.meanings import Peak, clusters, driver_of, joined
 from fastexplain.pipeline.simulating import simulate
+from fastexplain.puzzles.texts import load
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import select_neurons
@@ -102,6 +104,9 @@ def main() -> None:
     if drawn:
         counts = by_quantiles(run, [neurons[place] for place in drawn])
         print(f"quantiles: neurons by meanings {dict(sorted(counts.items()))}")
+    puzzles = [puzzle.record() for puzzle in load()]
+    counts = Counter(len(clusters(exemplars_of(each), each.skip, MOST)) for each in puzzles)
+    print(f"puzzles by meanings {dict(sorted(counts.items()))}")
     words = [[word(group, run.skip) for group in groups] for _, groups in several]
     scores = np.array(
         [
