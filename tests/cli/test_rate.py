@@ -258,6 +258,17 @@ def test_explainers_that_were_never_compared_are_said_to_be_apart(cli, path, cap
     assert "2 groups that were never compared" in " ".join(shown.split())
 
 
+def test_a_terminal_is_asked_and_ctrl_d_ends_it(cli, path, monkeypatch) -> None:
+    class Typed(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Typed("2 1 3\n"))
+    code, out, err = cli("rate", path, "0:1", "--rater", "Ada")
+    assert code == 0 and "1 rated" in out
+    assert err == "Rank, best first (? helps): b or q: \n"
+
+
 def test_colours_are_for_terminals(path, monkeypatch) -> None:
     """As `show` does: backgrounds in place of numbers."""
     coloured = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=80)
