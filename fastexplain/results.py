@@ -80,6 +80,22 @@ class Scores:
 CORRELATION = "correlation"
 """The scorer of Bills et al. 2023, and its measure: Pearson's correlation."""
 
+SIDES = TOP, BOTTOM = "top", "bottom"
+"""A neuron's sides, of which an explanation is: where it is above 0, or below; see `run.sides`."""
+
+_FROM_BELOW = "_bottom"  # a method's end; the database looks for it too
+
+
+def method_of(method: str, side: str) -> str:
+    """The method under which explanations of a side are stored: `model_bottom` for `model`."""
+    return method if side == TOP else f"{method}{_FROM_BELOW}"
+
+
+def side_of(method: str) -> str:
+    """The side that a stored method explains."""
+    return BOTTOM if method.endswith(_FROM_BELOW) else TOP
+
+
 LIST = "list"
 """The judge of a lookup explanation's text, which is scored as it stands beside its table."""
 
@@ -211,7 +227,8 @@ class ExplanationRow:
 
     Attributes:
         neuron: which one.
-        method: how it was made: "lookup", "model", "human", "imported", "revised" or another.
+        method: how it was made: "lookup", "model", "human", "imported", "revised" or another; of
+            the bottom with the end that `method_of` gives it.
         model: the explainer; a language model's name, a person's, or the method again.
         version: of its prompt, or of the lookup.
         text: the explanation; None if it failed.
@@ -236,6 +253,11 @@ class ExplanationRow:
     scores: Scores | None = None
     parent: int | None = None
     text_scores: Scores | None = None
+
+    @property
+    def side(self) -> str:
+        """Which of the neuron's sides it explains. Scores are of that: "top" in their names too."""
+        return side_of(self.method)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 import json
 import re
 
-from faulty_server import Faulty
+from faulty_server import _TEXT, Faulty
 
 _SAID = re.compile(r"^The neuron reacts to: (.*)$", re.MULTILINE)
 
 
 class Knowing(Faulty):
     """Simulates 10 for every token that is a word of the explanation, and 0 for all others.
+
+    It judges as `Faulty` does.
 
     Attributes:
         writes: answers a chat that asks for an explanation or the like, given its messages' texts
@@ -22,6 +24,8 @@ class Knowing(Faulty):
 
     def _said(self, request, form):
         asked = [message["content"] for message in request["messages"]]
+        if _TEXT.search(asked[-1]):
+            return super()._said(request, form)  # a judge is asked
         if said := _SAID.search(asked[-1]):
             tokens = json.loads(asked[-1].rpartition("\n\n")[2])
             words = re.findall(r"\w+", said[1])

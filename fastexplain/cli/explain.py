@@ -143,6 +143,9 @@ def explain(
         ),
     ] = False,
     subject: SubjectPlace = None,
+    side: Annotated[
+        str, typer.Option(help="top, or bottom: where neurons are below 0 (sweep --bottom).")
+    ] = "top",
     sample: Annotated[
         int | None, typer.Option(metavar="N", help="Explain N of the neurons, drawn at random.")
     ] = None,
@@ -202,12 +205,15 @@ def explain(
     """
     from fastexplain.run.directory import open_run
     from fastexplain.run.selection import select_neurons
+    from fastexplain.run.sides import NOT_BY_LOOKUP
 
     opened = open_run(run)
     chosen = select_neurons(opened, neurons or [], sample=sample, seed=seed, where=where)
     if entries is not None and explainer != "lookup":
         raise UsageError("--entries is for lookup, the explainer that lists entries")
     if explainer == "lookup":
+        if side != "top":
+            raise UsageError(NOT_BY_LOOKUP)
         _reject_model_options(context)
         from fastexplain.cli import jobs
 
@@ -244,15 +250,14 @@ def explain(
         "timeout": timeout,
     }
     settings = Settings(
-        explaining, simulating, simulation, readout, limits,
-        fresh=fresh, max_cost=max_cost, max_requests=max_requests,
+        explaining, simulating, simulation, readout, limits, fresh=fresh, side=side, prompt=prompt,
+        max_cost=max_cost, max_requests=max_requests, max_minutes=max_minutes,
         scorers=[name.strip() for name in scorers.split(",")], candidates=candidates,
-        revise=revise, controls=controls, subject=subject,
-        max_minutes=max_minutes, prompt=prompt, exemplars=exemplars, meanings=meanings,
+        revise=revise, controls=controls, subject=subject, exemplars=exemplars, meanings=meanings,
     )  # fmt: skip
     planned = None
     if by_need:
-        planned = plan(opened, chosen)
+        planned = plan(opened, chosen, side)
         chosen = planned.neurons
     everything = "all" in (neurons or []) and sample is None and where is None
     many = everything or len(chosen) > _MANY

@@ -21,8 +21,9 @@ from fastexplain.cli.weights import weights_table
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.entries import shown_entries, whole_words
 from fastexplain.report.neuron import Simulated, explanations_of
-from fastexplain.results import DOCUMENTS, StoredExplanation
+from fastexplain.results import DOCUMENTS, SIDES, TOP, StoredExplanation
 from fastexplain.run.directory import Run
+from fastexplain.run.sides import of_side
 
 # Columns of what stands before an excerpt: a value, or who simulated.
 _LABEL, _LONGEST_LABEL = 8, 18
@@ -64,8 +65,9 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
         print_exemplars(
             console, "bottom, by -activation", negated, max(-found.minimum, 0), record.skip
         )
-    if simulated:
-        _print_simulations(console, record, simulated, largest, count)
+    for side in SIDES:
+        if own := [each for each in simulated if each[0].side == side]:
+            _print_simulations(console, of_side(record, side), own, side, count)
     console.print(
         "\nColours, or numbers in brackets where there are none, are tenths: of the neuron's "
         "largest activation, and of 10 (or a contrast's largest) where a language model simulates.",
@@ -90,18 +92,24 @@ def _print_simulations(
     console: Console,
     record: NeuronRecord,
     simulated: list[Simulated],
-    largest: float,
+    side: str,
     count: int,
 ) -> None:
-    """Print test excerpts, half of them top ones: the true activations above each simulation."""
+    """Print test excerpts, half of them top ones: the true activations above each simulation.
+
+    Args:
+        record: the neuron as it is seen from the side that is explained.
+    """
+    largest = max(record.statistics.maximum, 0)
+    turned = "" if side == TOP else ", by -activation"
     tested = set().union(*(excerpts for _, excerpts in simulated))
-    tops = [("top", e) for e in record.top if e.excerpt in tested]
+    tops = [(side, e) for e in record.top if e.excerpt in tested]
     seen = {exemplar.excerpt for _, exemplar in tops}
     others = [("random", e) for e in record.random if e.excerpt in tested - seen]
     width = max(_LABEL, *(min(len(explained_by(row)), _LONGEST_LABEL) for row, _ in simulated))
     chosen = tops[: max(-(-count // 2), count - len(others))]
     for kind, exemplar in chosen + others[: count - len(chosen)]:
-        console.print(f"\n[bold]{kind} excerpt of the test split[/]")
+        console.print(f"\n[bold]{kind} excerpt of the test split{turned}[/]")
         _print_line(
             console, "true", exemplar.tokens, exemplar.activations, largest, record.skip, width
         )

@@ -17,7 +17,7 @@ from fastexplain.cli.terminal import visible
 from fastexplain.explainers.lists import mean_text
 from fastexplain.kernels import discretize
 from fastexplain.report.entries import ShownEntry
-from fastexplain.results import LIST, Mean, Measured, Scores, StoredExplanation
+from fastexplain.results import LIST, TOP, Mean, Measured, Scores, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.scorers.registry import JUDGES
 
@@ -222,7 +222,8 @@ def judges_table(run: Run, explanations: Sequence[StoredExplanation]) -> Table |
     for row, score in scored:
         if score.scorer in JUDGES:
             by = score.scorer if score.judge == row.model else f"{score.scorer} by {score.judge}"
-            key = (str(row.neuron), row.model, by, score.version)
+            explainer = row.model if row.side == TOP else f"{row.model}, {row.side}"
+            key = (str(row.neuron), explainer, by, score.version)
             rows.setdefault(key, []).append(score.measured)
     if not rows:
         return None
@@ -261,7 +262,7 @@ def explained_by(row: StoredExplanation) -> str:
     """The explainer; the simulator where that is another; how they did it, if not as usual."""
     if row.method == "lookup":
         return f"{row.model}, text" if row.simulator == LIST else row.model
-    name = row.model
+    name = row.model if row.side == TOP else f"{row.model}, {row.side}"
     if row.method in ("revised", "control"):
         name += ", revised" if row.method == "revised" else ", revised by random texts"
     elif isinstance(row.parameters, dict) and "candidates" in row.parameters:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastexplain.errors import UsageError
 from fastexplain.finding.results import LayerFound
-from fastexplain.results import LIST
+from fastexplain.results import LIST, TOP, side_of
 from fastexplain.run.directory import Run
 from fastexplain.run.table import NeuronTable
 
@@ -36,9 +36,10 @@ class BeyondLookupSearch:
 
 
 def others_of(table: NeuronTable) -> list[str]:
-    """The columns of the headline scores by other methods than lookup, whose text is no other."""
-    own = (_LOOKUP, f"{LIST}{_HEADLINE}")
-    return [name for name in table.columns if name.endswith(_HEADLINE) and name not in own]
+    """The columns of the top's headline scores by other methods than lookup and its text."""
+    own = ("lookup", LIST)
+    methods = [name.removesuffix(_HEADLINE) for name in table.columns if name.endswith(_HEADLINE)]
+    return [f"{each}{_HEADLINE}" for each in methods if each not in own and side_of(each) == TOP]
 
 
 def beyond(lookup: np.ndarray, others: np.ndarray) -> LayerFound:

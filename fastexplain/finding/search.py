@@ -14,7 +14,7 @@ from fastexplain.finding.marked import MarkedSearch
 from fastexplain.finding.results import Evidence, Hit, Search
 from fastexplain.progress import Report, reported
 from fastexplain.records import NeuronId, NeuronRecord
-from fastexplain.results import StoredExplanation
+from fastexplain.results import TOP, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import ALL, select_neurons
 
@@ -103,13 +103,13 @@ def evidence(record: NeuronRecord, search: Search | None = None) -> list[Evidenc
 
 
 def best_explanation(rows: Sequence[StoredExplanation]) -> StoredExplanation | None:
-    """The explanation with the highest headline score; of those without, the first."""
+    """The top's explanation with the highest headline score; of those without, the first."""
 
     def score(row: StoredExplanation) -> float:
         value = headline(row)
         return -np.inf if value is None else value
 
-    return max((row for row in rows if row.text), key=score, default=None)
+    return max((row for row in rows if row.text and row.side == TOP), key=score, default=None)
 
 
 def headline(row: StoredExplanation) -> float | None:

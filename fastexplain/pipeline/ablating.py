@@ -17,7 +17,7 @@ from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import METHOD, lookup_is_stored, simulate_by_lookup, store_lookup
 from fastexplain.progress import Report, reported
 from fastexplain.records import NeuronId, NeuronRecord
-from fastexplain.results import Measured, Steering, StoredExplanation
+from fastexplain.results import TOP, Measured, Steering, StoredExplanation
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import select_neurons
@@ -239,10 +239,10 @@ def _parts(neurons: Sequence[NeuronId]) -> Iterator[list[NeuronId]]:
 
 
 def _explanation(database: Database, neuron: NeuronId, explainer: str) -> StoredExplanation | None:
-    """A neuron's newest explanation by an explainer that has simulations."""
+    """A neuron's newest explanation of its top, by an explainer, that has simulations."""
     for row in database.explanations(neuron):
         by = row.method == METHOD if explainer == METHOD else row.model == explainer
-        if by and row.text is not None and row.simulator is not None:
+        if by and row.side == TOP and row.text is not None and row.simulator is not None:
             return row
     return None
 

@@ -31,9 +31,10 @@ from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
 from fastexplain.pipeline.spending import plan
 from fastexplain.progress import Report, reported
 from fastexplain.records import NeuronId
-from fastexplain.results import CORRELATION, StoredExplanation
+from fastexplain.results import CORRELATION, SIDES, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import select_neurons
+from fastexplain.run.sides import NOT_BY_LOOKUP
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -114,6 +115,7 @@ async def explain_async(
     candidates: int = 1,
     revise: int = 0,
     subject: str | None = None,
+    side: str = SIDES[0],
     entries: int | None = None,
     simulation: str | None = None,
     readout: str | None = None,
@@ -151,6 +153,7 @@ async def explain_async(
         revise: rounds, at the most, in which a language model revises its explanation with the help
             of counter-examples: sentences on which the run's subject is loaded and run.
         subject: where that is now, if not where it was swept from.
+        side: "top", or "bottom": where neurons are below 0; scores are of max(-activation, 0).
         entries: of the lookup's texts, 4, 8, 16 or 32 at most; 8, or as many as those have that are
             stored, if None.
         simulation: how to simulate, one of `simulators.model.MODES`; the best that the simulator
@@ -199,8 +202,7 @@ async def explain_async(
                  "by_need": by_need or None, "requests_per_minute": requests_per_minute,
                  "tokens_per_minute": tokens_per_minute,
                  "candidates": None if candidates == 1 else candidates,
-                 "revise": revise or None, "subject": subject,
-                 "readout": readout, "prompt": prompt,
+                 "revise": revise or None, "subject": subject, "readout": readout, "prompt": prompt,
                  "exemplars": None if exemplars == TOP else exemplars,
                  "meanings": None if meanings == 1 else meanings}  # fmt: skip
         for name, value in given.items():
@@ -209,6 +211,8 @@ async def explain_async(
                     f"`{name}` is for language models; name one, as "
                     "explainer=fastexplain.Model(...)"
                 )
+        if side != SIDES[0]:
+            raise UsageError(NOT_BY_LOOKUP)
         return await _by_lookup(run, chosen, entries, fresh=fresh, progress=progress)
 
     if entries is not None:
@@ -216,8 +220,7 @@ async def explain_async(
     if not isinstance(concurrency, int) or concurrency < 1:
         raise UsageError(f"`concurrency` is {concurrency!r}; give a whole number from 1 on")
     limiting = {"max_cost": max_cost, "max_requests": max_requests, "max_minutes": max_minutes,
-               "timeout": timeout,
-               "requests_per_minute": requests_per_minute,
+               "timeout": timeout, "requests_per_minute": requests_per_minute,
                "tokens_per_minute": tokens_per_minute}  # fmt: skip
     for name, value in limiting.items():
         if value is not None and not isinstance(value, Real):
@@ -236,14 +239,13 @@ async def explain_async(
     if prompt is not None and not isinstance(explainer, Model):
         raise UsageError("`prompt` is for language models that explain")
     settings = Settings(
-        explainer, simulator, simulation, readout, limits,
-        fresh=fresh, max_cost=max_cost, max_requests=max_requests,
-        max_minutes=max_minutes, scorers=scorers, prompt=prompt,
-        candidates=candidates, revise=revise, subject=subject,
-        exemplars=exemplars, meanings=meanings,
+        explainer, simulator, simulation, readout, limits, fresh=fresh, side=side, subject=subject,
+        max_cost=max_cost, max_requests=max_requests, max_minutes=max_minutes, prompt=prompt,
+        scorers=scorers, candidates=candidates, revise=revise, exemplars=exemplars,
+        meanings=meanings,
     )  # fmt: skip
     if by_need:
-        chosen = plan(run, chosen).neurons
+        chosen = plan(run, chosen, side).neurons
     name = explainer.name if isinstance(explainer, Model) else explainer.model
     judge = simulator.name if isinstance(simulator, Model) else simulator.model
     state = explaining.Progress(len(chosen))

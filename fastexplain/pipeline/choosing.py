@@ -24,6 +24,7 @@ from fastexplain.explainers.validation import Predict
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Capabilities
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
+from fastexplain.pipeline.sides import check_settings
 from fastexplain.pipeline.simulating import simulate
 from fastexplain.prompts.wordings import PROMPTS, choose
 from fastexplain.run.database import Database
@@ -60,7 +61,7 @@ class Arm(NamedTuple):
     scorers: Sequence[Scorer]
 
 
-def check_choice(settings: Settings) -> None:
+def check_choice(run: Run, settings: Settings) -> None:
     """Raise UsageError where there is nothing to choose from, or choices exclude each other."""
     for name, least in (("candidates", 1), ("revise", 0), ("meanings", 1)):
         given = getattr(settings, name)
@@ -91,6 +92,7 @@ def check_choice(settings: Settings) -> None:
         )
     if settings.controls and not settings.revise:
         raise UsageError("`controls` are those of a revision; give `revise` too")
+    check_settings(run, settings)
 
 
 def choosing_exemplars(run: Run, settings: Settings) -> Choose:

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from fastexplain.explainers.evidence import RunSource
 from fastexplain.explainers.exemplars import QUANTILES, TOP, choose_top, exemplars_of
 from fastexplain.ledger.budget import Budget, Estimate
 from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost, price_of
@@ -50,11 +49,13 @@ from fastexplain.pipeline.models import (
     simulator_of,
 )
 from fastexplain.pipeline.neurons import explain_neurons, in_turn
+from fastexplain.pipeline.sides import explainer_for, source_of
 from fastexplain.prompts.revision import TYPICAL
 from fastexplain.prompts.simulator import FILLERS
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
+from fastexplain.run.sides import of_side
 from fastexplain.scorers import registry
 from fastexplain.simulators.model import Simulator as ModelSimulator
 
@@ -153,7 +154,7 @@ async def rehearse(
     total = Estimate()
     if files:
         settings = offline(settings)
-    check_choice(settings)
+    check_choice(run, settings)
     # Raises UsageError for what is no limit.
     Budget(settings.max_cost, settings.max_requests, max_minutes=settings.max_minutes)
     with (
@@ -194,18 +195,18 @@ async def rehearse(
         asked = ask("explanation")
         assert asked.capabilities is not None
         explaining = explainer_of(
-            asked, asked.capabilities, settings, RunSource(run),
+            asked, asked.capabilities, settings, source_of(run, settings.side),
             choose_top if settings.exemplars == TOP else _as_many,
         )  # fmt: skip
         ways = arms(
-            best_of(explaining, validator, settings),
+            explainer_for(best_of(explaining, validator, settings), settings.side),
             ask, validator, settings, scorers, lambda: _at_rest,
             said_by(scratch), patient=True,
         )  # fmt: skip
         for arm in ways:
             for own in in_turn(arm.scorers):
                 async for _ in explain_neurons(
-                    (run.neuron(neuron) for neuron in chosen),
+                    (of_side(run.neuron(each), settings.side) for each in chosen),
                     scratch,
                     explainer=arm.explainer,
                     simulator=simulating,

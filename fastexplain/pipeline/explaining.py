@@ -26,6 +26,7 @@ from fastexplain.pipeline.neurons import explain_neurons, in_turn
 from fastexplain.progress import Report
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
+from fastexplain.run.sides import of_side
 from fastexplain.simulators.tuning import Tuning
 
 # Where there are several ways to explain, so many neurons go through all before the next ones do.
@@ -143,7 +144,7 @@ async def explain_by_model(
                     missed = len(wanted)
                     there = []
                     async for result in explain_neurons(
-                        map(run.neuron, going),
+                        (of_side(run.neuron(each), settings.side) for each in going),
                         database,
                         explainer=arm.explainer,
                         simulator=ready.simulator,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fastexplain.errors import UnusableError, UsageError
-from fastexplain.explainers.evidence import RunSource, Source
+from fastexplain.explainers.evidence import Source
 from fastexplain.explainers.exemplars import TOP
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import Price, price_of
@@ -29,9 +29,10 @@ from fastexplain.pipeline.choosing import (
     most_requests,
 )
 from fastexplain.pipeline.protocols import Explainer, OtherText, Scorer, Simulator
+from fastexplain.pipeline.sides import explainer_for, source_of
 from fastexplain.prompts.simulator import trial
 from fastexplain.prompts.wordings import DEFAULT
-from fastexplain.results import CORRELATION
+from fastexplain.results import CORRELATION, SIDES
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import HELD_OUT
 from fastexplain.scorers import registry
@@ -122,6 +123,7 @@ class Settings:
         controls: explain by the revision's controls too.
         subject: where the run's subject is now, if not where it was swept from; for revisions and
             exemplars by quantiles.
+        side: which of the neurons' sides is explained; see `run.sides`.
         mode: a way to simulate, one of `simulators.model.MODES`; the best that there is if None.
         readout: one of `simulators.model.READOUTS`; if None, all is as the simulator was tuned for
             this run (`puzzles.tuning`), or where it was not, "expected".
@@ -156,6 +158,7 @@ class Settings:
     revise: int = 0
     controls: bool = False
     subject: str | None = None
+    side: str = SIDES[0]
 
     @property
     def chooses(self) -> bool:
@@ -257,7 +260,8 @@ async def put_behind_store(
             model that it asks; there is no such prompt, or nothing that it could show; or there is
             nothing to choose candidates from.
     """
-    check_choice(settings)
+    check_choice(run, settings)
+    source = source or source_of(run, settings.side)
     budget = budget or Budget(
         settings.max_cost, settings.max_requests, interrupted, settings.max_minutes
     )
@@ -315,8 +319,9 @@ async def put_behind_store(
     if isinstance(explainer, Model):
         await asked.probe_for(functools.partial(_check_chats, asked, "explain"))
         assert asked.capabilities is not None
-        source, shown = source or RunSource(run), choosing_exemplars(run, settings)
-        written = explainer_of(asked, asked.capabilities, settings, source, shown)
+        written = explainer_of(
+            asked, asked.capabilities, settings, source, choosing_exemplars(run, settings)
+        )
         explainer = best_of(written, validator, settings)
     others = sum(getattr(scorer, "most_requests", 0) for scorer in scorers)
     texts = 1 + sum(isinstance(scorer, OtherText) for scorer in scorers)
@@ -333,8 +338,9 @@ async def put_behind_store(
         return behind(explaining, settings.explainer, purpose)
 
     return Ready(
-        explainer, simulator, scorers, prices, concurrency, requests, validator, ask, tuned
-    )
+        explainer_for(explainer, settings.side), simulator, scorers, prices, concurrency, requests,
+        validator, ask, tuned,
+    )  # fmt: skip
 
 
 def recorded_tuning(

@@ -24,13 +24,15 @@ from fastexplain.explainers.lookup import (
 )
 from fastexplain.kernels.summary import widen
 from fastexplain.pipeline.protocols import OtherText, Scorer
+from fastexplain.pipeline.sides import ONE_SIDED
 from fastexplain.progress import Report, reported
 from fastexplain.records import NeuronId, NeuronRecord
-from fastexplain.results import CORRELATION, DOCUMENTS, LIST, Mean, Measured
+from fastexplain.results import CORRELATION, DOCUMENTS, LIST, TOP, Mean, Measured, side_of
 from fastexplain.run.agreement import CALIBRATED, Means
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.selection import select_neurons
+from fastexplain.run.sides import of_side
 from fastexplain.scorers import registry
 from fastexplain.scorers.correlation import Correlation
 from fastexplain.scorers.simulation import NAME as SIMULATION
@@ -163,11 +165,13 @@ def score(
                 _score_one(database, record, key, "", METHOD, VERSION, values, others)
             scored += len(lookups)
             simulated = database.simulations_of(str(layer)) if made else []
-            for index, key, text, judge, version in simulated:
-                if index in indices:
-                    record = run.neuron(NeuronId(layer, index))
+            for index, key, method, text, judge, version in simulated:
+                side = side_of(method)
+                able = [each for each in made if side == TOP or each.name not in ONE_SIDED]
+                if index in indices and able:
+                    record = of_side(run.neuron(NeuronId(layer, index)), side)
                     values = database.simulated(key, judge, version)
-                    _score_one(database, record, key, text, judge, version, values, made)
+                    _score_one(database, record, key, text, judge, version, values, able)
                     scored += 1
             report(done)
         everything = len(chosen) == sum(site.units for site in run.sites.values())

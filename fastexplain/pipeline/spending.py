@@ -21,6 +21,7 @@ import numpy as np
 
 from fastexplain.errors import UsageError
 from fastexplain.records import NeuronId
+from fastexplain.results import TOP
 from fastexplain.run.directory import Run
 from fastexplain.run.table import NeuronTable
 
@@ -118,12 +119,15 @@ class Plan:
         return Spending(part(slice(end)), part(slice(end, None)), self.without, self.learned)
 
 
-def plan(run: Run, neurons: Sequence[NeuronId]) -> Plan:
+def plan(run: Run, neurons: Sequence[NeuronId], side: str = TOP) -> Plan:
     """Put neurons in the order of what explaining them is expected to gain.
 
     Raises:
-        UsageError: the run's neurons are not explained by lookup, or nothing is expected from any.
+        UsageError: the run's neurons are not explained by lookup, nothing is expected from any, or
+            another side than the top is to be explained.
     """
+    if side != TOP:
+        raise UsageError("`by_need` goes by lookup's scores, which are of the top; leave it out")
     table = run.table()
     lookup, model = table["lookup_top_and_random"], table["model_top_and_random"]
     if np.isnan(lookup).all():

@@ -16,6 +16,7 @@ import xxhash
 from fastexplain.errors import UsageError
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord
 from fastexplain.report.entries import whole_words
+from fastexplain.results import TOP
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.ratings import Judgement, Rating, ShownText, Source
@@ -102,14 +103,14 @@ class Task:
 def new_task(
     run: Run, database: Database, rater: str, neuron: NeuronId, seed: int, most: int
 ) -> Task:
-    """A neuron's explanations for a rater; of more than `most`, the same ones for all raters.
+    """A neuron's explanations of its top for a rater; of more than `most` the same for all raters.
 
     Raises:
         UsageError: there is no such neuron, or it has fewer than two different explanations.
         RunError: a file is missing or damaged.
     """
     record = run.neuron(neuron)
-    rows = {row.id: row for row in database.explanations(neuron) if row.text}
+    rows = {row.id: row for row in database.explanations(neuron) if row.text and row.side == TOP}
     words = whole_words(run, rows.values())
     sources: dict[str, list[Source]] = {}
     for row in sorted(rows.values(), key=lambda row: row.id):

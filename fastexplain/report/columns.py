@@ -15,9 +15,10 @@ import numpy as np
 from fastexplain.results import CORRELATION, LIST
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
+from fastexplain.run.reading import OF_TOP
 
 KINDS = ("lookup", "list", "rule", "other")
-"""Whose scores there are: the whole table's, its text's, rules', all other explanations'."""
+"""Whose scores there are: the whole table's, its text's, rules', all others' of the top."""
 
 SPLITS = ("top_and_random", "random_only")
 
@@ -29,7 +30,7 @@ _ROWS = f"""SELECT CASE WHEN e.method = 'lookup' THEN s.judge = '{LIST}'
             AND split = '{SPLITS[1]}' AND measure = s.measure)
     FROM explanations e JOIN scores s ON s.explanation = e.id AND s.scorer = '{CORRELATION}'
         AND s.measure = '{CORRELATION}' AND s.split = '{SPLITS[0]}'
-    WHERE e.site = ? AND e.text IS NOT NULL"""
+    WHERE e.site = ? AND e.text IS NOT NULL AND {OF_TOP}"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastexplain.results import DOCUMENTS, LIST
+from fastexplain.results import BOTTOM, DOCUMENTS, LIST, side_of
 
 SPLITS = ("top_and_random", "random_only", "top_only")
 """Splits in the order in which they are shown; others follow."""
@@ -48,6 +48,8 @@ def name_of(row: dict[str, Any]) -> str:
     if (row["method"], row["scorer"]) == ("lookup", DOCUMENTS):
         return "lookup, whole documents left out"
     name = shown(row["model"]) + _REVISED.get(row["method"], "")
+    if side_of(row["method"]) == BOTTOM:
+        name += ", bottom"
     if row["judge"] != row["model"]:
         name += f", by {shown(row['judge'])}"
     return name

@@ -14,6 +14,7 @@ from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.judged import judged_of
 from fastexplain.results import LIST, Steering, StoredExplanation
 from fastexplain.run.directory import Run
+from fastexplain.run.sides import of_side
 from fastexplain.run.weights import NEIGHBOURS, NeuronWeights, Side
 
 Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]
@@ -60,8 +61,9 @@ def _judged_data(
     """What judges said of each excerpt."""
     data: list[dict[str, object]] = []
     with run.database(read_only=True) as database:
-        for id_, text in dict.fromkeys((row.id, row.text) for row in rows if row.text):
-            found = judged_of(run, database, record, text or "", database.scores(id_))
+        for id_, text, side in dict.fromkeys((r.id, r.text, r.side) for r in rows if r.text):
+            seen = of_side(record, side)
+            found = judged_of(run, database, seen, text or "", database.scores(id_))
             for (scorer, judge, version), answers in found.items():
                 asked = {"explanation": id_, "scorer": scorer, "judge": judge, "version": version}
                 data += [asked | each._asdict() | {"correct": each.correct} for each in answers]
@@ -120,6 +122,7 @@ def explanation_data(row: StoredExplanation) -> dict[str, object]:
     return {
         "neuron": str(row.neuron),
         "method": row.method,
+        "side": row.side,
         "explainer": row.model,
         "simulator": row.simulator,
         "simulation": row.simulation,

@@ -29,6 +29,7 @@ from fastexplain.run.rows import whole
 # but not with their model. And it is by neither rules nor lookup, which ask no model.
 _BY_RULES = "(e.method = 'rule' AND e.model = 'rule')"
 _ASKED = f"NOT (e.method = 'lookup' OR {_BY_RULES})"
+OF_TOP = "e.method NOT GLOB '*_bottom'"  # as `results.method_of` has it
 
 _SPLITS = ("random_only", "top_and_random", "top_only")
 
@@ -242,7 +243,7 @@ class Reading(Connections):
         """The correlations of a layer's MLP neurons, oldest first, so that the last one counts.
 
         Args:
-            lookup: of explanations by lookup; else of those by other methods than this and rules.
+            lookup: of explanations by lookup; else of the top's by others than this and rules.
             text: of lookup those of the text, not of the table.
 
         Returns:
@@ -252,7 +253,7 @@ class Reading(Connections):
         return self.query(
             f"""SELECT e.unit, s.value, {_OTHER.format("value", "random_only")}
             FROM explanations e LEFT JOIN {_TEXTS if text else _HEADLINES}
-            WHERE e.site = ? AND {"e.method = 'lookup'" if lookup else _ASKED}
+            WHERE e.site = ? AND {"e.method = 'lookup'" if lookup else f"{_ASKED} AND {OF_TOP}"}
                 AND e.text IS NOT NULL
             ORDER BY e.id, s.created, s.judge, s.version""",
             (str(layer),),
@@ -291,7 +292,7 @@ class Reading(Connections):
         return [row[:-1] for row in rows]
 
     def other_explanation(self, neuron: NeuronId) -> str | None:
-        """Another unit's explanation, not by lookup or this package's rules; None if there is none.
+        """Another unit's explanation of its top, not by lookup or this package's rules; or None.
 
         It is that of the next unit of the same site, of the last one the first, else of the first
         of another site. Units are in no order that means anything, so it is as good as any.
@@ -304,7 +305,8 @@ class Reading(Connections):
             rows = self.stored(
                 "explanations",
                 "text",
-                f"{condition} AND {_ASKED.replace('e.', '')} AND text IS NOT NULL "
+                f"{condition} AND {f'{_ASKED} AND {OF_TOP}'.replace('e.', '')} "
+                "AND text IS NOT NULL "
                 "ORDER BY layer, site, unit, id DESC LIMIT 1",
                 values,
             )
@@ -334,16 +336,16 @@ class Reading(Connections):
             (site, method),
         )
 
-    def simulations_of(self, site: str) -> list[tuple[int, int, str, str, str]]:
+    def simulations_of(self, site: str) -> list[tuple[int, int, str, str, str, str]]:
         """By which simulators the explanations of a site were simulated, in order of index.
 
         Returns:
-            Index, explanation's id and text, simulator and version.
+            Index, explanation's id, method and text, simulator and version.
         """
         return self.query(
-            """SELECT DISTINCT e.unit, e.id, e.text, s.simulator, s.version
+            """SELECT DISTINCT e.unit, e.id, e.method, e.text, s.simulator, s.version
             FROM explanations e JOIN simulations s ON s.explanation = e.id
-            WHERE e.site = ? AND s.activations IS NOT NULL ORDER BY 1, 2, 4, 5""",
+            WHERE e.site = ? AND s.activations IS NOT NULL ORDER BY 1, 2, 5, 6""",
             (site,),
         )
 

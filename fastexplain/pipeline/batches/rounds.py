@@ -37,6 +37,7 @@ from fastexplain.pipeline.neurons import explain_neurons
 from fastexplain.pipeline.protocols import OtherText
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
+from fastexplain.run.sides import of_side
 
 
 async def explain_in_batches(
@@ -103,7 +104,7 @@ async def explain_in_batches(
             for client in clients.values():  # what an earlier command submitted
                 await client.finish()
             while waiting and stopped is None:
-                records = (run.neuron(neuron) for neuron in waiting)
+                records = (of_side(run.neuron(each), settings.side) for each in waiting)
                 waiting = []
                 try:
                     async for result in explain_neurons(
