@@ -57,8 +57,8 @@ def make(names: Sequence[object], run: Run, connect: Connect) -> list[Any]:
             made.append(make_one(run, connect))
         elif name == DOCUMENTS:
             raise UsageError(
-                f"the scorer '{name}' is for lookup, by its tables; run: fastexplain score "
-                f"{run.path} --scorers {name}"
+                f"the scorer '{name}' is for lookup, by its tables; "
+                f"run: fastexplain score --scorers {name} {run.path}"
             )
         else:
             known = ", ".join([*_MODULES, DOCUMENTS])
