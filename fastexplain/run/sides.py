@@ -13,7 +13,7 @@ import numpy as np
 
 from fastexplain.errors import UsageError
 from fastexplain.records import Exemplar, NeuronRecord
-from fastexplain.results import BOTTOM, SIDES, TOP
+from fastexplain.results import SIDES, TOP
 from fastexplain.run.directory import Run
 
 NOT_BY_LOOKUP = (
@@ -27,8 +27,9 @@ def check_side(run: Run, side: str) -> None:
     """Raise UsageError where there is no such side, or the run has no exemplars of it."""
     if side not in SIDES:
         raise UsageError(f"there is no `side` '{side}'; choose from {', '.join(SIDES)}")
-    lacking = [site for site in run.sites if not run.array(site, f"{side}.ids", 0).size]
-    if side == BOTTOM and lacking:
+    if side == TOP:
+        return
+    if not all(run.array(site, f"{side}.ids", 0).size for site in run.sites):
         raise UsageError(
             f"{run.path} has no bottom exemplars, which that side is explained from; sweep again "
             "with `bottom`"
