@@ -26,8 +26,9 @@ import numpy as np
 
 import fastexplain.kernels as kernels
 from fastexplain import Corpus, NeuronId, Run, open_run
-from fastexplain.explainers.lists import ShownLists, choose_lists, second_rows, shortened
+from fastexplain.explainers.lists import ShownLists, second_rows, shortened
 from fastexplain.explainers.lookup import layer_tables, split_excerpts
+from fastexplain.kernels.cpu.lists import choose
 from fastexplain.kernels.scalars import pair_estimate, token_estimate
 from fastexplain.kernels.summary import HeldOut, LookupTables
 from fastexplain.run.splits import RANDOM_EXCERPTS
@@ -95,7 +96,7 @@ def on_own_text(run: Run, layers: list[int], count: int) -> None:
         by_table = kernels.lookup(tables, excerpts)
         seconds["table"] += time.process_time() - started
         started = time.process_time()
-        chosen = shortened(choose_lists(tables, excerpts, second, count), count)
+        chosen = shortened(choose(tables, excerpts, second, count=count), count)
         by_list = chosen.predict(excerpts, tables)
         seconds["list"] += time.process_time() - started
         before = strongest(tables, excerpts, second, count).predict(excerpts, tables)
@@ -142,7 +143,7 @@ def on_other_text(
         nothing = held._replace(ids=np.full_like(ids, -1))
         lists = {
             "strongest": strongest(tables, nothing, second, count),
-            "chosen": shortened(choose_lists(tables, held, second, count), count),
+            "chosen": shortened(choose(tables, held, second, count=count), count),
         }
         ids = np.repeat(np.arange(len(fresh), dtype=np.int32)[None], width, axis=0)
         tested = HeldOut(ids, true, *rows, run.skip)

@@ -29,7 +29,7 @@ def rules(path: str, layers: list[int]) -> None:
     """Print seconds and mean scores of each layer; the first one also loads compiled code."""
     run = open_run(path)
     begun = time.process_time()
-    features = Features(run)
+    features = Features(run, run.tables.rows(run.excerpts))
     print(f"{len(features.phrases):,} features: {time.process_time() - begun:.2f} s of CPU")
     for layer in layers or run.layers:
         begun = time.process_time()

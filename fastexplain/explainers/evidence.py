@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastexplain.explainers.lists import choose_lists, entry_maker, second_rows, shortened
+from fastexplain.explainers.lists import entry_maker, second_rows, shortened
 from fastexplain.explainers.lookup import layer_tables, split_excerpts
 from fastexplain.explainers.meanings import Peak, driver_of
+from fastexplain.kernels.cpu.lists import choose
 from fastexplain.kernels.summary import HeldOut
 from fastexplain.prompts.evidence import Entry, Evidence
 from fastexplain.prompts.explainer import Text, discretised
@@ -95,7 +96,7 @@ class RunSource:
         first = np.unique(ids[0], return_index=True)[1]
         places[0, first] = np.where(ids[0, first] >= 0, first, -1)
         excerpts = HeldOut(places, activations, *rows, run.skip)
-        chosen = choose_lists(layer_tables(run, layer, one), excerpts, self._second, ENTRIES)
+        chosen = choose(layer_tables(run, layer, one), excerpts, self._second, count=ENTRIES)
         [found] = self._entries_of(shortened(chosen, ENTRIES))
         return _telling(found)
 

@@ -45,6 +45,10 @@ _ORDINALS = ("", "first", "second", "third", "fourth", "fifth", "sixth", "sevent
 class Features:
     """A run's features, and where they are.
 
+    Args:
+        run: whose.
+        rows: `run.tables.rows(run.excerpts)`.
+
     Attributes:
         phrases: one for each feature.
         wide: how many come before the single tokens.
@@ -58,7 +62,7 @@ class Features:
         shared: int32 `[wide, features]`, those that two features share.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         tables, skip = run.tables, run.skip
         kinds = TokenKinds(run.vocabulary)
         excerpts = run.excerpts
@@ -88,7 +92,7 @@ class Features:
         self.starts = np.cumsum([0, *map(len, lists)]).astype(np.int32)
         self.members = np.array([f for own in lists for f in own], np.int32)
 
-        token_rows, pair_rows, _ = tables.rows(excerpts)
+        token_rows, pair_rows, _ = rows
         self.keys = np.full((*excerpts.shape, 3 + len(ASPECTS)), -1, np.int32)
         self.keys[..., 0] = excerpts
         self.keys[:, 1:, 1] = before + excerpts[:, :-1]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastexplain.errors import UsageError
-from fastexplain.kernels.cpu.lists import Lists, choose, means_of, read
+from fastexplain.kernels.cpu.lists import Lists, means_of, read
 from fastexplain.kernels.summary import HeldOut, LookupTables
 from fastexplain.run.directory import Run
 from fastexplain.run.tables import Tables
@@ -60,15 +60,8 @@ def second_rows(known: Tables) -> np.ndarray:
     return known.rows(known.pairs[:, 1:])[0][:, 0]
 
 
-def choose_lists(
-    tables: LookupTables, held_out: HeldOut, second: np.ndarray, entries: int
-) -> Lists:
-    """A layer's lists, not rounded yet; `shortened` gives the first entries as they are shown."""
-    return choose(tables, held_out, second, count=entries)
-
-
 def shortened(lists: Lists, entries: int) -> ShownLists:
-    """The first entries of lists, as texts show them."""
+    """The first entries of lists from `kernels.cpu.lists.choose`, as texts show them."""
     means, default = means_of(lists, entries)
     return ShownLists(
         lists.rows[:, :entries], rounded(means), rounded(default), lists.counts[:, :entries]

@@ -25,12 +25,12 @@ from fastexplain.errors import RunError
 from fastexplain.explainers.lists import (
     ENTRIES,
     check_entries,
-    choose_lists,
     entry_maker,
     second_rows,
     shortened,
     text_of,
 )
+from fastexplain.kernels.cpu.lists import choose
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
 from fastexplain.records import NeuronId, NeuronRecord
 from fastexplain.results import CORRELATION, LIST, ExplanationRow, Scores
@@ -79,7 +79,7 @@ def _layers(run: Run, entries: int) -> Iterator[_Layer]:
         tables = layer_tables(run, layer)
         ids, activations, top = split_excerpts(run, layer)
         excerpts = HeldOut(ids, activations, *rows, run.skip)
-        lists = shortened(choose_lists(tables, excerpts, second, entries), entries)
+        lists = shortened(choose(tables, excerpts, second, count=entries), entries)
         true = activations[:, :, run.skip :]
         by_table, by_text = (
             agreement(true, simulated[:, :, run.skip :], top)
@@ -158,7 +158,7 @@ def predict_texts(
     tables = layer_tables(run, layer)
     tested, acts, top = split_excerpts(run, layer)
     excerpts = HeldOut(tested, acts, *rows, run.skip)
-    lists = shortened(choose_lists(tables, excerpts, second_rows(run.tables), entries), entries)
+    lists = shortened(choose(tables, excerpts, second_rows(run.tables), count=entries), entries)
     others, other_acts, other_top = split_excerpts(run, layer, split="calibration")
     leave_out_tested(others, tested)
     return [

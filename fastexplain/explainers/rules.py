@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastexplain.explainers.features import Features
-from fastexplain.explainers.lists import ENTRIES, choose_lists, second_rows, shortened
+from fastexplain.explainers.lists import ENTRIES, second_rows, shortened
 from fastexplain.explainers.lookup import layer_tables, leave_out_tested, split_excerpts
 from fastexplain.kernels import excerpt_sums, measures
+from fastexplain.kernels.cpu.lists import choose
 from fastexplain.kernels.cpu.rules import feature_sums, grow, predict
 from fastexplain.kernels.measuring import MEASURES
 from fastexplain.kernels.summary import HeldOut, LookupTables
@@ -123,7 +124,8 @@ def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], n
     """By layer the explanations, what their scores are from, and which excerpts are top ones."""
     if run.layers:
         layer_tables(run, run.layers[0], slice(0, 1))  # raises before features are made of none
-    features, rows, second = Features(run), run.tables.rows(run.excerpts), second_rows(run.tables)
+    rows, second = run.tables.rows(run.excerpts), second_rows(run.tables)
+    features = Features(run, rows)
     for layer in run.layers:
         tables, held = layer_tables(run, layer), held_excerpts(run, layer)
         rules = grow_rules(run, layer, tables, held, features)
@@ -132,7 +134,7 @@ def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], n
         found = agreement(true[:, :tests], simulated[:, :tests], held.top[:, :tests])
 
         excerpts = HeldOut(held.ids, held.activations, *rows, run.skip)
-        lists = shortened(choose_lists(tables, excerpts, second, ENTRIES), ENTRIES)
+        lists = shortened(choose(tables, excerpts, second, count=ENTRIES), ENTRIES)
         listed = lists.predict(excerpts, tables)[:, tests:, run.skip :]
         by_rule, by_list = (
             measures(excerpt_sums(true[:, tests:], own))[:, MEASURES.index(CORRELATION)]

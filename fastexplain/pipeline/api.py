@@ -177,7 +177,7 @@ async def explain_async(
         timeout: seconds that a request may take.
         fresh: ask again for what is stored.
         progress: True shows a bar. A function is called with the number of neurons done, after
-            each; by lookup, of layers, once for lookup itself and once for rules.
+            each; by lookup, of layers, once for lookup and once for rules.
 
     Raises:
         UsageError: an argument makes no sense, or a price is not known and `max_cost` was given.

@@ -86,10 +86,7 @@ async def tune(
     Args:
         run: whose `explain` goes by it.
         settings: the simulator, its limits, and `mode` if only that is to be tried.
-        out: a directory; answers are stored there, and found again by the next call.
-        progress: is kept up to date; its total is set.
-        report: called with the number of descriptions done, after each.
-        on_failure: called for each failure.
+        out, progress, report, on_failure: as for `solving.solve`.
 
     Raises:
         UsageError: the simulator is no language model, or answers are to be asked for again.

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 import fastexplain.kernels as kernels
-from fastexplain.explainers.lists import choose_lists, second_rows, shortened
+from fastexplain.explainers.lists import second_rows, shortened
 from fastexplain.explainers.lookup import layer_tables, split_excerpts
+from fastexplain.kernels.cpu.lists import choose
 from fastexplain.kernels.summary import HeldOut, LookupTables
 from fastexplain.progress import Report
 from fastexplain.run.directory import Run
@@ -80,7 +81,7 @@ def length_scores(
         top: bool `[F, E]`, whether an excerpt is a top one.
         second: as for `kernels.cpu.lists.choose`.
     """
-    lists = choose_lists(tables, excerpts, second, LENGTHS[-1])
+    lists = choose(tables, excerpts, second, count=LENGTHS[-1])
     there = excerpts.ids >= 0
     paired = top | (np.cumsum(there & ~top, axis=1) <= RANDOM_EXCERPTS)
     true = np.maximum(excerpts.activations, 0)

@@ -35,7 +35,7 @@ from fastexplain.run.pieces import hash_of
 from fastexplain.run.statistics import SUMMED, moments_of
 from fastexplain.run.table import NeuronTable, neuron_table
 from fastexplain.run.tables import Tables
-from fastexplain.run.weights import NeuronWeights, stored_weights
+from fastexplain.run.weights import NeuronWeights, StoredWeights, stored_weights, written_weights
 from fastexplain.text.vocabulary import texts
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class Run:
         self.skip: int = self.manifest["settings"]["skip"]
         self.layers = [site.layer for site in self.sites.values() if site.kind == "mlp"]
         self._files: dict[str, ArrayFile] = {}
+        # What was stored, and that opened; it may be stored anew while a run is open.
+        self._weights: tuple[object, StoredWeights | None] = (None, None)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.manifest['subject']['name']}, layers {self.layers})"
@@ -163,9 +165,12 @@ class Run:
             RunError: a file is missing or damaged.
         """
         neuron = self.check(NeuronId.parse(name) if isinstance(name, str) else name)
-        if neuron.place or (stored := stored_weights(self)) is None:
+        if neuron.place:
             return None
-        return stored.neuron(neuron)
+        if (written := written_weights(self)) != self._weights[0]:
+            self._weights = (written, stored_weights(self))
+        stored = self._weights[1]
+        return None if stored is None else stored.neuron(neuron)
 
     def token_text(self, token: int) -> str:
         """One token as text, as in `token_texts`."""

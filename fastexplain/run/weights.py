@@ -182,6 +182,15 @@ def stored_weights(run: Run) -> StoredWeights | None:
     return StoredWeights(run) if (run.path / DIRECTORY / _MANIFEST).exists() else None
 
 
+def written_weights(run: Run) -> tuple[int, int] | None:
+    """What tells a run's weights from others stored in their place; None where there are none."""
+    try:
+        found = (run.path / DIRECTORY / _MANIFEST).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def store_weights(
     run: Run, parts: list[str], layers: Iterable[tuple[int, dict[str, np.ndarray]]]
 ) -> None:

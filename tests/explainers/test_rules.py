@@ -187,7 +187,8 @@ def test_a_run_without_tables_has_no_rules(tmp_path) -> None:
 def test_tokens_that_the_tokenizer_lacks_are_not_taken_for_others(tmp_path) -> None:
     run = write_run(tmp_path / "run", kinds=None, named=len(WORDS) - 3)
     assert len(run.vocabulary) == len(WORDS) - 3 and run.excerpts.max() == len(WORDS) - 1
-    features, tables = Features(run), run.tables
+    tables = run.tables
+    features = Features(run, tables.rows(run.excerpts))
     singles = slice(features.wide, features.first_pair)
     assert features.counts[singles].tolist() == tables.token_counts.tolist()
     assert features.counts[features.first_pair :].tolist() == tables.pair_counts.tolist()

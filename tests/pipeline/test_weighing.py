@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastexplain
-from fastexplain import Corpus, Subject, open_run
+from fastexplain import Corpus, Run, Subject, open_run
 from fastexplain.errors import RunError, SubjectError, UsageError
 from fastexplain.pipeline.weighing import steps
 from fastexplain.records import NeuronId
@@ -163,6 +163,25 @@ def test_what_is_stored_is_left_alone_unless_fresh_is_asked_for(copied, tiny, cl
         "weights of 60 neurons in 3 layers"
     )
     assert path.stat().st_mtime_ns > before and path.read_bytes() == there
+
+
+def test_they_are_opened_once_for_all_neurons_and_again_when_stored_anew(
+    copied, tiny, monkeypatch
+) -> None:
+    opened: list[Run] = []
+
+    def counted(run: Run) -> stored.StoredWeights | None:
+        opened.append(run)
+        return stored.stored_weights(run)
+
+    monkeypatch.setattr("fastexplain.run.directory.stored_weights", counted)
+    first = [copied.weights(f"{layer}:{index}") for layer in (0, 1) for index in range(5)]
+    assert len(opened) == 1 and None not in first
+    fastexplain.weights(copied, subject=tiny, fresh=True)
+    opened.clear()
+    assert copied.weights("0:0") == first[0] and len(opened) == 1
+    shutil.rmtree(copied.path / "weights")
+    assert copied.weights("0:0") is None
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "hashes.safetensors", "03.safetensors"])
