@@ -1,6 +1,7 @@
 """A real browser."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
@@ -10,6 +11,17 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+
+# `make test-browser` fetches it.
+AXE = Path(__file__).parents[2] / ".cache/axe-core@4.14.1/node_modules/axe-core/axe.min.js"
+
+_VIOLATIONS = """async () => {
+    const found = await axe.run(document, { resultTypes: ["violations"] });
+    return found.violations
+        .filter(({ impact }) => impact === "serious" || impact === "critical")
+        .flatMap(({ id, help, nodes }) => nodes.map(({ html, failureSummary }) =>
+            `${id}: ${help}: ${html.slice(0, 300)}: ${failureSummary}`));
+}"""
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +58,21 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert problems == []
+
+
+@pytest.fixture
+def check_accessible() -> Callable[[Page], None]:
+    """Asserts that axe-core finds no serious or critical violation on a page, light and dark.
+
+    The page is left in the light scheme.
+    """
+    if not AXE.exists():
+        pytest.fail("axe-core is not there; run the suite by make test-browser")
+
+    def check(page: Page) -> None:
+        page.evaluate(AXE.read_text())  # the policy lets no script of others in
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate(_VIOLATIONS) == [], scheme
+
+    return check

@@ -11,9 +11,22 @@ from fastexplain import Run
 pytestmark = pytest.mark.browser
 
 
-def test_the_overview_names_the_run(planted_run: Run, open_page: Callable[..., Page]) -> None:
+def test_the_overview_names_the_run(
+    planted_run: Run, open_page: Callable[..., Page], check_accessible: Callable[[Page], None]
+) -> None:
     with serving(planted_run) as address:
         page = open_page(address)
         expect(page.get_by_role("heading", level=1)).to_contain_text(planted_run.path.name)
+        check_accessible(page)
         page.keyboard.press("?")
         expect(page.get_by_role("dialog")).to_contain_text("a random neuron")
+
+
+def test_what_cannot_be_read_is_found(
+    planted_run: Run, open_page: Callable[..., Page], check_accessible: Callable[[Page], None]
+) -> None:
+    with serving(planted_run) as address:
+        page = open_page(address)
+        page.evaluate("document.querySelector('h1').style.color = 'light-dark(#ddd, #fff)'")
+        with pytest.raises(AssertionError, match=r"color-contrast.*<h1"):
+            check_accessible(page)
