@@ -62,11 +62,23 @@ def shown_entries(run: Run, row: StoredExplanation) -> list[ShownEntry]:
     Raises:
         RunError: a file is missing or damaged.
     """
+    return entries_in(run, run.neuron(row.neuron), row) if _listed(row) else []
+
+
+def entries_in(run: Run, record: NeuronRecord, row: StoredExplanation) -> list[ShownEntry]:
+    """The same, of a neuron whose record is there."""
+    return [_shown(entry, _place(run, record, entry["ids"])) for entry in _listed(row)]
+
+
+def text_of_entries(entries: Iterable[ShownEntry], default: float) -> str:
+    """A lookup explanation's text, with pieces in their words."""
+    listed = ", ".join(f"{entry.text} {mean_text(entry.mean)}" for entry in entries)
+    return f"{listed}; else {mean_text(default)}"
+
+
+def _listed(row: StoredExplanation) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = row.data if isinstance(row.data, list) else []
-    if not entries or any("ids" not in entry for entry in entries):
-        return []
-    record = run.neuron(row.neuron)
-    return [_shown(entry, _place(run, record, entry["ids"])) for entry in entries]
+    return entries if all("ids" in entry for entry in entries) else []
 
 
 def whole_words(run: Run, rows: Iterable[StoredExplanation]) -> dict[int, str]:
@@ -74,8 +86,7 @@ def whole_words(run: Run, rows: Iterable[StoredExplanation]) -> dict[int, str]:
     texts = {}
     for row in rows:
         if row.method == "lookup" and (entries := shown_entries(run, row)):
-            listed = ", ".join(f"{entry.text} {mean_text(entry.mean)}" for entry in entries)
-            texts[row.id] = f"{listed}; else {mean_text(row.parameters['default'])}"
+            texts[row.id] = text_of_entries(entries, row.parameters["default"])
     return texts
 
 

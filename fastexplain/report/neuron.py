@@ -13,6 +13,7 @@ from fastexplain.explainers.lookup import simulate_by_lookup
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.judged import judged_of
 from fastexplain.results import LIST, Steering, StoredExplanation
+from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.sides import of_side
 from fastexplain.run.weights import NEIGHBOURS, NeuronWeights, Side
@@ -149,19 +150,26 @@ def explanations_of(
     run: Run, record: NeuronRecord
 ) -> tuple[list[StoredExplanation], list[Simulated]]:
     """What is stored of a neuron, and the predictions of its test excerpts from each of these."""
-    simulated: list[Simulated] = []
     with run.database(read_only=True) as database:
         rows = database.explanations(record.id)
-        for row in rows:
-            if row.method == "lookup":
-                by_table = simulate_by_lookup(run, record)
-                simulated.append((row, by_table))
-                if row.text_scores is not None:
-                    simulated.append((replace(row, simulator=LIST), _by_text(run, row, by_table)))
-                continue
-            if values := database.simulated(row.id, row.simulator, row.simulation):
-                simulated.append((row, values))
-    return rows, simulated
+        return rows, simulated_of(run, record, rows, database)
+
+
+def simulated_of(
+    run: Run, record: NeuronRecord, rows: Sequence[StoredExplanation], database: Database
+) -> list[Simulated]:
+    """What was predicted from a neuron's explanations, of those that have predictions."""
+    simulated: list[Simulated] = []
+    for row in rows:
+        if row.method == "lookup":
+            by_table = simulate_by_lookup(run, record)
+            simulated.append((row, by_table))
+            if row.text_scores is not None:
+                simulated.append((replace(row, simulator=LIST), _by_text(run, row, by_table)))
+            continue
+        if values := database.simulated(row.id, row.simulator, row.simulation):
+            simulated.append((row, values))
+    return simulated
 
 
 def _by_text(run: Run, row: StoredExplanation, excerpts: Iterable[int]) -> dict[int, np.ndarray]:

@@ -115,6 +115,10 @@ class ArrayFile:
             raise IndexError(f"place {x} of {count}")
         blocks = math.prod(array.shape[:axis])
         block = (array.end - array.start) // blocks  # what the part repeats in
+        if blocks == 1:  # most parts by far; what follows takes 0.2 ms
+            start = array.start + low * block // count
+            end = array.start + high * block // count
+            return np.arange(start // PIECE, -(-end // PIECE) if end > start else start // PIECE)
         starts = array.start + np.arange(blocks) * block + low * (block // count)
         firsts, lasts = starts // PIECE, (starts + (high - low) * (block // count) - 1) // PIECE
         longest = int((lasts - firsts).max()) + 1 if high > low else 0

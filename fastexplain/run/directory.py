@@ -197,6 +197,20 @@ class Run:
         """An excerpt's token ids, int32 `[tokens]`."""
         return self._read("tokens", (excerpt,))
 
+    def tokens_of(self, excerpts: np.ndarray) -> np.ndarray:
+        """The token ids of some excerpts, int `[n]`: int32 `[n, tokens]`."""
+        if not len(excerpts):
+            return self._read("tokens", (slice(0, 0),))
+        return np.stack([self.excerpt(int(excerpt)) for excerpt in excerpts])
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where excerpts stand: `[excerpts]` of `document` int32 and `offset` int64, in tokens."""
+        documents, offsets = self._read("documents"), self._read("offsets")
+        places = np.empty(len(documents), [("document", "<i4"), ("offset", "<i8")])
+        places["document"], places["offset"] = documents, offsets
+        return places
+
     @cached_property
     def excerpts(self) -> np.ndarray:
         """All excerpts' token ids, int32 `[excerpts, tokens]`."""

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import FastexplainError, UsageError
 from fastexplain.run.directory import Run
-from fastexplain.viewer import overview, rating, runs
+from fastexplain.viewer import neurons, overview, rating, runs
 from fastexplain.viewer.guard import Door, Guard
 from fastexplain.viewer.viewed import Viewed
 
@@ -32,6 +32,7 @@ STATIC = Path(__file__).parent / "static"
 ROOMS: Sequence[Callable[[Viewed], Sequence[BaseRoute]]] = (
     runs.routes,
     overview.routes,
+    neurons.routes,
     rating.routes,
 )
 """What answers: each gives its addresses below `/api/` for what is viewed."""

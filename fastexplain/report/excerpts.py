@@ -1,0 +1,154 @@
+"""Excerpts as the viewer shows them: their tokens, what stands around them, and the histogram's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fastexplain.errors import UsageError
+from fastexplain.records import Statistics
+from fastexplain.run.directory import Run
+
+MOST_AROUND = 8
+"""Excerpts that may be asked for on each side of one."""
+
+_MARKS = (0.25, 0.5, 0.75, 0.9, 0.99, 0.999)  # shares of the excerpts
+_OF_A_BIN = 2  # excerpts that are shown
+
+
+def four_digits(values: np.ndarray) -> list[float | None]:
+    """Numbers with four significant digits; None where there is none."""
+    exact = np.asarray(values, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        digits = 3 - np.floor(np.log10(np.abs(exact)))
+    digits = np.where(np.isfinite(digits), digits, 0)
+    # Powers of ten are exact up to 10**22; the quotient is then the number that is written so.
+    up, down = (10.0 ** np.clip(sign * digits, 0, 22) for sign in (1, -1))
+    rounded = np.round(exact * up / down) / up * down
+    finite = np.isfinite(exact).tolist()
+    return [value if known else None for value, known in zip(rounded.tolist(), finite, strict=True)]
+
+
+def excerpts_data(run: Run, excerpts: Iterable[int]) -> dict[str, dict[str, Any]]:
+    """Excerpts by id: `tokens`, as texts, and `before` and `after`, ids of the excerpts which stand
+    there in the document, null where the run has none."""
+    wanted = np.array(sorted(excerpts), np.int64)
+    before, after = _around(run, wanted)
+    tokens = run.tokens_of(wanted)
+    return {
+        str(id_): {"tokens": run.token_texts(own), "before": first, "after": last}
+        for id_, own, first, last in zip(
+            wanted.tolist(), tokens.tolist(), before, after, strict=True
+        )
+    }
+
+
+def context_data(run: Run, excerpt: int, before: int = 1, after: int = 1) -> dict[str, Any]:
+    """The text around an excerpt, as far as the run has it.
+
+    Args:
+        before, after: how many excerpts on either side, up to `MOST_AROUND`.
+
+    Returns:
+        `before` and `after`: excerpts in the order of the text, each with `excerpt` and `tokens`.
+        They are fewer than wanted where the document ends, or where the run swept only a sample of
+        the corpus, without the next one.
+
+    Raises:
+        UsageError: there is no such excerpt, or so many are not to be had.
+        RunError: the file is missing or damaged.
+    """
+    count = run.manifest["sweep"]["excerpts"]
+    if not 0 <= excerpt < count:
+        raise UsageError(f"there is no excerpt {excerpt}; the run has excerpts 0 to {count - 1}")
+    for number in (before, after):
+        if not 0 <= number <= MOST_AROUND:
+            raise UsageError(f"{number} excerpts around one; ask for 0 to {MOST_AROUND}")
+
+    def walk(side: int, number: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        here: int | None = excerpt
+        for _ in range(number):
+            here = _around(run, np.array([here], np.int64))[side][0]
+            if here is None:
+                break
+            tokens = run.token_texts(run.excerpt(here).tolist())
+            found.append({"excerpt": here, "tokens": tokens})
+        return found
+
+    return {"before": walk(0, before)[::-1], "after": walk(1, after)}
+
+
+def _around(run: Run, excerpts: np.ndarray) -> tuple[list[int | None], list[int | None]]:
+    """The excerpts that stand directly before and behind others, int64 `[n]`, in the document."""
+    if not len(excerpts):
+        return [], []
+    places = run.places
+    length = run.manifest["sweep"]["tokens"] // run.manifest["sweep"]["excerpts"]
+    found = []
+    for step in (-length, length):
+        wanted = places[excerpts]
+        wanted["offset"] += step
+        order = np.argsort(wanted)
+        # The few that are wanted are sorted, not the many that there are.
+        at = np.searchsorted(wanted[order], places)
+        at[at == len(wanted)] = 0
+        hits = np.nonzero(wanted[order][at] == places)[0]
+        own: list[int | None] = [None] * len(wanted)
+        for hit in hits.tolist():
+            own[order[at[hit]]] = hit
+        found.append(own)
+    return found[0], found[1]
+
+
+def histogram_data(found: Statistics) -> dict[str, Any]:
+    """The excerpts by their largest activation.
+
+    Returns:
+        `bins`, from the first to the last that has any: `low`, `high` (null for the ends that are
+        open: below the histogram's lowest edge, above its highest) and `count`; `marks`, for some
+        shares of the excerpts the bin, by its place in `bins`, which that quantile lies in.
+    """
+    there = np.nonzero(found.histogram)[0]
+    if not len(there):
+        return {"bins": [], "marks": []}
+    first, last = int(there[0]), int(there[-1])
+    return {
+        "bins": [
+            dict(zip(("low", "high"), _edges(found, place), strict=True))
+            | {"count": int(found.histogram[place])}
+            for place in range(first, last + 1)
+        ],
+        "marks": [{"share": share, "bin": _bin_of(found, share) - first} for share in _MARKS],
+    }
+
+
+def banded(found: Statistics) -> list[dict[str, Any]]:
+    """A random excerpt or two from the bin of each quantile, highest first.
+
+    Returns:
+        `excerpt`, `share` (the quantile), and `low` and `high`, the ends of the bin that its
+        largest activation lies in; null for an open end. What it is on each token is not stored.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for share in reversed(_MARKS):
+        place = _bin_of(found, share)
+        low, high = _edges(found, place)
+        for excerpt in found.histogram_excerpts[place, :_OF_A_BIN].tolist():
+            if excerpt >= 0:
+                row = {"excerpt": excerpt, "share": share, "low": low, "high": high}
+                rows.setdefault(excerpt, row)
+    return list(rows.values())
+
+
+def _bin_of(found: Statistics, share: float) -> int:
+    counts = np.cumsum(found.histogram)
+    return int(np.searchsorted(counts, share * counts[-1]))
+
+
+def _edges(found: Statistics, place: int) -> tuple[float | None, float | None]:
+    edges = found.histogram_edges
+    low = float(edges[place - 1]) if place else None
+    return low, float(edges[place]) if place < len(edges) else None

@@ -1,0 +1,182 @@
+"""All that the viewer's page of a neuron shows, as plain data in one answer.
+
+It is small, so that it can be embedded in a page of its own: an excerpt's tokens stand once, and
+activations have four significant digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.report.entries import entries_in, text_of_entries
+from fastexplain.report.excerpts import banded, excerpts_data, four_digits, histogram_data
+from fastexplain.report.neuron import Simulated, simulated_of, steering_data, weights_data
+from fastexplain.results import StoredExplanation
+from fastexplain.run.directory import Run
+
+_ROWS = 20  # of the tables, the strongest tokens and as many pairs
+
+
+def page_data(run: Run, name: str | NeuronId) -> dict[str, Any]:
+    """What the page of a neuron shows. Numbers that are not known are null.
+
+    Returns:
+        `neuron`, `kind` (of its site), `previous` and `next` (names, or null at the run's ends);
+        `skip`, the first counted token; `scale`, the activations of the deepest colours (`lowest`
+        below 0, `highest` above); `statistics`; `histogram` (see `excerpts.histogram_data`);
+        `excerpts`, by id (see `excerpts.excerpts_data`); `exemplars`: `top`, `bottom` and
+        `random`, each of `excerpt` and `values`, one a token, and `quantile` (see
+        `excerpts.banded`); `explanations` (see `_explanation`); `simulations`, each with
+        `explanation`, `simulator`, `version`, `full` (the value that stands for the highest
+        activation) and `values` by excerpt; `rows`, the tables' strongest tokens and pairs, each
+        with `token`, `previous` (null for a token), `mean` and `count`; `steering` and `weights`
+        as `report.neuron` has them.
+
+    Raises:
+        UsageError: the name is no neuron's, or no neuron of this run.
+        RunError: a file is missing or damaged.
+    """
+    record = run.neuron(name)
+    with run.database(read_only=True) as database:
+        rows = database.explanations(record.id)
+        simulated = simulated_of(run, record, rows, database)
+        scores = {
+            row.id: [
+                {"scorer": score.scorer, "judge": score.judge, "version": score.version}
+                | score.measured._asdict()
+                for score in database.scores(row.id)
+            ]
+            for row in rows
+        }
+        steering = database.steering(record.id)
+    found = record.statistics
+    exemplars: dict[str, list[dict[str, Any]]] = {
+        kind: [
+            {"excerpt": each.excerpt, "values": four_digits(each.activations)}
+            for each in getattr(record, kind)
+        ]
+        for kind in ("top", "bottom", "random")
+    }
+    exemplars["quantile"] = banded(found)
+    shown = {each["excerpt"] for kept in exemplars.values() for each in kept}
+    explanations = {row.id: row for row in reversed(rows)}
+    return {
+        "neuron": str(record.id),
+        "kind": run.sites[record.id.site].kind,
+        **_neighbours(run, record.id),
+        "skip": record.skip,
+        "scale": {"lowest": _number(found.minimum), "highest": _number(found.maximum)},
+        "statistics": {
+            name: value if isinstance(value, int) else _number(value)
+            for name, value in vars(found).items()
+            if not isinstance(value, np.ndarray)
+        },
+        "histogram": histogram_data(found),
+        "excerpts": excerpts_data(run, shown),
+        "exemplars": exemplars,
+        "explanations": [
+            _explanation(run, record, explanations[id_], scores[id_])
+            for id_ in dict.fromkeys(row.id for row in rows)
+        ],
+        "simulations": [_simulation(found.maximum, each, shown) for each in simulated],
+        "rows": _table_rows(run, record),
+        "steering": steering_data(steering),
+        "weights": weights_data(run.weights(record.id)),
+    }
+
+
+def _neighbours(run: Run, neuron: NeuronId) -> dict[str, str | None]:
+    """The neurons before and behind it, in the order of sites and indices."""
+    sites = list(run.sites.values())
+    place = [site.name for site in sites].index(neuron.site)
+    before = after = None
+    if neuron.index > 0:
+        before = f"{neuron.site}:{neuron.index - 1}"
+    elif place > 0:
+        before = f"{sites[place - 1].name}:{sites[place - 1].units - 1}"
+    if neuron.index + 1 < sites[place].units:
+        after = f"{neuron.site}:{neuron.index + 1}"
+    elif place + 1 < len(sites):
+        after = f"{sites[place + 1].name}:0"
+    return {"previous": before, "next": after}
+
+
+def _explanation(
+    run: Run, record: NeuronRecord, row: StoredExplanation, scores: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One explanation.
+
+    Returns:
+        `id`, `method`, `model`, `version`, `text` (null if it failed), `failure`, `parameters`,
+        `parent` (another's id), `created`, `cost` (in US dollars); `scores`, each with `scorer`,
+        `judge`, `version` and what `Measured` has; by lookup `entries`, as `ShownEntry` has them;
+        by a rule `terms`, each with `term`, `value`, `mean` and `count`.
+    """
+    data: dict[str, Any] = {
+        name: getattr(row, name)
+        for name in ("id", "method", "model", "version", "text", "failure", "parameters", "parent",
+                     "created", "cost")
+    } | {"scores": scores, "entries": [], "terms": []}  # fmt: skip
+    if row.method == "lookup" and (entries := entries_in(run, record, row)):
+        data["entries"] = [vars(entry) for entry in entries]
+        data["text"] = text_of_entries(entries, row.parameters["default"])
+    if row.method == row.model == "rule":
+        data["terms"] = row.data
+    return data
+
+
+def _simulation(highest: float, simulated: Simulated, shown: Iterable[int]) -> dict[str, Any]:
+    """A simulation of the excerpts that are shown."""
+    row, excerpts = simulated
+    # Table and list predict activations; a model says 0 to 10, of which 10 is the highest.
+    own = row.method == "lookup"
+    return {
+        "explanation": row.id,
+        "simulator": row.simulator,
+        "version": row.simulation,
+        "full": _number(highest) if own else 10,
+        "values": {
+            str(excerpt): four_digits(values)
+            for excerpt, values in excerpts.items()
+            if excerpt in set(shown)
+        },
+    }
+
+
+def _table_rows(run: Run, record: NeuronRecord) -> list[dict[str, Any]]:
+    """The tokens and pairs with the highest means of max(activation, 0) in the tables."""
+    tables, neuron = run.tables, record.id
+    if neuron.place or not len(tables.tokens):
+        return []
+    found: list[dict[str, Any]] = []
+    kinds: Sequence[tuple[str, np.ndarray, np.ndarray]] = (
+        ("tokens", tables.tokens[:, None], tables.token_counts),
+        ("pairs", tables.pairs, tables.pair_counts),
+    )
+    overall = record.statistics.mean_positive
+    for name, ids, counts in kinds:
+        sums = run.array(neuron.layer, f"tables.{name}", neuron.index).astype(np.float64)
+        # A rare token needs more than one high place: the lookup's own shrinkage.
+        weight = 0.5 if name == "tokens" else 2.0
+        estimate = (sums + weight * overall) / (counts + weight)
+        for row in np.argsort(-estimate, kind="stable")[:_ROWS].tolist():
+            if sums[row] > 0:
+                texts = run.token_texts(ids[row].tolist())
+                mean = float(sums[row] / counts[row])
+                found.append(
+                    {
+                        "token": texts[-1],
+                        "previous": texts[0] if len(texts) > 1 else None,
+                        "mean": float(f"{mean:.4g}"),
+                        "count": int(counts[row]),
+                    }
+                )
+    return found
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
