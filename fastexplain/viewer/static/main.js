@@ -4,11 +4,12 @@
 
 import { announce, element } from "./dom.js";
 import { homePage } from "./home.js";
+import { neuronPage } from "./neuron.js";
 import { ratePage } from "./rate.js";
 import { countOf, homeAddress, neuronAt, neuronRanges } from "./source.js";
 
 // Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
-const PAGES = { "": homePage, rate: ratePage };
+const PAGES = { "": homePage, neuron: neuronPage, rate: ratePage };
 
 const KEYS = {
   "/": ["search", () => document.getElementById("search").focus()],

@@ -1,0 +1,189 @@
+// A neuron's excerpts: by the kinds that the sweep kept, and true beside simulated.
+
+import { element, number } from "./dom.js";
+import { live, load } from "./source.js";
+import { tokenView } from "./tokens.js";
+
+const KINDS = {
+  top: ["Top", "t", "The excerpts with the largest activations, largest first."],
+  bottom: ["Bottom", "b", "The excerpts with the most negative activations, most negative first."],
+  quantile: ["By quantile", "q", "Random excerpts from the parts of the neuron's own distribution. Where they are no top or random ones, only the range of their largest activation is stored."],
+  random: ["Random", "r", "Random excerpts, the same for all neurons."],
+  simulated: ["True and simulated", "s", "The excerpts that score explanations: what the neuron does, what is predicted, and the difference."],
+};
+
+/** The section with its tabs; `remember(tab, by)` keeps what is chosen in the address. */
+export function exemplarsSection(data, chosen, remember) {
+  const panel = element("div", { id: "excerpts", role: "tabpanel", tabindex: -1 });
+  const filled = Object.keys(KINDS).filter((kind) => rowsOf(data, kind).length);
+  const tabs = Object.fromEntries(filled.map((kind) => [kind, tabButton(kind, () => open(kind))]));
+  let by = simulationOf(data, chosen.by);
+
+  function open(kind) {
+    for (const [name, tab] of Object.entries(tabs)) {
+      tab.setAttribute("aria-selected", name === kind);
+      tab.tabIndex = name === kind ? 0 : -1;
+    }
+    panel.setAttribute("aria-labelledby", `tab-${kind}`);
+    remember(kind, kind === "simulated" ? simulationName(by) : null);
+    const rows = kind === "simulated" ? comparedRows(data, by) : rowsOf(data, kind).map((row) => excerptRow(data, kind, row));
+    panel.replaceChildren(
+      element("p", { class: "quiet" }, KINDS[kind][2]),
+      kind === "simulated" ? simulationChoice(data, by, (next) => { by = next; open(kind); }) : "",
+      element("ol", { class: "excerpts" }, rows.map((row) => element("li", {}, row))),
+    );
+  }
+
+  if (filled.length) open(filled.includes(chosen.tab) ? chosen.tab : filled[0]);
+  else panel.append(element("p", { class: "quiet" }, "The run kept no excerpt of it."));
+  const keys = Object.fromEntries(filled.map((kind) => [KINDS[kind][1], [`excerpts: ${KINDS[kind][0].toLowerCase()}`, () => open(kind)]]));
+  return {
+    section: element(
+      "section",
+      { "aria-labelledby": "excerpts-title" },
+      element("h2", { id: "excerpts-title" }, "What text drives it"),
+      filled.length ? element("div", { role: "tablist", "aria-label": "Excerpts", on: { keydown: stepTabs } }, Object.values(tabs)) : null,
+      panel,
+    ),
+    keys: { ...keys, j: ["the next excerpt", () => stepExcerpt(1)], k: ["the previous excerpt", () => stepExcerpt(-1)] },
+  };
+}
+
+function rowsOf(data, kind) {
+  return kind === "simulated" ? data.simulations : data.exemplars[kind];
+}
+
+function tabButton(kind, chosen) {
+  const [name, key] = KINDS[kind];
+  return element(
+    "button",
+    { type: "button", role: "tab", id: `tab-${kind}`, "aria-controls": "excerpts", title: `Key: ${key}`, on: { click: chosen } },
+    name,
+  );
+}
+
+function stepTabs(event) {
+  const tabs = [...event.currentTarget.children];
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const next = tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length];
+  next.focus();
+  next.click();
+}
+
+/** The focus on the next excerpt's tokens, from where it is. */
+function stepExcerpt(step) {
+  const all = [...document.querySelectorAll(".excerpts > li")];
+  if (!all.length) return;
+  const here = all.indexOf(document.activeElement.closest(".excerpts > li"));
+  const next = all[here < 0 ? 0 : Math.min(Math.max(here + step, 0), all.length - 1)];
+  next.querySelector(".token[tabindex='0']")?.focus();
+}
+
+function excerptRow(data, kind, row) {
+  const { tokens } = data.excerpts[row.excerpt];
+  const values = row.values ?? knownValues(data, row.excerpt);
+  const counted = (values ?? []).slice(data.skip).filter((value) => value !== null);
+  const peak = kind === "bottom" ? Math.min(...counted) : Math.max(...counted);
+  const says = kind === "quantile" ? `${share(row.share)}: ${range(row)}` : number(peak);
+  return [
+    element("span", { class: "peak" }, says),
+    textAround(data, row.excerpt, view(data, tokens, values ?? tokens.map(() => null), `excerpt ${row.excerpt}`)),
+  ];
+}
+
+/** The activations on an excerpt that is an exemplar of another kind too. */
+function knownValues(data, excerpt) {
+  const found = [...data.exemplars.top, ...data.exemplars.bottom, ...data.exemplars.random].find((row) => row.excerpt === excerpt);
+  return found?.values;
+}
+
+function view(data, tokens, values, label) {
+  const { lowest, highest } = data.scale;
+  return tokenView({ tokens, values, skip: data.skip, lowest, highest, label });
+}
+
+function share(value) {
+  return `${number(100 * value)}%`;
+}
+
+function range({ low, high }) {
+  if (low === null) return `below ${number(high)}`;
+  return high === null ? `from ${number(low)}` : `${number(low)} to ${number(high)}`;
+}
+
+/** An excerpt with what stands before and behind it in its document, where the run has that. */
+function textAround(data, excerpt, shown) {
+  const box = element("span", { class: "around" }, shown);
+  if (!live()) return box;
+  const ends = { before: excerpt, after: excerpt };
+  for (const side of ["before", "after"]) {
+    if (data.excerpts[excerpt][side] === null) continue;
+    const button = element("button", { type: "button", class: "more", "aria-label": `more text ${side} excerpt ${excerpt}` }, `more ${side}`);
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      try {
+        const found = await load(`context/${ends[side]}?before=${Number(side === "before")}&after=${Number(side === "after")}`);
+        const [next] = found[side];
+        if (next) {
+          ends[side] = next.excerpt;
+          const text = element("span", { class: "tokens quiet", dir: "ltr" }, next.tokens.join(""));
+          if (side === "before") button.after(text);
+          else button.before(text);
+        }
+        if (next) button.disabled = false;
+        else button.replaceWith(element("span", { class: "quiet" }, "No more of this document is in the run."));
+      } catch (error) {
+        button.replaceWith(element("span", { class: "failure" }, error.message));
+      }
+    });
+    if (side === "before") box.prepend(button);
+    else box.append(button);
+  }
+  return box;
+}
+
+function simulationName(simulation) {
+  return `${simulation.explanation}/${simulation.simulator}/${simulation.version}`;
+}
+
+function simulationOf(data, name) {
+  return data.simulations.find((each) => simulationName(each) === name) ?? data.simulations[0];
+}
+
+function simulationChoice(data, by, chosen) {
+  const texts = Object.fromEntries(data.explanations.map((each) => [each.id, each.text]));
+  const options = data.simulations.map((each, place) => {
+    const text = texts[each.explanation] ?? "";
+    const simulator = { lookup: "the whole table", list: "the list as it is shown" }[each.simulator] ?? `${each.simulator} (${each.version})`;
+    return element("option", { value: place, selected: each === by }, `${simulator}: ${text.slice(0, 80)}`);
+  });
+  return element(
+    "p",
+    {},
+    element("label", { for: "simulation" }, "Simulated by "),
+    element("select", { id: "simulation", on: { change: (event) => chosen(data.simulations[event.target.value]) } }, options),
+  );
+}
+
+function comparedRows(data, simulation) {
+  const highest = data.scale.highest;
+  return Object.entries(simulation.values).map(([excerpt, values]) => {
+    const { tokens } = data.excerpts[excerpt];
+    const truth = (knownValues(data, Number(excerpt)) ?? []).map((value) => value && Math.max(value, 0));
+    const said = values.map((value) => (value === null ? null : (value / simulation.full) * highest));
+    const missed = said.map((value, place) => (value === null ? null : value - (truth[place] ?? 0)));
+    const line = (name, own, lowest) => [
+      element("span", { class: "peak" }, name),
+      tokenView({ tokens, values: own, skip: data.skip, lowest, highest, label: `${name}, excerpt ${excerpt}` }),
+    ];
+    return element(
+      "div",
+      { class: "compared" },
+      line("true", truth, 0),
+      line("simulated", said, 0),
+      line("too much, too little", missed, -highest),
+    );
+  });
+}
