@@ -14,18 +14,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fastexplain.errors import RunError, UsageError
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
 from fastexplain.run.whole import write_whole
-from fastexplain.viewer.exported import neuron_part, run_parts
+from fastexplain.viewer.exported import is_whole, neuron_part, run_parts, texts_part
 from fastexplain.viewer.standalone import GENERATOR, script_json, standalone_page
+
+_T = TypeVar("_T")
 
 PAGE, DATA = "index.html", "data"
 
 _SHARD = 1_000_000  # bytes of a file of neurons' data: a few of them load in a moment
+_TEXTS = 5000  # explanations in a file of them: about 1 MB too
 _TRIED = 12  # neurons from which the size and time of all are estimated
 
 
@@ -59,6 +62,7 @@ def plan_site(run: Run, neurons: Sequence[NeuronId]) -> Plan:
     neuron_part(run, tried[0])  # the first one opens files, which is not each one's time
     started = time.perf_counter()
     sizes = [len(_given(*neuron_part(run, each))) for each in tried]
+    texts_part(run, tried)
     seconds = (time.perf_counter() - started) / len(tried)
     mean = sum(sizes) / len(sizes)
     shard = max(round(_SHARD / mean), 1)
@@ -87,19 +91,26 @@ def export_site(
     with _put_in_place(directory) as folder:
         (folder / DATA).mkdir()
         files = {}
-        for number, (path, data) in enumerate(run_parts(run, plan.neurons)):
+        whole = is_whole(run, plan.neurons)
+        for number, (path, data) in enumerate(run_parts(run, whole=whole)):
             files[path] = f"{DATA}/run-{number}.js"
             _write(folder / files[path], _given(path, data))
+        texts: list[list[Any] | None] = []
         done = 0
-        for first in range(0, len(plan.neurons), plan.shard):
-            texts = []
-            for neuron in plan.neurons[first : first + plan.shard]:
-                texts.append(_given(*neuron_part(run, neuron)))
+        for number, neurons in enumerate(_parts(plan.neurons, plan.shard)):
+            scripts = []
+            for neuron in neurons:
+                before, after = _beside(plan.neurons, done)
+                scripts.append(_given(*neuron_part(run, neuron, before, after)))
                 done += 1
                 report(done)
-            _write(folder / DATA / f"neurons-{first // plan.shard}.js", "".join(texts))
+            _write(folder / DATA / f"neurons-{number}.js", "".join(scripts))
+            texts += texts_part(run, neurons)
+        for number, own in enumerate(_parts(texts, _TEXTS)):
+            _write(folder / DATA / f"texts-{number}.js", _given(f"texts/{number}", own))
+        home = "#/" if whole else f"#/neuron/{plan.neurons[0]}"
         settings = {"given": {}, "files": files, "neurons": ranges(plan.neurons),
-                    "shard": plan.shard, "home": "#/"}  # fmt: skip
+                    "shard": plan.shard, "texts": _TEXTS, "home": home}  # fmt: skip
         _write(folder / PAGE, standalone_page(settings, loads=True))
     return directory / PAGE
 
@@ -114,8 +125,9 @@ def export_page(run: Run, neuron: NeuronId, file: Path) -> int:
     if file.exists() and not is_exported(file):
         raise UsageError(f"{file} is there and is not an exported page; give another name")
     path, data = neuron_part(run, neuron)
-    settings = {"given": {path: data, **dict(run_parts(run, None))}, "files": {},
-                "neurons": ranges([neuron]), "shard": 0, "home": f"#/{path}"}  # fmt: skip
+    given = {path: data, **dict(run_parts(run, whole=False))}
+    settings = {"given": given, "files": {}, "neurons": ranges([neuron]),
+                "shard": 0, "texts": 0, "home": f"#/{path}"}  # fmt: skip
     page = standalone_page(settings, loads=False).encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +175,16 @@ def ranges(neurons: Sequence[NeuronId]) -> list[tuple[str, int, int]]:
         else:
             found.append((site, index, index))
     return found
+
+
+def _parts(whole: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (whole[first : first + size] for first in range(0, len(whole), size))
+
+
+def _beside(neurons: Sequence[NeuronId], place: int) -> tuple[NeuronId | None, NeuronId | None]:
+    """The neurons before and behind a place; None at the ends."""
+    before = neurons[place - 1] if place else None
+    return before, neurons[place + 1] if place + 1 < len(neurons) else None
 
 
 @contextlib.contextmanager

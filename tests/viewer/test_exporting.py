@@ -55,7 +55,11 @@ def test_a_site_has_each_neuron_in_the_file_of_its_place(
     assert [path for shard in shards for path in given_by(shard)] == expected
     for place, path in enumerate(expected):
         shard = page.parent / "data" / f"neurons-{place // plan.shard}.js"
-        assert given_by(shard)[path]["neuron"] == path.removeprefix("neuron/")
+        data = given_by(shard)[path]
+        assert data["neuron"] == path.removeprefix("neuron/")
+        beside = [None, *expected, None][place : place + 3 : 2]
+        assert [data["previous"], data["next"]] == [each and each[7:] for each in beside]
+    assert given_by(page.parent / "data" / "texts-0.js") == {"texts/0": [None] * 5}
     assert given_by(page.parent / settings["files"]["run"])["run"]["name"] == "planted"
     written = sum((page.parent / name).stat().st_size for name in names(page.parent))
     assert plan.size == pytest.approx(written, rel=0.3)

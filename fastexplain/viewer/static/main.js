@@ -6,7 +6,7 @@ import { announce, element } from "./dom.js";
 import { homePage } from "./home.js";
 import { neuronPage } from "./neuron.js";
 import { ratePage } from "./rate.js";
-import { countOf, homeAddress, neuronAt, neuronRanges } from "./source.js";
+import { countOf, homeAddress, neuronAt, neuronRanges, searchable } from "./source.js";
 
 // Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
 const PAGES = { "": homePage, neuron: neuronPage, rate: ratePage };
@@ -104,6 +104,8 @@ function start() {
     const text = document.getElementById("search").value.trim();
     if (/^\d+(\.\w+)?:\d+$/.test(text)) go(`#/neuron/${text}`);
   });
+  // An exported page of one neuron has nothing to search.
+  document.querySelector("[role=search]").hidden = !searchable();
   show();
 }
 

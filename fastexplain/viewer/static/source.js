@@ -6,9 +6,13 @@
 //   files: by path, the files of data that are one for the run;
 //   neurons: those that were exported, as [site, first, last] in their order;
 //   shard: so many neurons' data are in each file of "neuron/..." paths; 0 where there is none;
+//   texts: so many neurons' best explanations are in each file of "texts/..." paths, as lists of
+//     method, model, text and score, or null; 0 where there is none;
 //   home: the address that the page opens at.
 // The files are scripts, since a page that is opened as a file may load nothing else. Each calls
 // `FASTEXPLAIN.give(path, data)` for what it holds.
+
+import { findOffline } from "./offline.js";
 
 const exported = window.FASTEXPLAIN;
 const given = new Map(Object.entries(exported?.given ?? {}));
@@ -27,6 +31,11 @@ export function live() {
 /** Whether there are data at a path; of a server it is not known before it is asked. */
 export function offers(path) {
   return !exported || given.has(path) || Boolean(fileOf(path));
+}
+
+/** Whether there is anything to search. */
+export function searchable() {
+  return !exported || exported.texts > 0;
 }
 
 /** The address of the page that the viewer opens at. */
@@ -68,20 +77,13 @@ export function placeIn(ranges, name) {
   return -1;
 }
 
-/** The neuron that is so many places behind another, or before it; none of another run's. */
-export async function neighbour(name, step) {
-  const ranges = await neuronRanges();
-  const place = placeIn(ranges, name);
-  return place < 0 ? null : neuronAt(ranges, place + step);
-}
-
 /**
  * The data at a path such as "run" or "neuron/5:131".
  *
  * @throws {Error} With one line to show.
  */
 export async function load(path, signal) {
-  if (exported) return loadFile(path);
+  if (exported) return loadExported(path);
   const answer = await ask(path, { signal });
   return answer.json();
 }
@@ -134,6 +136,35 @@ async function ask(path, options) {
   return answer;
 }
 
+async function loadExported(path) {
+  const [kind, rest] = path.split(/[?/](.*)/s);
+  if (kind === "search" && exported.texts) return searchExported(new URLSearchParams(rest));
+  if (kind === "glance" && exported.texts) {
+    const place = placeIn(exported.neurons, rest);
+    const texts = place < 0 ? [] : await textsIn(Math.floor(place / exported.texts));
+    const found = texts[place % exported.texts];
+    if (found) return found;
+  }
+  return loadFile(path);
+}
+
+async function searchExported(query) {
+  const files = Math.ceil(countOf(exported.neurons) / exported.texts);
+  const texts = (await Promise.all([...Array(files).keys()].map(textsIn))).flat();
+  const names = texts.map((each) => each.neuron);
+  return findOffline(texts, names, query.get("q") ?? "", Number(query.get("limit") ?? 8));
+}
+
+/** The best explanations of a file of them, by objects; one of nulls where there is none. */
+async function textsIn(file) {
+  const found = await loadFile(`texts/${file}`);
+  const first = file * exported.texts;
+  return found.map((own, place) => {
+    const [method, model, text, score] = own ?? [null, null, null, null];
+    return { neuron: neuronAt(exported.neurons, first + place), method, model, text, score };
+  });
+}
+
 async function loadFile(path) {
   const file = given.has(path) ? null : fileOf(path);
   if (file) await loadScript(file);
@@ -147,6 +178,7 @@ function fileOf(path) {
     const place = placeIn(exported.neurons, path.slice("neuron/".length));
     return place < 0 ? null : `data/neurons-${Math.floor(place / exported.shard)}.js`;
   }
+  if (path.startsWith("texts/") && exported.texts) return `data/${path.replace("/", "-")}.js`;
   return Object.hasOwn(exported.files, path) ? exported.files[path] : null;
 }
 
