@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastexplain.finding.search import best_explanation, headline
 from fastexplain.records import NeuronId
-from fastexplain.report.neuron import neuron_data
+from fastexplain.report.columns import score_columns, statistic_columns
+from fastexplain.report.maps import is_statistic, maps_data, packed, score_map
+from fastexplain.report.overview import overview_data
+from fastexplain.report.page import page_data
 from fastexplain.report.run import run_data
 from fastexplain.run.directory import Run
 
@@ -21,9 +25,23 @@ def run_parts(run: Run, *, whole: bool) -> Iterator[tuple[str, Any]]:
     """Paths and data of what is one for the run.
 
     Args:
-        whole: all neurons are exported, so that there is an overview of them.
+        whole: all neurons are exported; only then the overview has nothing that leads nowhere.
     """
     yield "run", run_data(run)
+    if not whole:
+        return
+    statistics = statistic_columns(run)
+    with run.database(read_only=True) as database:
+        scores = score_columns(run, database)
+        overview = overview_data(run, database, statistics, scores)
+    yield "overview", overview
+    # Those that no neuron has are left out: an empty picture takes as much room as a full one.
+    shown = {each["key"] for each in overview["distributions"]}
+    found = maps_data()
+    yield "maps", found | {"maps": [each for each in found["maps"] if each["key"] in shown]}
+    for key in sorted(shown):
+        column = statistics[key] if is_statistic(key) else score_map(scores, key)
+        yield f"map/{key}", base64.b64encode(packed(column)).decode()
 
 
 def neuron_part(
@@ -39,7 +57,7 @@ def neuron_part(
         RunError: the run can't be read.
     """
     beside = {"previous": before and str(before), "next": after and str(after)}
-    return f"neuron/{neuron}", neuron_data(run, run.neuron(neuron), 20) | beside
+    return f"neuron/{neuron}", page_data(run, neuron) | beside
 
 
 def texts_part(run: Run, neurons: Sequence[NeuronId]) -> list[list[Any] | None]:
