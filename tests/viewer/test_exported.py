@@ -3,16 +3,21 @@
 import contextlib
 import functools
 import http.server
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Error, Page
 
+import fastexplain
 from fastexplain import Run
 from fastexplain.records import NeuronId
-from fastexplain.viewer.exporting import export_site, plan_site
+from fastexplain.results import ExplanationRow, Scores
+from fastexplain.viewer import exporting, standalone
+from fastexplain.viewer.exporting import export_page, export_site, plan_site
 
 pytestmark = pytest.mark.browser
 
@@ -36,25 +41,167 @@ def file_server(folder: Path) -> Iterator[str]:
             thread.join()
 
 
+HOSTILE = "</script><script>alert(1)</script><!-- \" ' & \u202e\u2028 zebra"
+
+NEURONS = (*range(4), *range(7, 20))
+
+# What pages load, for tests to load it without them.
+PROBE = 'import { load, loadPacked } from "./source.js";\nwindow.probe = { load, loadPacked };\n'
+
+
 @pytest.fixture(scope="module")
-def site(planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site of some neurons."""
-    neurons = [NeuronId(0, index) for index in (*range(4), *range(7, 20))]
-    folder = tmp_path_factory.mktemp("exported") / "site"
-    return export_site(planted_run, plan_site(planted_run, neurons), folder).parent
+def explained(planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The planted run, explained by lookup, and neuron 0:3 by hostile text too."""
+    run = fastexplain.open_run(
+        shutil.copytree(planted_run.path, tmp_path_factory.mktemp("runs") / "planted")
+    )
+    fastexplain.explain(run, "all")
+    rows = [
+        ExplanationRow(
+            NeuronId(0, index), "human", HOSTILE, "1", text, scores=Scores(1.0, score, 1.0, 5, 5)
+        )
+        for index, text, score in ((9, "striped as a zebra", 0.5), (3, HOSTILE, 1.0))
+    ]
+    with run.database() as database:
+        database.add_explanations(rows)
+    return run
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exported pages give tests what they load, as `window.probe`."""
+    folder = shutil.copytree(standalone.STATIC, tmp_path_factory.mktemp("static") / "static")
+    main = folder / "main.js"
+    main.write_text(PROBE + main.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(standalone, "STATIC", folder)
+        patch.setattr(exporting, "_SHARD", 150_000)
+        patch.setattr(exporting, "_TEXTS", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def site(explained: Run, probed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of some neurons, in several files."""
+    plan = plan_site(explained, [NeuronId(0, index) for index in NEURONS])
+    folder = tmp_path_factory.mktemp("exported") / "some"
+    page = export_site(explained, plan, folder)
+    assert len(list((folder / "data").glob("neurons-*"))) > 2
+    return page.parent
+
+
+@pytest.fixture(scope="module")
+def whole(explained: Run, probed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of the whole run."""
+    neurons = [NeuronId(0, index) for index in range(explained.width(0))]
+    folder = tmp_path_factory.mktemp("exported") / "whole"
+    return export_site(explained, plan_site(explained, neurons), folder).parent
 
 
 @pytest.fixture(params=["file", "server"])
-def address(request: pytest.FixtureRequest, site: Path) -> Iterator[str]:
-    if request.param == "file":
-        yield f"{site.as_uri()}/"
-    else:
-        with file_server(site) as served:
-            yield served
+def address_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], str]]:
+    """Gives a folder's address: as a file, or from a plain server of files."""
+    with contextlib.ExitStack() as servers:
+
+        def address(folder: Path) -> str:
+            if request.param == "file":
+                return f"{folder.as_uri()}/"
+            return servers.enter_context(file_server(folder))
+
+        yield address
 
 
-def test_a_site_opens_from_a_server_and_as_a_file(
-    address: str, planted_run: Run, open_page: Callable[..., Page]
+def load(page: Page, path: str) -> Any:
+    return page.evaluate("path => window.probe.load(path)", path)
+
+
+def asked_for(page: Page) -> list[str]:
+    """The addresses that a page requests from now on."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    return asked
+
+
+def test_a_site_has_its_neurons_and_asks_for_nothing_else(
+    address_of: Callable[[Path], str], site: Path, open_page: Callable[..., Page]
 ) -> None:
-    page = open_page(f"{address}index.html")
-    expect(page.get_by_role("heading", level=1)).to_contain_text(planted_run.path.name)
+    address = address_of(site)
+    page = open_page(f"{address}index.html#/none")
+    asked = asked_for(page)
+    name: str | None = "0:0"
+    for index in NEURONS:  # from one to the next, over all files
+        assert name == f"0:{index}"
+        data = load(page, f"neuron/{name}")
+        assert data["neuron"] == name and data["statistics"]["count"] > 0
+        name = data["next"]
+    assert name is None
+    assert load(page, "run")["name"] == "planted"
+    hostile = [each["text"] for each in load(page, "neuron/0:3")["explanations"]]
+    assert HOSTILE in hostile
+    for path in ("neuron/0:5", "neuron/9:1", "overview", "constructor", "texts/9"):
+        with pytest.raises(Error, match=r"not part of this exported site|can't be read"):
+            load(page, path)
+    assert asked and all(each.startswith(f"{address}data/") for each in asked)
+    assert len(asked) == len(set(asked))  # a file is read once
+
+
+def test_search_finds_names_and_explanations_without_a_server(
+    address_of: Callable[[Path], str], site: Path, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(f"{address_of(site)}index.html#/none")
+
+    def search(text: str, limit: int = 8) -> Any:
+        return page.evaluate(
+            "([q, limit]) => window.probe.load(`search?${new URLSearchParams({ q, limit })}`)",
+            [text, limit],
+        )
+
+    assert search("0:1", 3)["neurons"] == ["0:1", "0:10", "0:11"]
+    [found] = search("script ZEB")["explanations"]
+    assert found == {
+        "neuron": "0:3", "method": "human", "model": HOSTILE, "text": HOSTILE, "score": 1.0,
+    }  # fmt: skip
+    assert [each["neuron"] for each in search("moon after")["explanations"]] == ["0:2"]
+    assert search("moo after")["explanations"] == []  # only the last word may go on
+    both = search("zebra")
+    assert [each["neuron"] for each in both["explanations"]] == ["0:3", "0:9"] and not both["more"]
+    first = search("zebra", 1)
+    assert first == both | {"explanations": both["explanations"][:1], "more": True}
+    for text in ("", '"', "NEAR(", "*", "x" * 10_000, "9:1", "\\", "(((", "</script"):
+        found = search(text)
+        assert found["neurons"] == [] and isinstance(found["explanations"], list)
+    glance = load(page, "glance/0:3")
+    assert glance["text"] == HOSTILE and glance["neuron"] == "0:3"
+
+
+def test_a_whole_run_has_its_overview(
+    whole: Path, explained: Run, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(f"{whole.as_uri()}/index.html#/none")
+    overview, maps = load(page, "overview"), load(page, "maps")
+    assert overview["distributions"] and overview["lists"]
+    keys = [each["key"] for each in maps["maps"]]
+    assert maps["default"] in keys and {each["key"] for each in overview["distributions"]} == {
+        *keys
+    }
+    shown = page.evaluate(
+        "key => window.probe.loadPacked(key).then(found => [...new Float32Array(found)])",
+        "map/maximum",
+    )
+    assert shown == explained.statistics(0)["maximum"].astype("float32").tolist()
+
+
+def test_the_page_of_one_neuron_needs_nothing_beside_it(
+    explained: Run, probed: None, tmp_path: Path, open_page: Callable[..., Page]
+) -> None:
+    file = tmp_path / "alone" / "one.html"
+    assert export_page(explained, NeuronId(0, 3), file) < 200_000
+    assert list(file.parent.iterdir()) == [file]
+    page = open_page(f"{file.as_uri()}#/none")
+    asked = asked_for(page)
+    data = load(page, "neuron/0:3")
+    assert HOSTILE in [each["text"] for each in data["explanations"]]
+    assert load(page, "run")["name"] == "planted"
+    with pytest.raises(Error, match="not part of this exported site"):
+        load(page, "neuron/0:4")
+    assert asked == []

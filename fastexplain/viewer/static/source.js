@@ -149,10 +149,14 @@ async function loadExported(path) {
 }
 
 async function searchExported(query) {
-  const files = Math.ceil(countOf(exported.neurons) / exported.texts);
-  const texts = (await Promise.all([...Array(files).keys()].map(textsIn))).flat();
+  const texts = (await Promise.all([...Array(textFiles()).keys()].map(textsIn))).flat();
   const names = texts.map((each) => each.neuron);
   return findOffline(texts, names, query.get("q") ?? "", Number(query.get("limit") ?? 8));
+}
+
+/** How many files of best explanations there are. */
+function textFiles() {
+  return exported.texts ? Math.ceil(countOf(exported.neurons) / exported.texts) : 0;
 }
 
 /** The best explanations of a file of them, by objects; one of nulls where there is none. */
@@ -178,7 +182,9 @@ function fileOf(path) {
     const place = placeIn(exported.neurons, path.slice("neuron/".length));
     return place < 0 ? null : `data/neurons-${Math.floor(place / exported.shard)}.js`;
   }
-  if (path.startsWith("texts/") && exported.texts) return `data/${path.replace("/", "-")}.js`;
+  if (path.startsWith("texts/") && Number(path.slice("texts/".length)) < textFiles()) {
+    return `data/${path.replace("/", "-")}.js`;
+  }
   return Object.hasOwn(exported.files, path) ? exported.files[path] : null;
 }
 
