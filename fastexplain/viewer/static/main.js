@@ -6,10 +6,13 @@ import { announce, element } from "./dom.js";
 import { homePage } from "./home.js";
 import { neuronPage } from "./neuron.js";
 import { ratePage } from "./rate.js";
-import { countOf, homeAddress, neuronAt, neuronRanges, searchable } from "./source.js";
+import { countOf, homeAddress, live, neuronAt, neuronRanges, searchable } from "./source.js";
 
 // Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
 const PAGES = { "": homePage, neuron: neuronPage, rate: ratePage };
+
+// The pages that need no server.
+const OFFLINE = ["", "neuron", "search"];
 
 const KEYS = {
   "/": ["search", () => document.getElementById("search").focus()],
@@ -104,6 +107,9 @@ function start() {
     const text = document.getElementById("search").value.trim();
     if (/^\d+(\.\w+)?:\d+$/.test(text)) go(`#/neuron/${text}`);
   });
+  for (const link of document.querySelectorAll("nav a")) {
+    if (!live() && !OFFLINE.includes(route(link.getAttribute("href")).page)) link.remove();
+  }
   // An exported page of one neuron has nothing to search.
   document.querySelector("[role=search]").hidden = !searchable();
   show();
