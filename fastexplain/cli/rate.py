@@ -210,7 +210,7 @@ class _Dialogue:
             self._show(task)
             return
         self._task = None
-        out.print(f"All {len(self._session.neurons):,} neurons are judged or skipped.")
+        out.print("Nothing is left: all neurons are judged or skipped.")
 
     def _show(self, task: Task) -> None:
         from fastexplain.cli.neuron import print_exemplars

@@ -78,7 +78,7 @@ def test_a_pipe_judges_one_neuron_after_another(say, path) -> None:
         (str(each.neuron), line)
         for each, line in zip(stored(path), ("2 1 3", "g 1 5 3", "1=3 2"), strict=True)
     ]
-    assert "All 3 neurons are judged or skipped." in out
+    assert "Nothing is left: all neurons are judged or skipped." in out
     assert "By Ada: 3 rated, 0 skipped, 0 undone; 0 neurons are left." in out
     assert len({each.neuron for each in stored(path)}) == 3
 
@@ -116,7 +116,7 @@ def test_where_all_are_judged_there_is_still_a_way_back(say, path) -> None:
     code, out, err = say("1 2 3", "b", "3 2 1", arguments=["0:1"])
     assert code == 0 and err.strip() == "nothing is left to judge; b goes back, u undoes, q quits"
     assert [each.judgement.values for each in stored(path)] == [(3, 2, 1)]
-    assert out.count("All 1 neurons are judged or skipped.") == 2
+    assert out.count("Nothing is left") == 2
 
 
 def test_explanations_that_change_meanwhile_are_shown_again(say, path, monkeypatch) -> None:
