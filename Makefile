@@ -17,13 +17,9 @@ test: $(VENV)/ready-dev
 test-scale: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m scale -n 2
 
-# Needs /usr/bin/chromium, and npm for axe-core, which looks for what can't be read or reached.
-AXE := axe-core@4.14.1
-test-browser: $(VENV)/ready-dev .cache/$(AXE)/node_modules/axe-core/axe.min.js
+# Needs /usr/bin/chromium.
+test-browser: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m browser
-
-.cache/axe-core@%/node_modules/axe-core/axe.min.js:
-	npm install --silent --no-audit --no-fund --ignore-scripts --prefix .cache/$(AXE) $(AXE)
 
 # SERVER=llamacpp tests against llama-cpp-python in place of vLLM.
 test-server: $(VENV)/ready-dev
