@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _SHOWN = 10  # exemplars of each kind: about a screen
 _LONGEST = 200  # characters of a token that are shown
 
+# From this share of the full colour on, a value below 0 is underlined (static/tokens.js too).
+_MARKED = -0.1
+
 # Red, green, blue; and the share of the full colour from which on black is legible on dark pages.
 _ABOVE, _BELOW = ("255,140,0", 0.65), ("30,144,255", 0.8)
 
@@ -118,7 +121,7 @@ def tokens_html(
 ) -> str:
     """Tokens on backgrounds that are the deeper, the nearer a value is to the highest or lowest.
 
-    Those below 0 are underlined too.
+    Those well below 0 are underlined too.
 
     Args:
         tokens: any text; line ends and tabs are made visible, very long ones are cut.
@@ -128,7 +131,7 @@ def tokens_html(
     """
     spans = []
     for position, (token, value) in enumerate(zip(tokens, values.tolist(), strict=True)):
-        kind, title = "token", number_text(value)
+        kind, title = "token", number_text(value, 4)
         style = "unicode-bidi:isolate"
         if position < skip:
             kind, title, style = "token uncounted", f"{title}, not counted", f"{style};opacity:0.65"
@@ -138,7 +141,9 @@ def tokens_html(
             if abs(share) >= deep:
                 style += ";color:#000"
             if share < 0:
-                kind, style = "token below", f"{style};text-decoration:underline dotted"
+                kind = "token below"
+            if share < _MARKED:
+                kind, style = f"{kind} marked", f"{style};text-decoration:underline dotted"
         spans.append(
             f'<span class="{kind}" style="{style}" title="{title}">'
             f"{escape(token_text(token))}</span>"
@@ -155,13 +160,13 @@ def token_text(token: str) -> str:
     return _visible(shown)
 
 
-def number_text(value: float) -> str:
-    """A number with three significant digits; a dash where there is none."""
+def number_text(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits; a dash where there is none."""
     if not np.isfinite(value):
         return "\u2013"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    short = float(f"{value:.3g}")
+    short = float(f"{value:.{digits}g}")
     if short == 0:
         return "0"
     return np.format_float_positional(short, trim="-") if abs(short) >= 1e-6 else f"{short:g}"

@@ -107,8 +107,16 @@ def test_colours_say_how_near_a_value_is_to_the_ends() -> None:
         ("token", "background:rgba(255,140,0,0.500);border-radius:2px", "1"),
         ("token", "", "0"),
         ("token", "", "\u2013"),
-        ("token below", f"background:rgba(30,144,255,0.500);border-radius:2px{line}", "-0.5"),
-        ("token below", f"background:rgba(30,144,255,1.000);border-radius:2px{black}{line}", "-4"),
+        (
+            "token below marked",
+            f"background:rgba(30,144,255,0.500);border-radius:2px{line}",
+            "-0.5",
+        ),
+        (
+            "token below marked",
+            f"background:rgba(30,144,255,1.000);border-radius:2px{black}{line}",
+            "-4",
+        ),
     ]
 
 
