@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from judging_people import graded, ranked
 
@@ -67,6 +67,7 @@ def test_an_example_by_hand() -> None:
     assert alpha(np.array([[2, 0], [1, 1], [0, 2]], float)) == pytest.approx(1 - 3 / 5.4)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(1, 5), max_size=4), min_size=1, max_size=12))
 def test_it_is_the_definition(units) -> None:
     counts = np.array([[unit.count(value) for value in range(1, 6)] for unit in units], float)
@@ -75,6 +76,7 @@ def test_it_is_the_definition(units) -> None:
     assert np.isnan(found) if expected is None else found == pytest.approx(expected)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.permutations([1, 2, 3]), min_size=2, max_size=20), st.integers(2, 4))
 def test_raters_who_agree_have_an_alpha_of_1(rankings, raters) -> None:
     ratings = [
@@ -124,6 +126,7 @@ def test_one_rater_alone_agrees_with_nobody() -> None:
         assert found([]).units == 0
 
 
+@settings(max_examples=30)
 @given(st.data())
 def test_names_of_raters_and_the_order_of_ratings_mean_nothing(data) -> None:
     ranks = data.draw(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=6))

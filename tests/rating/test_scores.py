@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from judging_people import ranked
 
@@ -67,6 +67,7 @@ def test_by_hand(database) -> None:
     assert (found.pairs, found.neurons, found.alike.low) == (6, 1, None)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=7))
 def test_tau_is_kendalls(both) -> None:
     counts = np.zeros(4)

@@ -33,6 +33,7 @@ def slow_strengths(wins, ties):
     return found - found.mean()
 
 
+@settings(max_examples=30)
 @given(st.data())
 def test_they_are_the_maximum_of_the_likelihood(data) -> None:
     size = data.draw(st.integers(2, 4))
@@ -112,7 +113,7 @@ def test_nobody_compared_nothing() -> None:
     assert strengths([]) == []
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.lists(st.permutations([1, 2, 3]), min_size=1, max_size=8), st.randoms())
 def test_order_and_whether_grades_or_ranks_were_given_mean_nothing(rankings, random) -> None:
     ratings = [ranked(n, "x", ranks) for n, ranks in enumerate(rankings)]
