@@ -65,7 +65,10 @@ class ModelExplainer:
 
     async def request(self, record: NeuronRecord) -> Chat:
         """What asks for an explanation of all exemplars. Raises LLMError as `explain` does."""
-        exemplars = await self._choose(record)
+        return self.request_of(record, await self._choose(record))
+
+    def request_of(self, record: NeuronRecord, exemplars: list[Exemplar]) -> Chat:
+        """What asks for an explanation of these exemplars. Raises LLMError as `explain` does."""
         return self._request(self._evidence(record, exemplars), TEMPERATURE, SEED)
 
     def parse(self, answer: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastexplain.errors import LLMError, UsageError
 from fastexplain.explainers.evidence import RunSource
+from fastexplain.explainers.exemplars import exemplars_of
 from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.recorded import Recorded
 from fastexplain.ledger.responses import Responses
@@ -61,7 +62,8 @@ def _chat(run: Run, database: Database, row: StoredExplanation) -> Chat | None:
     recorded = Recorded(row.model, Capabilities(), Responses(database))
     explainer = ModelExplainer(recorded, prompt, RunSource(run))
     try:
-        chat = explainer.request(run.neuron(row.neuron))
+        record = run.neuron(row.neuron)
+        chat = explainer.request_of(record, exemplars_of(record))
     except LLMError:
         return None
     settings = {name: row.parameters[name] for name in ("temperature", "seed", "max_tokens")
