@@ -154,7 +154,7 @@ def test_the_command_stores_shows_and_reports_it(
     code, shown, _ = cli("score", run.path, "--scorers", "documents", "--subject",
                          planted_subject.name)  # fmt: skip
     assert code == 0 and f"{planted.NEURONS} explanations scored." in shown
-    assert "whole documents left out" in shown
+    assert "whole documents left out" in " ".join(shown.split())
     found = values(run, planted_subject)
     with run.database(read_only=True) as database:
         [row, *_] = database.explanations(NeuronId(0, planted.DIGIT))
