@@ -13,6 +13,7 @@ from programmed import programmed
 import fastexplain
 from fastexplain import Corpus, NeuronId, Run, open_run
 from fastexplain.errors import UsageError
+from fastexplain.report.columns import score_columns
 from fastexplain.results import Explanation
 from fastexplain.run.sides import of_side
 from fastexplain.run.splits import samples
@@ -137,6 +138,7 @@ def test_only_the_bottom_explained_is_not_taken_for_the_top(explain, swept, cli)
     with pytest.raises(UsageError, match="none has"):
         fastexplain.run.selection.select_neurons(swept, [f"0:{BELOW}"], where="score > 0.5")
     with swept.database(read_only=True) as database:
+        assert score_columns(swept, database).ids["other"][BELOW] == 0
         assert database.other_explanation(NeuronId(0, ABOVE)) in (None, "the cat")
     code, _, err = cli("ablate", swept.path, f"0:{BELOW}", "--explainer", "m")
     assert "have no explanation by m that was simulated" in err + _
@@ -178,6 +180,7 @@ def test_seen_from_below_twice_a_record_is_itself(swept) -> None:
         (["--side", "bottom", "--scorers", "corpus"], "the scorer 'corpus' is for the top"),
         (["--side", "bottom", "--scorers", "ablation"], "the scorer 'ablation' is for the top"),
         (["--side", "bottom", "--revise", "1"], "--revise is for the top; leave it out, or --side"),
+        (["--side", "bottom", "--exemplars", "quantiles"], "--exemplars is for the top"),
         (["--side", "bottom", "--by-need"], "--by-need goes by lookup's scores"),
         (["--side", "bottom", "--prompt", "list"], "puts the tokens of a sweep's tables"),
     ],
