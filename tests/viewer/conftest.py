@@ -35,7 +35,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     problems: list[str] = []
 
     def noted(message: ConsoleMessage) -> None:
-        problems.append(message.text)
+        problems.append(f"{message.text} {message.location['url']}")
 
     def open_address(address: str, **options: object) -> Page:
         contexts.append(browser.new_context(**options))

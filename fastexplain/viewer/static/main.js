@@ -3,13 +3,14 @@
 // An address is `#/PAGE/PART...?name=value`, so a link can be kept, and works in an exported site.
 
 import { announce, element } from "./dom.js";
-import { homePage } from "./home.js";
 import { neuronPage } from "./neuron.js";
+import { overviewPage } from "./overview.js";
 import { ratePage } from "./rate.js";
+import { searchField, searchPage } from "./searching.js";
 import { countOf, homeAddress, live, neuronAt, neuronRanges, searchable } from "./source.js";
 
 // Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
-const PAGES = { "": homePage, neuron: neuronPage, rate: ratePage };
+const PAGES = { "": overviewPage, neuron: neuronPage, rate: ratePage, search: searchPage };
 
 // The pages that need no server.
 const OFFLINE = ["", "neuron", "search"];
@@ -102,11 +103,7 @@ function start() {
     event.preventDefault(); // the address is the page's
     document.getElementById("content").focus();
   });
-  document.querySelector("[role=search]").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const text = document.getElementById("search").value.trim();
-    if (/^\d+(\.\w+)?:\d+$/.test(text)) go(`#/neuron/${text}`);
-  });
+  searchField(document.getElementById("search"), go);
   for (const link of document.querySelectorAll("nav a")) {
     if (!live() && !OFFLINE.includes(route(link.getAttribute("href")).page)) link.remove();
   }

@@ -1,0 +1,343 @@
+// The overview: all neurons as a picture, distributions by layer, lists, and what the run is.
+
+import { barRows, distributionChart } from "./charts.js";
+import { colourScale, palette } from "./colours.js";
+import { announce, element, number } from "./dom.js";
+import { neuronPicture } from "./picture.js";
+import { load, loadPacked, offers, run } from "./source.js";
+
+const LISTS = {
+  best: ["Best explained", "The highest correlation of predicted and true activations."],
+  worst: ["Worst explained", "The lowest correlation of predicted and true activations."],
+  beyond_lookup: [
+    "The lookup fails, this succeeds",
+    "Sorted by how far the correlation exceeds that of the lookup table.",
+  ],
+  beyond_explanation: [
+    "This fails, the lookup succeeds",
+    "Sorted by how far the correlation stays behind that of the lookup table.",
+  ],
+};
+const WHOSE = { other: "explanations by models", rule: "rules", list: "lookup's texts" };
+const CHARTS = 6; // shown before the others are asked for
+
+export async function overviewPage(content, { query, signal }) {
+  const [found, offered] = await Promise.all([run(), load("maps", signal)]);
+  if (signal.aborted) return undefined;
+  const maps = offered.maps.filter((each) => offers(`map/${each.key}`));
+  const known = new Map(maps.map((each) => [each.key, each]));
+  const key = known.has(query.get("map")) ? query.get("map") : offered.default;
+  const map = mapSection(found, maps, key, signal);
+  const rest = element("div", { class: "overview-rest" }, element("p", { class: "quiet" }, "Loading…"));
+  content.replaceChildren(
+    ...runHeading(found),
+    map.section,
+    rest,
+    element("section", {}, element("h2", {}, "The run"), runTable(found)),
+  );
+  await map.show(key);
+  fillRest(rest, found, map, signal);
+  return {
+    title: found.name,
+    keys: {
+      "+": ["enlarge the picture", () => map.zoom(1.5)],
+      "-": ["make the picture smaller", () => map.zoom(1 / 1.5)],
+    },
+  };
+}
+
+function runHeading(found) {
+  const neurons = found.sites.reduce((sum, site) => sum + site.units, 0);
+  return [
+    element("h1", {}, found.name),
+    element(
+      "p",
+      { class: "quiet" },
+      `${neurons.toLocaleString("en")} neurons of ${found.subject.name} on `,
+      `${corpusName(found)}: `,
+      `${found.sweep.excerpts.toLocaleString("en")} excerpts.`,
+    ),
+  ];
+}
+
+function corpusName({ corpus }) {
+  return (corpus.sources ?? []).join(", ") || "texts";
+}
+
+function mapSection(found, maps, key, signal) {
+  const told = element("p", { class: "pointed", "aria-live": "polite" }, "Point at a neuron.");
+  const legend = element("div", { class: "legend" });
+  const shown = { values: null, key };
+  const glances = new Map();
+  let waiting;
+
+  const picture = neuronPicture(
+    found.sites,
+    {
+      pointed(place) {
+        clearTimeout(waiting);
+        if (place === null || !shown.values) return;
+        const name = picture.name(place);
+        told.replaceChildren(...described(name, shown.values[place], glances.get(name)));
+        if (glances.has(name)) return;
+        waiting = setTimeout(async () => {
+          const glance = await load(`glance/${name}`, signal).catch(() => null);
+          if (glance === null || signal.aborted) return;
+          glances.set(name, glance);
+          if (told.dataset.name === name) {
+            told.replaceChildren(...described(name, shown.values[place], glance));
+          }
+        }, 120);
+        told.dataset.name = name;
+      },
+      chosen(place) {
+        location.hash = `#/neuron/${picture.name(place)}`;
+      },
+    },
+    signal,
+  );
+
+  const choice = element("select", { id: "map-choice" }, [...new Set(maps.map(({ group }) => group))].map(
+    (group) =>
+      element(
+        "optgroup",
+        { label: group },
+        maps
+          .filter((each) => each.group === group)
+          .map((each) => element("option", { value: each.key, selected: each.key === key }, each.label)),
+      ),
+  ));
+
+  async function show(chosen) {
+    const map = maps.find((each) => each.key === chosen);
+    shown.key = chosen;
+    choice.value = chosen;
+    legend.setAttribute("aria-busy", "true");
+    try {
+      const values = new Float32Array(await loadPacked(`map/${chosen}`, signal));
+      if (shown.key !== chosen || signal.aborted) return;
+      const scale = colourScale(values, map.logarithmic);
+      shown.values = values;
+      picture.show(values, scale);
+      picture.canvas.setAttribute(
+        "aria-label",
+        `All neurons by ${map.label}. Arrows move between neurons, Enter opens one, plus and minus ` +
+          "zoom. The lists and charts below have the same numbers.",
+      );
+      legend.replaceChildren(...legendOf(map, scale, values.length));
+    } catch (error) {
+      if (signal.aborted) return;
+      legend.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message));
+    } finally {
+      legend.setAttribute("aria-busy", "false");
+    }
+  }
+
+  choice.addEventListener("change", () => {
+    // The address changes without the page being made anew.
+    history.replaceState(null, "", `#/?map=${encodeURIComponent(choice.value)}`);
+    show(choice.value).then(() => announce(`Coloured by ${choice.selectedOptions[0].label}`));
+  });
+  const button = (text, label, factor) =>
+    element("button", { type: "button", "aria-label": label, on: { click: () => picture.zoom(factor) } }, text);
+  return {
+    section: element(
+      "section",
+      { class: "map", "aria-label": "All neurons" },
+      element(
+        "div",
+        { class: "controls" },
+        element("label", { for: "map-choice" }, "Colour by"),
+        choice,
+        button("+", "Zoom in", 1.5),
+        button("−", "Zoom out", 1 / 1.5),
+      ),
+      legend,
+      picture.canvas,
+      told,
+    ),
+    show,
+    zoom: picture.zoom,
+    /** Disable what no neuron has. */
+    offer(keys) {
+      for (const option of choice.options) option.disabled = !keys.has(option.value);
+    },
+  };
+}
+
+function described(name, value, glance) {
+  return [
+    element("a", { href: `#/neuron/${name}` }, name),
+    ` ${number(value)} `,
+    glance?.text
+      ? element("span", { class: "explained" }, cut(glance.text), ` (${glance.method}, ${number(glance.score, 2)})`)
+      : element("span", { class: "quiet" }, glance ? "not explained" : ""),
+  ];
+}
+
+function cut(text, longest = 160) {
+  return text.length > longest ? `${text.slice(0, longest)}…` : text;
+}
+
+function legendOf(map, scale, neurons) {
+  if (!scale.known) return [element("p", { class: "quiet" }, "No neuron has this score.")];
+  const strip = element("canvas", { width: 256, height: 1, class: "strip", role: "img", "aria-label": "Colour scale" });
+  const context = strip.getContext("2d");
+  palette().forEach(([red, green, blue], step) => {
+    context.fillStyle = `rgb(${red} ${green} ${blue})`;
+    context.fillRect(step, 0, 1, 1);
+  });
+  const missing = neurons - scale.known;
+  return [
+    element("span", { class: "scale" }, strip, [0, 0.5, 1].map((share) => element("span", {}, number(scale.at(share), 2)))),
+    element(
+      "span",
+      { class: "quiet" },
+      `High: ${map.high}. `,
+      missing ? `${missing.toLocaleString("en")} neurons have no value.` : "",
+    ),
+  ];
+}
+
+async function fillRest(rest, found, map, signal) {
+  let data;
+  try {
+    data = await load("overview", signal);
+  } catch (error) {
+    if (!signal.aborted) rest.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message));
+    return;
+  }
+  if (signal.aborted) return;
+  map.offer(new Set(data.distributions.map(({ key }) => key)));
+  rest.replaceChildren(
+    element("section", {}, element("h2", {}, "Neurons to look at"), listsOf(data.lists)),
+    element("section", {}, element("h2", {}, "By layer"), chartsOf(data.distributions)),
+    element("section", {}, element("h2", {}, "What was made"), madeOf(data)),
+  );
+}
+
+function listsOf(lists) {
+  if (!lists.length) {
+    return element("p", { class: "quiet" }, "No explanation is scored yet; run: fastexplain explain");
+  }
+  return element(
+    "div",
+    { class: "lists" },
+    lists.map(({ name, kind, neurons }) =>
+      element(
+        "section",
+        {},
+        element("h3", {}, `${LISTS[name][0]}: ${WHOSE[kind]}`),
+        element("p", { class: "quiet" }, LISTS[name][1]),
+        element("ol", {}, neurons.map(listed)),
+      ),
+    ),
+  );
+}
+
+function listed({ neuron, score, lookup, text, model, method }) {
+  return element(
+    "li",
+    {},
+    element("a", { href: `#/neuron/${neuron}` }, neuron),
+    element("span", { class: "number", title: "correlation over top and random excerpts" }, ` ${number(score, 2)} `),
+    lookup === null || method === "lookup"
+      ? null
+      : element("span", { class: "quiet" }, `lookup ${number(lookup, 2)} `),
+    element("span", { class: "explained", title: model }, cut(text, 120)),
+  );
+}
+
+function chartsOf(distributions) {
+  // Scores first: they are what the run is for.
+  const sorted = [...distributions].sort((a, b) => Number(b.key.includes(".")) - Number(a.key.includes(".")));
+  const figure = ({ label, neurons, sites }) =>
+    element(
+      "figure",
+      {},
+      element("figcaption", {}, label, element("span", { class: "quiet" }, ` ${neurons.toLocaleString("en")} neurons`)),
+      distributionChart(`${label} by layer`, sites),
+    );
+  const more = sorted.slice(CHARTS);
+  return [
+    element("p", { class: "quiet" }, "Line: median. Dark band: half of the neurons. Pale band: 9 of 10."),
+    element("div", { class: "charts" }, sorted.slice(0, CHARTS).map(figure)),
+    more.length
+      ? element("details", {}, element("summary", {}, `${more.length} more`), element("div", { class: "charts" }, more.map(figure)))
+      : null,
+  ];
+}
+
+function madeOf({ explanations, cost }) {
+  const asked = cost.map((row) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, row.model),
+      element("td", {}, row.purpose),
+      [row.answered, row.failed, row.prompt_tokens, row.completion_tokens].map((value) =>
+        element("td", { class: "number" }, value.toLocaleString("en")),
+      ),
+      element("td", { class: "number" }, price(row)),
+    ),
+  );
+  return [
+    explanations.length
+      ? barRows(
+          "Neurons explained",
+          explanations.map(({ method, model, version, explained, failed }) => ({
+            label: method === model ? `${method} (${version})` : `${method}: ${model} (${version})`,
+            value: explained,
+            text: explained.toLocaleString("en") + (failed ? `, ${failed.toLocaleString("en")} failed` : ""),
+          })),
+        )
+      : element("p", { class: "quiet" }, "Nothing is explained yet."),
+    asked.length
+      ? element(
+          "div",
+          { class: "scrolled", tabindex: 0, role: "region", "aria-label": "What models were asked" },
+          element(
+            "table",
+            { class: "rows" },
+            element("caption", {}, "What models were asked"),
+            element(
+              "thead",
+              {},
+              element(
+                "tr",
+                {},
+                ["Model", "For", "Answers", "Failed", "Prompt tokens", "Answer tokens", "US dollars"].map((name) =>
+                  element("th", { scope: "col" }, name),
+                ),
+              ),
+            ),
+            element("tbody", {}, asked),
+          ),
+        )
+      : null,
+  ];
+}
+
+function price({ cost, answered, unpriced }) {
+  if (answered && unpriced === answered) return "price not known";
+  return cost.toFixed(cost && cost < 1 ? 4 : 2) + (unpriced ? " and more" : "");
+}
+
+function runTable(found) {
+  const { subject, sweep, settings, versions } = found;
+  const rows = [
+    ["Subject", [subject.name, subject.revision].filter(Boolean).join(", revision ")],
+    ["Corpus", `${corpusName(found)}, ${sweep.tokens.toLocaleString("en")} tokens`],
+    ["Layers and other sites", String(found.sites.length)],
+    ["Sweep", `${number(sweep.seconds)} s, ${number(sweep.tokens_per_second)} tokens/s`],
+    ["Settings", Object.entries(settings).filter(([, value]) => !Array.isArray(value))
+      .map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ")],
+    ["Versions", Object.entries(versions).map(([name, value]) => `${name} ${value}`).join(", ")],
+  ];
+  return element(
+    "table",
+    { class: "facts" },
+    element("tbody", {}, rows.map(([name, value]) =>
+      element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, value)))),
+  );
+}

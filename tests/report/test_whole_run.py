@@ -1,0 +1,183 @@
+"""Columns, lists and search of a whole run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastexplain import Run
+from fastexplain.errors import UsageError
+from fastexplain.records import NeuronId
+from fastexplain.report.columns import name_at, neurons_of, score_columns, statistic_columns
+from fastexplain.report.maps import is_statistic, maps_data, packed, score_key, score_map
+from fastexplain.report.overview import overview_data
+from fastexplain.report.search import TokenSearch, glance_data, search_data
+from fastexplain.results import CORRELATION, ExplanationRow, Measured, Scores
+
+
+def explained(index: int, method: str, score: float | None, text: str = "x", **more: object):
+    scores = Scores(None if score is None else score / 2, score, score, 5, 5)
+    model = {"lookup": "lookup", "rule": "rule"}.get(method, "m")
+    return ExplanationRow(NeuronId(0, index), method, model, "1", text, scores=scores, **more)
+
+
+def data_of(run: Run) -> dict:
+    with run.database(read_only=True) as database:
+        scores = score_columns(run, database)
+        data = overview_data(run, database, statistic_columns(run), scores)
+    json.dumps(data, allow_nan=False)
+    return data
+
+
+def test_columns_are_the_tables(run: Run) -> None:
+    rng = np.random.default_rng(0)
+    with run.database() as database:
+        rows = [
+            explained(index, method, value, f"text {index}")
+            for index, *values in rng.uniform(-1, 1, (40, 3)).tolist()
+            for index in [int(abs(index) * 100)]
+            for method, value in zip(("lookup", "rule", "model"), [*values, None], strict=True)
+        ]
+        ids = database.add_explanations(rows)
+        # A second judge, and a second explanation by another method, one of them better.
+        database.add_scores(
+            CORRELATION, "b", "1", {ids[2]: [Measured("top_and_random", CORRELATION, 0.25, 5)]}
+        )
+        database.add_explanations([explained(3, "human", 0.1), explained(3, "revised", 0.9)])
+    table, statistics = run.table(), statistic_columns(run)
+    with run.database(read_only=True) as database:
+        scores = score_columns(run, database)
+    for key in (each["key"] for each in maps_data()["maps"]):
+        if is_statistic(key):
+            assert np.array_equal(statistics[key], table[key].astype(np.float32), equal_nan=True)
+    for kind, split in (("lookup", "top_and_random"), ("rule", "random_only")):
+        found = score_map(scores, score_key(kind, split))
+        wanted = table[f"{kind}_{split}"].astype(np.float32)
+        assert np.array_equal(found, wanted, equal_nan=True)
+        assert packed(found) == wanted.tobytes()
+    assert scores.values["other", "top_and_random"][3] == np.float32(0.9)
+    assert scores.values["other", "random_only"][3] == np.float32(0.45)
+    first = rows[2].neuron.index
+    assert scores.values["other", "top_and_random"][first] == np.float32(0.25)
+    assert np.isnan(scores.values["other", "random_only"][first])
+    assert scores.ids["other"][first] == ids[2]
+    assert neurons_of(run) == 120
+    assert name_at(run, 119) == "0:119"
+    with pytest.raises(IndexError):
+        name_at(run, 120)
+
+
+def test_lists_are_in_order_and_what_surprises_is_named(run: Run) -> None:
+    with run.database() as database:
+        database.add_explanations([explained(n, "lookup", n / 20) for n in range(20)])
+        database.add_explanations([explained(n, "model", 0.5, f"text {n}") for n in range(20)])
+        failed = ExplanationRow(NeuronId(0, 50), "model", "m", "1", None, failure="no answer")
+        database.add_explanations([failed])
+    data = data_of(run)
+    lists = {(each["name"], each["kind"]): each["neurons"] for each in data["lists"]}
+    beyond = lists["beyond_lookup", "other"]
+    assert [row["neuron"] for row in beyond] == [f"0:{n}" for n in range(10)]
+    assert beyond[3] == {
+        **{"neuron": "0:3", "score": 0.5, "lookup": pytest.approx(0.15)},
+        **{"method": "model", "model": "m", "text": "text 3"},
+    }
+    behind = lists["beyond_explanation", "other"]
+    assert [row["neuron"] for row in behind] == [f"0:{n}" for n in range(19, 10, -1)]
+    assert {"method": "model", "model": "m", "version": "1", "explained": 20, "failed": 1} in data[
+        "explanations"
+    ]
+    [own] = [each for each in data["distributions"] if each["key"] == "lookup.top_and_random"]
+    assert own["sites"] == [
+        {
+            "site": "0",
+            "neurons": 20,
+            "values": pytest.approx(np.percentile(np.arange(20) / 20, data["quantiles"])),
+        }
+    ]
+    assert all(each["neurons"] for each in data["distributions"])
+
+
+def test_a_run_without_explanations_has_statistics_alone(run: Run) -> None:
+    data = data_of(run)
+    assert data["lists"] == data["explanations"] == data["cost"] == []
+    assert all(is_statistic(each["key"]) for each in data["distributions"])
+
+
+@pytest.fixture
+def find(run: Run):
+    with run.database() as database:
+        database.add_explanations(
+            [
+                explained(1, "lookup", 0.5, "rivers and stones"),
+                explained(1, "model", 0.6, "names of rivers"),
+                explained(2, "model", 0.7, "a stone in a river's bed"),
+                explained(3, "model", None, "something else"),
+            ]
+        )
+    tokens = TokenSearch(run, statistic_columns(run))
+    with run.database(read_only=True) as database:
+        yield lambda text, limit=8: search_data(run, database, tokens, text, limit)
+
+
+def test_explanations_are_found_while_their_last_word_is_typed(find) -> None:
+    def neurons(text: str) -> list[str]:
+        return [each["neuron"] for each in find(text)["explanations"]]
+
+    assert sorted(neurons("riv")) == ["0:1", "0:2"]
+    assert sorted(neurons("stone riv")) == sorted(neurons("river stone")) == ["0:1", "0:2"]
+    assert neurons("riv stone") == []  # only the last one may be cut short
+    assert neurons("riv ") == []  # the word has ended
+    assert neurons("something els") == ["0:3"]
+    assert find("something")["explanations"][0]["score"] is None
+    assert find("river", limit=1)["more"]
+    assert not find("else")["more"]
+
+
+def test_neurons_are_found_by_the_beginning_of_their_name(find) -> None:
+    assert find("0:1")["neurons"] == ["0:1", *(f"0:{n}" for n in range(10, 17))]
+    assert find(" 0:11 ")["neurons"] == ["0:11", *(f"0:{n}" for n in range(110, 117))]
+    assert find("0:", 3)["neurons"] == ["0:0", "0:1", "0:2"]
+    assert find("0:0")["neurons"] == ["0:0"]
+    for nothing in ("0:01", "0:120", "7:1", "0", "0:1:2"):
+        assert find(nothing)["neurons"] == []
+
+
+def test_the_neurons_that_a_token_drives_come_first(find, run: Run) -> None:
+    found = find("Cat ")["token"]
+    assert found["text"] == "cat"
+    assert found["neurons"][0]["neuron"] == "0:0"  # planted to fire on this word alone
+    assert found["neurons"][0]["told"] > 0.9
+    top = run.neuron("0:0").top[0].activations.max()
+    assert found["neurons"][0]["mean"] == pytest.approx(top, rel=0.05)
+    assert find("nothing of the kind")["token"] is None
+
+
+@pytest.mark.parametrize(
+    "text", ['"', "*", "NEAR(a b)", "a OR", "text : x", "_", "\0", "a" * 10_000, "^x -y", "'); --"]
+)
+def test_no_text_is_an_error(find, text: str) -> None:
+    assert find(text)["explanations"] == []
+
+
+def test_any_text_is_searched_for(find) -> None:
+    @given(st.text(max_size=40))
+    @settings(derandomize=True, max_examples=25, deadline=None)
+    def check(text: str) -> None:
+        json.dumps(find(text), allow_nan=False)
+
+    check()
+
+
+def test_a_glance_is_the_best_explanation(find, run: Run) -> None:
+    with run.database(read_only=True) as database:
+        assert glance_data(run, database, "0:1") == {
+            **{"neuron": "0:1", "method": "model", "model": "m", "text": "names of rivers"},
+            "score": 0.6,
+        }
+        assert glance_data(run, database, "0:9")["text"] is None
+        with pytest.raises(UsageError, match="no neuron 0:120"):
+            glance_data(run, database, "0:120")
