@@ -64,11 +64,11 @@ def test_all_neurons_of_a_large_run(large: Run, open_page: Callable[..., Page]) 
 
         # The address names what it is coloured by, and shows the same again.
         page.get_by_label("Colour by").select_option("lookup.top_and_random")
-        expect(page.locator(".legend")).to_contain_text("299,520 neurons have no value")
+        expect(page.locator(".legend")).to_contain_text("Without a value: 299,520 neurons")
         assert "map=lookup.top_and_random" in page.url
         again = open_page(page.url)
         expect(again.get_by_label("Colour by")).to_have_value("lookup.top_and_random")
-        expect(again.locator(".legend")).to_contain_text("299,520 neurons have no value")
+        expect(again.locator(".legend")).to_contain_text("Without a value: 299,520 neurons")
         expect(again.get_by_role("heading", name="By layer")).to_be_visible()
 
         picture.focus()

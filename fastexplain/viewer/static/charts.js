@@ -12,7 +12,7 @@ function scaled(low, high, from, to) {
 }
 
 /** About so many round numbers between two values. */
-function ticks(low, high, count = 3) {
+function ticks(low, high, count = 5) {
   const rough = (high - low || 1) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);

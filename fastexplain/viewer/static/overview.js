@@ -7,18 +7,18 @@ import { neuronPicture } from "./picture.js";
 import { load, loadPacked, offers, run } from "./source.js";
 
 const LISTS = {
-  best: ["Best explained", "The highest correlation of predicted and true activations."],
-  worst: ["Worst explained", "The lowest correlation of predicted and true activations."],
+  best: [(who) => `Best ${who}`, "The highest correlation of predicted and true activations."],
+  worst: [(who) => `Worst ${who}`, "The lowest correlation of predicted and true activations."],
   beyond_lookup: [
-    "The lookup fails, this succeeds",
+    (who) => `Where ${who} beat the lookup`,
     "Sorted by how far the correlation exceeds that of the lookup table.",
   ],
   beyond_explanation: [
-    "This fails, the lookup succeeds",
+    (who) => `Where the lookup beats ${who}`,
     "Sorted by how far the correlation stays behind that of the lookup table.",
   ],
 };
-const WHOSE = { other: "explanations by models", rule: "rules", list: "lookup's texts" };
+const WHOSE = { other: "explanations by models", rule: "rules", list: "texts of lookups" };
 const CHARTS = 6; // shown before the others are asked for
 
 export async function overviewPage(content, { query, signal }) {
@@ -194,7 +194,7 @@ function legendOf(map, scale, neurons) {
       "span",
       { class: "quiet" },
       `High: ${map.high}. `,
-      missing ? `${missing.toLocaleString("en")} neurons have no value.` : "",
+      missing ? `Without a value: ${missing.toLocaleString("en")} neurons.` : "",
     ),
   ];
 }
@@ -227,7 +227,7 @@ function listsOf(lists) {
       element(
         "section",
         {},
-        element("h3", {}, `${LISTS[name][0]}: ${WHOSE[kind]}`),
+        element("h3", {}, LISTS[name][0](WHOSE[kind])),
         element("p", { class: "quiet" }, LISTS[name][1]),
         element("ol", {}, neurons.map(listed)),
       ),
