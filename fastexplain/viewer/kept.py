@@ -95,10 +95,11 @@ class Kept:
             return self._made
 
     def _make(self) -> Made:
+        statistics = self.statistics()  # first: the picture begins with them
         began = time.monotonic()
         with self._run.database(read_only=True) as database:
             scores = score_columns(self._run, database)
-            overview = overview_data(self._run, database, self.statistics(), scores)
+            overview = overview_data(self._run, database, statistics, scores)
         now = time.monotonic()
         self._next = now + (now - began) / _SHARE
         return Made(scores, overview)
