@@ -25,7 +25,7 @@ def four_digits(values: np.ndarray) -> list[float | None]:
         digits = 3 - np.floor(np.log10(np.abs(exact)))
     digits = np.where(np.isfinite(digits), digits, 0)
     # Powers of ten are exact up to 10**22; the quotient is then the number that is written so.
-    up, down = (10.0 ** np.clip(sign * digits, 0, 22) for sign in (1, -1))
+    up, down = (10.0 ** np.maximum(sign * digits, 0) for sign in (1, -1))
     rounded = np.round(exact * up / down) / up * down
     finite = np.isfinite(exact).tolist()
     return [value if known else None for value, known in zip(rounded.tolist(), finite, strict=True)]

@@ -4,6 +4,8 @@ import { element, number } from "./dom.js";
 import { live, load } from "./source.js";
 
 const FIRST_SHOWN = 6;
+// Characters of a text; a longer one stands whole among the details.
+const LONGEST_SAID = 1000;
 const SPLITS = [["top_and_random", "Top and random"], ["random_only", "Random"], ["top_only", "Top"]];
 
 export function explanationsSection(data) {
@@ -31,7 +33,7 @@ function explanationCard(data, each) {
   return element(
     "article",
     { class: "explanation" },
-    element("p", { class: "said" }, each.text === null ? element("span", { class: "failure" }, `failed: ${each.failure ?? "no text"}`) : element("bdi", {}, each.text)),
+    element("p", { class: "said" }, each.text === null ? element("span", { class: "failure" }, `failed: ${each.failure ?? "no text"}`) : element("bdi", {}, each.text.length > LONGEST_SAID ? `${each.text.slice(0, LONGEST_SAID)}…` : each.text)),
     element("p", { class: "quiet" }, element("bdi", {}, each.method === each.model ? each.method : `${each.method}, ${each.model}`), each.cost ? ` · $${number(each.cost)}` : ""),
     correlations.length ? correlationTable(correlations) : element("p", { class: "quiet" }, "It has no score."),
     element(
@@ -96,6 +98,7 @@ function originList(data, each) {
   const { prompt, exemplars, request, default: _, ...settings } = each.parameters ?? {};
   const ranks = new Map(data.exemplars.top.map((row, place) => [row.excerpt, `top ${place + 1}`]));
   const facts = [
+    ["Whole text", each.text?.length > LONGEST_SAID ? each.text : null],
     ["Made by", each.model],
     ["Version", each.version],
     ["Prompt", prompt],

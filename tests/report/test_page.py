@@ -1,0 +1,206 @@
+"""The data of a neuron's page, and what it loads on demand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import planted
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from knowing_server import Knowing
+from safetensors.numpy import load_file, save_file
+
+from fastexplain import Run, open_run
+from fastexplain.errors import UsageError
+from fastexplain.explainers.lookup import simulate_by_lookup, store_lookup
+from fastexplain.explainers.rules import store_rules
+from fastexplain.records import NeuronId, Site
+from fastexplain.report.asked import request_data
+from fastexplain.report.excerpts import context_data, four_digits, histogram_data
+from fastexplain.report.page import page_data
+from fastexplain.report.similar import similar_data
+from fastexplain.results import ExplanationRow
+
+CAT = f"0:{planted.CAT}"
+
+
+@pytest.fixture(scope="module")
+def explained(planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = open_run(shutil.copytree(planted_run.path, tmp_path_factory.mktemp("page") / "run"))
+    store_lookup(run)
+    store_rules(run)
+    return run
+
+
+def test_a_page_has_all_that_is_known_of_a_neuron(explained: Run) -> None:
+    data, record = page_data(explained, CAT), explained.neuron(CAT)
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    for kind in ("top", "bottom", "random"):
+        kept = getattr(record, kind)
+        assert [row["excerpt"] for row in data["exemplars"][kind]] == [e.excerpt for e in kept]
+        for row, exemplar in zip(data["exemplars"][kind], kept, strict=True):
+            assert data["excerpts"][str(row["excerpt"])]["tokens"] == exemplar.tokens
+            np.testing.assert_allclose(row["values"], exemplar.activations, rtol=5e-4)
+    assert sorted(each["method"] for each in data["explanations"]) == ["lookup", "rule"]
+    scored = {each["method"]: {score["judge"] for score in each["scores"]}
+              for each in data["explanations"]}  # fmt: skip
+    assert scored == {"lookup": {"lookup", "list"}, "rule": {"rule"}}
+    assert data["rows"][0]["token"] == "cat" and data["rows"][0]["previous"] is None
+    by_table = simulate_by_lookup(explained, record)
+    values = {each["simulator"]: each["values"] for each in data["simulations"]}
+    assert set(values) == {"lookup", "list"}
+    for excerpt, own in by_table.items():
+        shown = np.array(values["lookup"][str(excerpt)], float)
+        np.testing.assert_allclose(shown, own, rtol=5e-4)
+    assert (data["previous"], data["next"]) == (None, "0:1")
+    assert page_data(explained, f"0:{planted.NEURONS - 1}")["next"] is None
+
+
+def test_excerpts_by_quantile_are_from_the_bins_that_are_named(explained: Run) -> None:
+    data, record = page_data(explained, "0:1"), explained.neuron("0:1")
+    top = {each.excerpt: each.activations[record.skip :].max() for each in record.top}
+    assert data["exemplars"]["quantile"]
+    for row in data["exemplars"]["quantile"]:
+        assert str(row["excerpt"]) in data["excerpts"]
+        if row["excerpt"] in top:
+            low, high = row["low"] or 0, row["high"] or np.inf
+            assert low <= top[row["excerpt"]] < high
+
+
+def test_the_histogram_has_every_excerpt_and_its_marks_the_quantiles(explained: Run) -> None:
+    record = explained.neuron(CAT)
+    data = histogram_data(record.statistics)
+    counts = [each["count"] for each in data["bins"]]
+    assert sum(counts) == 400 and counts[0] and counts[-1]
+    for mark in data["marks"]:
+        assert sum(counts[: mark["bin"]]) < mark["share"] * 400 <= sum(counts[: mark["bin"] + 1])
+
+
+def test_a_dead_neuron_has_a_page(explained: Run) -> None:
+    data = page_data(explained, f"0:{planted.NEVER}")
+    assert data["scale"]["highest"] == 0 and data["rows"] == []
+    json.dumps(data, allow_nan=False)
+
+
+def test_a_run_without_explanations_has_pages(planted_run: Run) -> None:
+    data = page_data(planted_run, CAT)
+    assert data["explanations"] == data["simulations"] == data["steering"] == []
+    assert data["weights"] is None and data["exemplars"]["top"]
+
+
+def test_a_unit_of_another_site_has_a_page(run: Run) -> None:
+    path = run.path
+    shutil.copy(path / "layers" / "00.safetensors", path / "layers" / "00.e17.safetensors")
+    manifest = {**run.manifest, "schema": 2}  # which had no hashes
+    del manifest["files"]
+    [mlp] = manifest["sites"]
+    expert = Site("0.e17", "expert", mlp["units"], mlp["counted_tokens"])
+    manifest["sites"] = [mlp, dataclasses.asdict(expert)]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    data = page_data(open_run(path), "0.e17:0")
+    assert data["kind"] == "expert" and data["rows"] == [] and data["weights"] is None
+    assert (data["previous"], data["next"]) == (f"0:{planted.NEURONS - 1}", "0.e17:1")
+
+
+@pytest.mark.parametrize("name", ["0:999", "3:1", "cat"])
+def test_what_is_no_neuron_has_no_page(planted_run: Run, name: str) -> None:
+    with pytest.raises(UsageError, match=r"no neuron|was not swept|does not name"):
+        page_data(planted_run, name)
+
+
+@given(arrays.arrays(np.float32, st.integers(0, 20), elements=st.floats(width=32)))
+@settings(max_examples=50)
+def test_four_digits_are_those_that_python_writes(values: np.ndarray) -> None:
+    for value, shown in zip(values.tolist(), four_digits(values), strict=True):
+        if np.isfinite(value):
+            assert shown == pytest.approx(value, rel=5.01e-4)
+            assert shown == pytest.approx(float(f"{shown:.4g}"), rel=1e-12)
+        else:
+            assert shown is None
+
+
+def test_similar_neurons_are_those_of_the_highest_correlations(explained: Run) -> None:
+    acts = explained.array(0, "random.activations")[:, explained.skip :]
+    flat = acts.reshape(-1, acts.shape[-1]).astype(np.float64)
+    own = similar_data(explained, "0:1")
+    assert own["tokens"] == len(flat) and own["neurons"]
+    for each in own["neurons"]:
+        other = NeuronId.parse(each["neuron"]).index
+        exact = np.corrcoef(flat[:, 1], flat[:, other])[0, 1]
+        assert each["correlation"] == pytest.approx(exact, abs=1e-3) and other != 1
+    sizes = [abs(each["correlation"]) for each in own["neurons"]]
+    varied = np.flatnonzero(flat.std(axis=0) > 1e-6)
+    best = max(abs(np.corrcoef(flat[:, 1], flat[:, n])[0, 1]) for n in varied if n != 1)
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == pytest.approx(best, abs=1e-3)
+    assert similar_data(explained, f"0:{planted.NEVER}")["neurons"] == []
+
+
+@pytest.fixture
+def one_document(run: Run) -> Run:
+    """The planted run, its excerpts 5, 3 and 9 one after another in one document."""
+    file = run.path / "excerpts.safetensors"
+    content = load_file(file)
+    content["documents"][:] = np.arange(400) + 10
+    content["offsets"][:] = 0
+    for place, excerpt in enumerate((5, 3, 9)):
+        content["documents"][excerpt], content["offsets"][excerpt] = 1, 64 * place
+    save_file(content, file)
+    manifest = {**run.manifest, "schema": 2}
+    del manifest["files"]
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    return open_run(run.path)
+
+
+def test_the_text_around_an_excerpt_is_that_of_its_document(one_document: Run) -> None:
+    run = one_document
+    around = context_data(run, 3)
+    assert [each["excerpt"] for each in around["before"] + around["after"]] == [5, 9]
+    assert around["before"][0]["tokens"] == run.token_texts(run.excerpt(5).tolist())
+    assert [each["excerpt"] for each in context_data(run, 9, 8, 8)["before"]] == [5, 3]
+    assert context_data(run, 7) == {"before": [], "after": []}
+    shown = page_data(run, CAT)["excerpts"]
+    assert all(each["before"] is None for id_, each in shown.items() if id_ not in ("3", "9"))
+    for id_, before, after in (("5", None, 3), ("3", 5, 9), ("9", 3, None)):
+        if id_ in shown:
+            assert (shown[id_]["before"], shown[id_]["after"]) == (before, after)
+
+
+@pytest.mark.parametrize("asked", [(400, 1, 1), (-1, 1, 1), (3, 9, 1), (3, 1, -1)])
+def test_what_is_not_there_has_no_context(planted_run: Run, asked: tuple[int, int, int]) -> None:
+    with pytest.raises(UsageError, match="excerpt"):
+        context_data(planted_run, *asked)
+
+
+def test_the_request_is_shown_only_if_it_is_what_was_asked(run: Run, cli, monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = Knowing(lambda asked, seed: "This neuron reacts to the cat.")
+    try:
+        place = ("--explainer", "m", "--base-url", server.url, "--simulation", "json")
+        assert cli("explain", run.path, CAT, *place)[0] == 0
+        [asked] = [
+            body["messages"]
+            for path, body, _ in server.requests
+            if "chat" in path and body["messages"][-1]["content"].endswith("react to?")
+            and len(body["messages"]) > 2
+        ]  # fmt: skip
+    finally:
+        server.close()
+    [row] = [each for each in page_data(run, CAT)["explanations"] if each["method"] == "model"]
+    data = request_data(run, CAT, row["id"])
+    assert data["messages"] == asked and data["why"] is None
+    assert data["answer"] == "This neuron reacts to the cat."
+    other = row["parameters"] | {"seed": 7}  # as if another version had asked
+    with run.database() as database:
+        [id_] = database.add_explanations(
+            [ExplanationRow(NeuronId(0, 0), "model", "m", "v9", "a cat", parameters=other)]
+        )
+    data = request_data(run, CAT, id_)
+    assert data["messages"] is None and "not what was asked" in data["why"]
+    assert data["answer"] == "This neuron reacts to the cat."
+    with pytest.raises(UsageError, match="no model was asked for an explanation 999 of 0:0"):
+        request_data(run, CAT, 999)
