@@ -34,7 +34,6 @@ ROOMS: Sequence[Callable[[Viewed], Sequence[BaseRoute]]] = (
     overview.routes,
     neurons.routes,
     rating.routes,
-    neurons.routes,
 )
 """What answers: each gives its addresses below `/api/` for what is viewed."""
 
