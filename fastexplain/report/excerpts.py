@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,17 +31,24 @@ def four_digits(values: np.ndarray) -> list[float | None]:
     return [value if known else None for value, known in zip(rounded.tolist(), finite, strict=True)]
 
 
-def excerpts_data(run: Run, excerpts: Iterable[int]) -> dict[str, dict[str, Any]]:
+def excerpts_data(
+    run: Run, excerpts: Iterable[int], known: Mapping[int, Sequence[str]]
+) -> dict[str, dict[str, Any]]:
     """Excerpts by id: `tokens`, as texts, and `before` and `after`, ids of the excerpts which stand
-    there in the document, null where the run has none."""
+    there in the document, null where the run has none.
+
+    Args:
+        known: the tokens of some of them, as texts, which need not be read again.
+    """
     wanted = np.array(sorted(excerpts), np.int64)
     before, after = _around(run, wanted)
-    tokens = run.tokens_of(wanted)
+
+    def tokens(id_: int) -> Sequence[str]:
+        return known[id_] if id_ in known else run.token_texts(run.excerpt(id_).tolist())
+
     return {
-        str(id_): {"tokens": run.token_texts(own), "before": first, "after": last}
-        for id_, own, first, last in zip(
-            wanted.tolist(), tokens.tolist(), before, after, strict=True
-        )
+        str(id_): {"tokens": tokens(id_), "before": first, "after": last}
+        for id_, first, last in zip(wanted.tolist(), before, after, strict=True)
     }
 
 

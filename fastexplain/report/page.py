@@ -62,6 +62,7 @@ def page_data(run: Run, name: str | NeuronId) -> dict[str, Any]:
         for kind in ("top", "bottom", "random")
     }
     exemplars["quantile"] = banded(found)
+    known = {each.excerpt: each.tokens for each in (*record.top, *record.bottom, *record.random)}
     shown = {each["excerpt"] for kept in exemplars.values() for each in kept}
     explanations = {row.id: row for row in reversed(rows)}
     return {
@@ -76,7 +77,7 @@ def page_data(run: Run, name: str | NeuronId) -> dict[str, Any]:
             if not isinstance(value, np.ndarray)
         },
         "histogram": histogram_data(found),
-        "excerpts": excerpts_data(run, shown),
+        "excerpts": excerpts_data(run, shown, known),
         "exemplars": exemplars,
         "explanations": [
             _explanation(run, record, explanations[id_], scores[id_])

@@ -197,12 +197,6 @@ class Run:
         """An excerpt's token ids, int32 `[tokens]`."""
         return self._read("tokens", (excerpt,))
 
-    def tokens_of(self, excerpts: np.ndarray) -> np.ndarray:
-        """The token ids of some excerpts, int `[n]`: int32 `[n, tokens]`."""
-        if not len(excerpts):
-            return self._read("tokens", (slice(0, 0),))
-        return np.stack([self.excerpt(int(excerpt)) for excerpt in excerpts])
-
     @cached_property
     def places(self) -> np.ndarray:
         """Where excerpts stand: `[excerpts]` of `document` int32 and `offset` int64, in tokens."""
