@@ -148,7 +148,11 @@ def tokens_html(
             f'<span class="{kind}" style="{style}" title="{title}">'
             f"{escape(token_text(token))}</span>"
         )
-    style = "font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere"
+    # A block, so that lines within an excerpt begin below its first one, beside what stands before.
+    style = (
+        "display:inline-block;vertical-align:top;max-width:90%;"
+        "font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere"
+    )
     return f'<span class="tokens" dir="ltr" style="{style}">{"".join(spans)}</span>'
 
 
