@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Error, Page
+from playwright.sync_api import Error, Page, expect
 
 import fastexplain
 from fastexplain import Run
@@ -20,6 +20,8 @@ from fastexplain.viewer import exporting, standalone
 from fastexplain.viewer.exporting import export_page, export_site, plan_site
 
 pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -205,3 +207,43 @@ def test_the_page_of_one_neuron_needs_nothing_beside_it(
     with pytest.raises(Error, match="not part of this exported site"):
         load(page, "neuron/0:4")
     assert asked == []
+
+
+def test_pages_look_and_work_as_with_a_server(
+    address_of: Callable[[Path], str], site: Path, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(f"{address_of(site)}index.html")
+    asked = asked_for(page)
+    heading = page.get_by_role("heading", level=1)
+    for key, index in (("n", 1), ("n", 2), ("n", 3), ("n", 7), ("p", 3)):
+        page.keyboard.press(key)
+        expect(heading).to_have_text(f"Neuron 0:{index}")
+    expect(page.locator("main")).to_contain_text("</script><script>alert(1)</script><!--")
+    page.get_by_role("tab", name="Random").click()
+    assert "tab=random" in page.url
+    page.reload()  # an address that was kept opens the same
+    expect(heading).to_have_text("Neuron 0:3")
+    expect(page.get_by_role("tab", name="Random")).to_have_attribute("aria-selected", "true")
+    page.goto(f"{page.url.split('#')[0]}#/neuron/0:5")
+    expect(page.get_by_role("alert")).to_have_text("That is not part of this exported site.")
+    expect(page.get_by_role("link", name="Rate")).to_have_count(0)
+    assert all("/data/" in each or each.endswith("index.html") for each in asked)
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_one_neuron_opens_at_it(
+    width: int, scheme: str, explained: Run, tmp_path: Path, open_page: Callable[..., Page]
+) -> None:
+    file = tmp_path / "one.html"
+    export_page(explained, NeuronId(0, 3), file)
+    size = {"width": width, "height": 900}
+    page = open_page(file.as_uri(), viewport=size, color_scheme=scheme)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:3")
+    expect(page.get_by_role("search")).to_have_count(0)  # it is hidden
+    page.keyboard.press("h")
+    page.keyboard.press("r")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:3")
+    folder = ROOT / ".cache" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder / f"exported-{scheme}-{width}.png")
