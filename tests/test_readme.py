@@ -68,6 +68,7 @@ def test_fastexplain_commands(workplace) -> None:
     assert set(ran) == {
         "sweep", "explain", "score", "ingest", "top", "find", "activate", "show", "ablate", "steer",
         "bench", "check", "puzzles", "report", "weights", "rate", "ratings",
+        "export",
     }  # fmt: skip
     assert "Ada" in (workplace / "my-ratings.csv").read_text()
     written = (workplace / "requests.jsonl").read_text().splitlines()
