@@ -118,18 +118,29 @@ def _explanations(
         neuron = NeuronId(layer, index)
         first, second, third = (WORDS[word].strip() for word in words[index])
         table, text, rule, other = (Scores(s, s, None, 5, 5) for s in scores[index][:4])
+        entries = [
+            {"token": WORDS[word], "previous": None, "ids": [word], "mean": mean, "count": 5}
+            for word, mean in zip(words[index], (3.1, 2.0, 1.2), strict=True)
+        ]
         listed = f"'{first}' 3.1, '{second}' 2, '{third}' 1.2"
         rows.append(
             ExplanationRow(
-                *(neuron, "lookup", "lookup", "lookup-3", listed),
-                parameters={"entries": 3},
+                *(neuron, "lookup", "lookup", "lookup-3", listed, entries),
+                parameters={"entries": 3, "default": 0.1},
                 scores=table,
                 text_scores=text,
             )
         )
         if index % (10 * explained) == 0:
             said = f"forms of the word '{first}'"
-            rows.append(ExplanationRow(neuron, "rule", "rule", "rule-1", said, scores=rule))
+            rows.append(
+                ExplanationRow(
+                    *(neuron, "rule", "rule", "rule-1", said),
+                    [{"term": said, "value": 1.0, "mean": 1.1, "count": 5}],
+                    {"default": 0.1, "first": False},
+                    scores=rule,
+                )
+            )
             said = f"the word {first}, most of all after {second} (neuron {neuron})"
             rows.append(
                 ExplanationRow(neuron, "model", "some-model", "explainer-1", said, scores=other)
