@@ -29,7 +29,7 @@ CLIENTS, SECONDS, WARM = 50, 30.0, 20
 
 ADDRESSES = (
     "run", "maps", "map/fraction_positive", "map/skewness", "search?q=5:13", "search?q=w7",
-    "search?q=most+of+a", "glance/5:131", "overview", "map/lookup.top_and_random",
+    "search?q=most+of+a", "glance/5:131", "neuron/5:131", "overview", "map/lookup.top_and_random",
 )  # fmt: skip
 
 

@@ -66,7 +66,8 @@ def plan_site(run: Run, neurons: Sequence[NeuronId]) -> Plan:
     seconds = (time.perf_counter() - started) / len(tried)
     mean = sum(sizes) / len(sizes)
     shard = max(round(_SHARD / mean), 1)
-    return Plan(ordered, shard, round(mean * len(ordered)), seconds * len(ordered))
+    page = len(standalone_page({}, loads=True).encode())
+    return Plan(ordered, shard, round(mean * len(ordered)) + page, seconds * len(ordered))
 
 
 def export_site(

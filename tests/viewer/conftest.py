@@ -35,6 +35,9 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     problems: list[str] = []
 
     def noted(message: ConsoleMessage) -> None:
+        # The browser asks for the icon when it likes, also when the viewer has ended.
+        if message.location["url"].endswith("/icon.svg"):
+            return
         problems.append(f"{message.text} {message.location['url']}")
 
     def open_address(address: str, **options: object) -> Page:
