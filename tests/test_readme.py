@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import nbclient
@@ -55,6 +57,23 @@ def run_command(command: str, workplace: Path) -> str:
     return run([sys.executable, str(ROOT / "cli.py"), *shlex.split(short)[1:]], workplace)
 
 
+def look(command: str, workplace: Path) -> None:
+    """Run the viewer until its page was there, then end it as Ctrl-C does."""
+    given = [*shlex.split(command)[1:], "--port", "0", "--no-browser"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), *given],
+        cwd=workplace, stdout=subprocess.PIPE, text=True,
+    ) as viewer:  # fmt: skip
+        try:
+            assert viewer.stdout is not None
+            address = re.search(r"http://\S+", viewer.stdout.readline())
+            assert address is not None
+            with urllib.request.urlopen(f"{address[0]}api/overview") as answer:
+                assert json.load(answer)["distributions"]
+        finally:
+            viewer.send_signal(signal.SIGINT)
+
+
 @pytest.mark.scale
 def test_fastexplain_commands(workplace) -> None:
     """In order; those that need a server have a test of their own."""
@@ -63,12 +82,15 @@ def test_fastexplain_commands(workplace) -> None:
         if command.startswith("fastexplain") and "--base-url" not in command:
             if command.startswith("fastexplain ingest"):
                 answer(workplace / "requests.jsonl", workplace / "answers.jsonl")
-            run_command(command, workplace)
+            if command.startswith("fastexplain view"):
+                look(command, workplace)
+            else:
+                run_command(command, workplace)
             ran.append(shlex.split(command)[1])
     assert set(ran) == {
         "sweep", "explain", "score", "ingest", "top", "find", "activate", "show", "ablate", "steer",
         "bench", "check", "puzzles", "report", "weights", "rate", "ratings",
-        "export",
+        "export", "view",
     }  # fmt: skip
     assert "Ada" in (workplace / "my-ratings.csv").read_text()
     written = (workplace / "requests.jsonl").read_text().splitlines()

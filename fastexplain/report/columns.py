@@ -70,6 +70,18 @@ def by_site(run: Run, column: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(run.sites, np.split(column, ends[:-1]), strict=True))
 
 
+def first_places(count: int, keys: np.ndarray) -> np.ndarray:
+    """The places of the `count` smallest numbers, the smallest first, NaN left out.
+
+    Of equal ones the first come first. Sorting all of 300,000 takes ten times as long.
+    """
+    places = np.flatnonzero(np.isfinite(keys))
+    if len(places) > count:
+        last = np.partition(keys[places], count - 1)[count - 1]
+        places = places[keys[places] <= last]
+    return places[np.argsort(keys[places], kind="stable")][:count]
+
+
 def statistic_columns(run: Run) -> dict[str, np.ndarray]:
     """The numbers of `records.Statistics` by name, float32 `[neurons]` each.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastexplain.ledger.responses import Responses
-from fastexplain.report.columns import KINDS, SPLITS, ScoreColumns, by_site, name_at
+from fastexplain.report.columns import KINDS, SPLITS, ScoreColumns, by_site, first_places, name_at
 from fastexplain.report.maps import maps_data, score_key
 from fastexplain.report.summaries import QUANTILES
 from fastexplain.run.database import Database
@@ -78,12 +78,19 @@ def _lists(run: Run, database: Database, scores: ScoreColumns) -> list[dict[str,
     chosen: list[tuple[str, str, np.ndarray]] = []
     for kind in ("other", "rule", "list"):
         values = scores.values[kind, _HEADLINE]
-        chosen += [("best", kind, _first(-values)), ("worst", kind, _first(values))]
+        chosen += [
+            ("best", kind, first_places(LISTED, -values)),
+            ("worst", kind, first_places(LISTED, values)),
+        ]
         if kind != "list":
             more = values - lookup
             chosen += [
-                ("beyond_lookup", kind, _first(np.where(more > 0, -more, np.nan))),
-                ("beyond_explanation", kind, _first(np.where(more < 0, more, np.nan))),
+                ("beyond_lookup", kind, first_places(LISTED, np.where(more > 0, -more, np.nan))),
+                (
+                    "beyond_explanation",
+                    kind,
+                    first_places(LISTED, np.where(more < 0, more, np.nan)),
+                ),
             ]
     ids = [int(scores.ids[kind][place]) for _, kind, places in chosen for place in places]
     texts = _texts(database, ids)
@@ -103,15 +110,6 @@ def _lists(run: Run, database: Database, scores: ScoreColumns) -> list[dict[str,
         if neurons:
             found.append({"name": name, "kind": kind, "neurons": neurons})
     return found
-
-
-def _first(keys: np.ndarray) -> np.ndarray:
-    """The places of the `LISTED` smallest numbers, the smallest first; of equals the first."""
-    places = np.flatnonzero(np.isfinite(keys))
-    if len(places) > LISTED:
-        last = np.partition(keys[places], LISTED - 1)[LISTED - 1]
-        places = places[keys[places] <= last]
-    return places[np.argsort(keys[places], kind="stable")][:LISTED]
 
 
 def _texts(database: Database, ids: Iterable[int]) -> dict[int, dict[str, Any]]:

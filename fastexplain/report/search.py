@@ -12,7 +12,7 @@ import numpy as np
 from fastexplain.finding.search import best_explanation, headline
 from fastexplain.finding.single_tokens import form
 from fastexplain.records import NeuronId
-from fastexplain.report.columns import by_site, name_at
+from fastexplain.report.columns import by_site, first_places, name_at
 from fastexplain.results import CORRELATION
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
@@ -106,7 +106,7 @@ class TokenSearch:
             return None
         pairs = [self._site(site, rows, count) for site in self._run.sites]
         told, mean = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
-        order = np.argsort(-told, kind="stable")[:limit]
+        order = first_places(limit, -told)
         neurons = [
             {
                 "neuron": name_at(self._run, at),

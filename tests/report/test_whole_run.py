@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from fastexplain import Run
 from fastexplain.errors import UsageError
 from fastexplain.records import NeuronId
-from fastexplain.report.columns import name_at, neurons_of, score_columns, statistic_columns
+from fastexplain.report.columns import (
+    first_places,
+    name_at,
+    neurons_of,
+    score_columns,
+    statistic_columns,
+)
 from fastexplain.report.maps import is_statistic, maps_data, packed, score_key, score_map
 from fastexplain.report.overview import overview_data
 from fastexplain.report.search import TokenSearch, glance_data, search_data
@@ -69,6 +75,14 @@ def test_columns_are_the_tables(run: Run) -> None:
     assert name_at(run, 119) == "0:119"
     with pytest.raises(IndexError):
         name_at(run, 120)
+
+
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.0, -3.0, np.nan, np.inf])), st.integers(1, 8))
+@settings(derandomize=True, deadline=None)
+def test_the_first_places_are_those_of_a_whole_sort(values: list[float], count: int) -> None:
+    keys = np.array(values)
+    wanted = [at for at in np.argsort(keys, kind="stable") if np.isfinite(keys[at])][:count]
+    assert first_places(count, keys).tolist() == wanted
 
 
 def test_lists_are_in_order_and_what_surprises_is_named(run: Run) -> None:
