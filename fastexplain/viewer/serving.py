@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import socket
 from collections.abc import Callable
 
-from fastexplain.errors import UsageError
+from fastexplain.errors import RunError, UsageError
 from fastexplain.run.directory import Run
 
 # Connections at once, and seconds that an idle one is kept.
@@ -43,6 +44,10 @@ def serve(
         raise UsageError(
             f"'{host}' can be reached from other machines; give a `password`, or leave the host out"
         )
+    # Of a database by an older version every reading makes a new copy: it is brought to this one.
+    if (run.path / "run.sqlite").exists():
+        with contextlib.suppress(RunError), run.database():  # where it may be written
+            pass
     with listen(host, port) as listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(
