@@ -423,7 +423,7 @@ def test_no_flipped_bit_of_the_database_changes_what_is_read(copied: Path) -> No
             assert any("run.sqlite" in line for line in damages(run)), place
             found += 1
         path.write_bytes(whole)
-    assert found > FLIPS // 10
+    assert found > FLIPS // 20  # most of the file is room, and pages of empty tables
 
 
 def test_one_neuron_is_predicted_from_verified_values(copied: Path) -> None:
