@@ -48,9 +48,9 @@ class Server:
         self.port = int(line.split("http://127.0.0.1:")[1].split("/")[0])
 
     def memory(self) -> float:
-        """MB that are resident."""
+        """MB of the process's own; pages of the run's files, which the system keeps, are not."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
+        [line] = [line for line in status.splitlines() if line.startswith("RssAnon")]
         return int(line.split()[1]) / 1024
 
     def close(self) -> None:
