@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastexplain.cli.common import RunPath
+from fastexplain.cli.common import RunPath, SubjectPlace, Trust
 from fastexplain.cli.terminal import out
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ def view(
             "needed with an address that other machines reach.",
         ),
     ] = False,
+    subject: SubjectPlace = None,
+    trust_remote_code: Trust = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OTHER", help="A run of a model with the same neurons, to compare with."
+        ),
+    ] = None,
 ) -> None:
     """Look at a run in the browser, until Ctrl-C.
 
@@ -40,6 +49,7 @@ def view(
     from fastexplain.run.directory import open_run
 
     opened = open_run(run)
+    other = None if compare is None else open_run(compare)
     secret = None
     if password:
         secret = os.environ.get(PASSWORD) or typer.prompt("Password", hide_input=True, err=True)

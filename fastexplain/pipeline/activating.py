@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -118,27 +118,86 @@ def activate(
         subject = load_subject_of(
             run, name=subject, device=device, dtype=dtype, trust_remote_code=trust_remote_code
         )
-    ids = token_ids(subject, text)
-    if len(ids) <= run.skip:
-        raise UsageError(
-            f"the text has {len(ids)} of the {run.skip + 1} tokens it needs, as this run does not "
-            f"count the first {run.skip} of an excerpt; give a longer one"
-        )
-    ranking = _Ranking(run, len(ids), followed, top)
-    batches = list(_batches(ids, run.excerpts.shape[1], run.skip))
-    total = sum(len(tokens) for tokens, _ in batches)
-    done = 0
-    with reported(progress, "Running", total, "excerpts") as report:
-        for tokens, places in batches:
+    return Ranker(run, subject).rank(text, followed, top=top, progress=progress)
 
-            def visit(layer: int, acts: Tensor, places: np.ndarray = places) -> None:
-                counted = acts[:, len(subject.lead) + run.skip :].float().cpu().numpy()
-                ranking.add(layer, counted.reshape(-1, acts.shape[2]), places.ravel())
 
-            subject.trunk(torch.from_numpy(tokens), visit, run.layers)
-            done += len(tokens)
-            report(done)
-    return ranking.result(subject.token_texts(ids.tolist()))
+class Ranker:
+    """Texts on a run's subject, one after another: what they are ranked by is read once.
+
+    That takes longer than running a line of text: 1.8 s for the 46,080 neurons of SmolLM2 on one
+    core, and 75 MiB of memory.
+
+    Args:
+        run: whose neurons.
+        subject: of this run, checked.
+    """
+
+    def __init__(self, run: Run, subject: Subject) -> None:
+        self._run, self._subject = run, subject
+        self._quantiles: dict[int, Quantiles] = {}
+
+    def rank(
+        self,
+        text: Text,
+        followed: list[NeuronId],
+        *,
+        top: int = 10,
+        progress: bool | Report = False,
+    ) -> Activated:
+        """Rank all neurons on a text; see `activate`."""
+        ids = self._ids(text)
+        ranking = _Ranking(self._run, len(ids), followed, top, self._quantiles)
+        self._each(ids, self._run.layers, ranking.add, progress)
+        return ranking.result(self._subject.token_texts(ids.tolist()))
+
+    def follow(
+        self, text: Text, neuron: NeuronId, progress: bool | Report = False
+    ) -> tuple[list[str], np.ndarray]:
+        """One neuron on a text, without the layers above its own and without any rank.
+
+        Returns:
+            The text's tokens, and float32 `[tokens]`, NaN where one is not counted.
+        """
+        ids = self._ids(text)
+        values = np.full(len(ids), np.nan, np.float32)
+
+        def keep(_: int, acts: np.ndarray, places: np.ndarray) -> None:
+            values[places] = acts[:, neuron.index]
+
+        self._each(ids, [neuron.layer], keep, progress)
+        return self._subject.token_texts(ids.tolist()), values
+
+    def _ids(self, text: Text) -> np.ndarray:
+        ids, skip = token_ids(self._subject, text), self._run.skip
+        if len(ids) <= skip:
+            raise UsageError(
+                f"the text has {len(ids)} of the {skip + 1} tokens it needs, as this run does not "
+                f"count the first {skip} of an excerpt; give a longer one"
+            )
+        return ids
+
+    def _each(
+        self,
+        ids: np.ndarray,
+        layers: list[int],
+        visit: Callable[[int, np.ndarray, np.ndarray], None],
+        progress: bool | Report,
+    ) -> None:
+        """Call `visit` with layer, activations float32 `[n, neurons]` and their n places."""
+        skip, lead = self._run.skip, len(self._subject.lead)
+        batches = list(_batches(ids, self._run.excerpts.shape[1], skip))
+        total = sum(len(tokens) for tokens, _ in batches)
+        done = 0
+        with reported(progress, "Running", total, "excerpts") as report:
+            for tokens, places in batches:
+
+                def seen(layer: int, acts: Tensor, places: np.ndarray = places) -> None:
+                    counted = acts[:, lead + skip :].float().cpu().numpy()
+                    visit(layer, counted.reshape(-1, acts.shape[2]), places.ravel())
+
+                self._subject.trunk(torch.from_numpy(tokens), seen, layers)
+                done += len(tokens)
+                report(done)
 
 
 def excerpts_of(run: Run, tokens: int) -> int:
@@ -170,11 +229,18 @@ class _Ranking:
         tokens: of the text.
         followed: neurons whose values are kept.
         top: how many are kept of each token.
+        quantiles: by layer; those that are missing are added.
     """
 
-    def __init__(self, run: Run, tokens: int, followed: list[NeuronId], top: int) -> None:
-        self._run, self._top = run, top
-        self._quantiles: dict[int, Quantiles] = {}
+    def __init__(
+        self,
+        run: Run,
+        tokens: int,
+        followed: list[NeuronId],
+        top: int,
+        quantiles: dict[int, Quantiles],
+    ) -> None:
+        self._run, self._top, self._quantiles = run, top, quantiles
         self._first = np.cumsum([0, *(run.width(layer) for layer in run.layers)])
         count = int(self._first[-1])
         self._maximum = np.full(count, np.nan, np.float32)

@@ -23,9 +23,9 @@ from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import FastexplainError, UsageError
 from fastexplain.run.directory import Run
-from fastexplain.viewer import neurons, overview, rating, runs
+from fastexplain.viewer import comparing, neurons, overview, rating, runs, trying
 from fastexplain.viewer.guard import Door, Guard
-from fastexplain.viewer.viewed import Viewed
+from fastexplain.viewer.viewed import Beside, Viewed
 
 STATIC = Path(__file__).parent / "static"
 
@@ -34,18 +34,21 @@ ROOMS: Sequence[Callable[[Viewed], Sequence[BaseRoute]]] = (
     overview.routes,
     neurons.routes,
     rating.routes,
+    trying.routes,
+    comparing.routes,
 )
 """What answers: each gives its addresses below `/api/` for what is viewed."""
 
 
-def application(run: Run, door: Door) -> Starlette:
+def application(run: Run, door: Door, beside: Beside | None = None) -> Starlette:
     """The viewer of a run.
 
     Args:
         run: it may be written into meanwhile: the database is opened anew by every request.
         door: who is let in.
+        beside: what it has beside the run.
     """
-    viewed = Viewed(run, door.token)
+    viewed = Viewed(run, door.token, beside or Beside())
     # By name: no path from an address reaches the file system.
     files = {path.name: path for path in STATIC.iterdir() if path.is_file()}
 

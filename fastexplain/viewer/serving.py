@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 from fastexplain.errors import RunError, UsageError
+from fastexplain.report.comparing import check_comparable
 from fastexplain.run.directory import Run
 
 # Connections at once, and seconds that an idle one is kept.
@@ -15,7 +16,15 @@ _MOST_CONNECTIONS, _KEPT = 200, 5
 
 
 def serve(
-    run: Run, host: str, port: int, password: str | None, ready: Callable[[str], None]
+    run: Run,
+    host: str,
+    port: int,
+    password: str | None,
+    ready: Callable[[str], None],
+    *,
+    subject: str | None = None,
+    trust_remote_code: bool = False,
+    other: Run | None = None,
 ) -> None:
     """Serve the viewer until Ctrl-C or SIGTERM.
 
@@ -25,10 +34,11 @@ def serve(
         port: 0 takes any that is free.
         password: asked of everyone, if not None.
         ready: called with the viewer's address once it listens.
+        subject, trust_remote_code, other: see `viewed.Beside`.
 
     Raises:
-        UsageError: the extra `viewer` is not installed, the address can't be listened on, or it
-            is not this machine's own and there is no password.
+        UsageError: the extra `viewer` is not installed, the address can't be listened on, it is
+            not this machine's own and there is no password, or the other run has other neurons.
     """
     missing = [name for name in ("starlette", "uvicorn") if not importlib.util.find_spec(name)]
     if missing:
@@ -44,10 +54,13 @@ def serve(
         raise UsageError(
             f"'{host}' can be reached from other machines; give a `password`, or leave the host out"
         )
+    if other is not None:
+        check_comparable(run, other)
     # Of a database by an older version every reading makes a new copy: it is brought to this one.
-    if (run.path / "run.sqlite").exists():
-        with contextlib.suppress(RunError), run.database():  # where it may be written
-            pass
+    for own in (run, other):
+        if own is not None and (own.path / "run.sqlite").exists():
+            with contextlib.suppress(RunError), own.database():  # where it may be written
+                pass
     with listen(host, port) as listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(

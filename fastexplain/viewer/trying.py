@@ -1,0 +1,108 @@
+"""A text or an explanation of one's own.
+
+GET  /api/subject   `Background.state`
+POST /api/subject   the same, once its loading is begun
+POST /api/try       {text, page, neuron?}   all neurons ranked, or one followed
+POST /api/simulate  {neuron, explanation}   a list, simulated and scored
+
+`page` tells open pages apart: a newer text of the same page makes an older one's answer 409.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Route
+
+from fastexplain.errors import UsageError
+from fastexplain.records import NeuronId
+from fastexplain.viewer.background import Background, OvertakenError
+from fastexplain.viewer.viewed import Viewed, body_of
+
+MOST_CHARACTERS = 4000
+"""Of a text or an explanation: on a laptop's CPU a small model takes seconds for it."""
+
+_MOST_NEURONS = 12  # of each token, and 25 over the text
+_OVER_TEXT = 25
+
+
+def routes(viewed: Viewed) -> Sequence[BaseRoute]:
+    """The addresses that the module's text lists."""
+    run, background = viewed.run, Background(viewed)
+
+    def subject(request: Request) -> JSONResponse:
+        if request.method == "POST":
+            background.begin()
+        return JSONResponse(background.state())
+
+    def tried(asked: dict[str, Any]) -> dict[str, Any]:
+        text, page = _text(asked, "text"), asked.get("page")
+        if not isinstance(page, str) or len(page) > 40:
+            raise UsageError("`page` is a name of up to 40 characters")
+        neuron = None if asked.get("neuron") is None else _neuron(viewed, asked)
+        if neuron is not None and neuron.place:
+            raise UsageError(f"{neuron} is no neuron of a layer's MLP, which alone can be tried")
+        if background.state()["state"] != "ready":
+            background.begin()
+        try:
+            return _tried(background, viewed, page, text, neuron)
+        except OvertakenError:
+            raise HTTPException(409, "a newer text has overtaken this one") from None
+
+    def simulated(asked: dict[str, Any]) -> dict[str, Any]:
+        from fastexplain.report.trying import simulated_data
+
+        return simulated_data(run, _neuron(viewed, asked), _text(asked, "explanation"))
+
+    def answering(act: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
+        async def answer(request: Request) -> JSONResponse:
+            return JSONResponse(await run_in_threadpool(act, await body_of(request)))
+
+        return answer
+
+    return [
+        Route("/api/subject", subject, methods=["GET", "POST"]),
+        Route("/api/try", answering(tried), methods=["POST"]),
+        Route("/api/simulate", answering(simulated), methods=["POST"]),
+    ]
+
+
+def _tried(
+    background: Background, viewed: Viewed, page: str, text: str, neuron: NeuronId | None
+) -> dict[str, Any]:
+    from fastexplain.report.finding import activated_data
+    from fastexplain.report.trying import followed_data
+
+    if neuron is not None:
+        tokens, values = background.run(
+            page, lambda ranker, go_on: ranker.follow(text, neuron, go_on)
+        )
+        return followed_data(viewed.run, neuron, tokens, values)
+    found = activated_data(
+        background.run(
+            page, lambda ranker, go_on: ranker.rank(text, [], top=_OVER_TEXT, progress=go_on)
+        )
+    )
+    return found | {"by_token": [own[:_MOST_NEURONS] for own in found["by_token"]]}
+
+
+def _neuron(viewed: Viewed, asked: dict[str, Any]) -> NeuronId:
+    name = asked.get("neuron")
+    if not isinstance(name, str):
+        raise UsageError("name a neuron, such as 5:131")
+    return viewed.run.check(NeuronId.parse(name[:100]))
+
+
+def _text(asked: dict[str, Any], name: str) -> str:
+    text = asked.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"`{name}` has no text; type some")
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"`{name}` has {len(text):,} characters; give {MOST_CHARACTERS:,} at most")
+    # Halves of characters, which JSON can name, are no text to a tokenizer.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
