@@ -53,7 +53,16 @@ def view(
     secret = None
     if password:
         secret = os.environ.get(PASSWORD) or typer.prompt("Password", hide_input=True, err=True)
-    serve_until_ended(opened, host=host, port=port, password=secret, browser=browser)
+    serve_until_ended(
+        opened,
+        host=host,
+        port=port,
+        password=secret,
+        browser=browser,
+        subject=subject,
+        trust_remote_code=trust_remote_code,
+        other=other,
+    )
 
 
 def serve_until_ended(
@@ -63,6 +72,9 @@ def serve_until_ended(
     port: int = 0,
     password: str | None = None,
     browser: bool = False,
+    subject: str | None = None,
+    trust_remote_code: bool = False,
+    other: Run | None = None,
 ) -> None:
     """Serve the viewer and print its address; see `viewer.serving.serve`."""
     from fastexplain.viewer.serving import serve
@@ -72,4 +84,13 @@ def serve_until_ended(
         if browser:
             webbrowser.open(address)
 
-    serve(run, host, port, password, ready)
+    serve(
+        run,
+        host,
+        port,
+        password,
+        ready,
+        subject=subject,
+        trust_remote_code=trust_remote_code,
+        other=other,
+    )
