@@ -16,17 +16,20 @@ from fastexplain import Run
 from fastexplain.viewer.application import application
 from fastexplain.viewer.guard import TOKEN_HEADER, Door
 from fastexplain.viewer.serving import listen
+from fastexplain.viewer.viewed import Beside
 
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def serving(run: Run) -> Iterator[str]:
+def serving(run: Run, beside: Beside | None = None) -> Iterator[str]:
     """The address of a viewer of a run, in a thread of this process."""
     with listen("127.0.0.1", 0) as socket:
         port = socket.getsockname()[1]
         config = uvicorn.Config(
-            application(run, Door.of("127.0.0.1", port)), log_level="warning", lifespan="on"
+            application(run, Door.of("127.0.0.1", port), beside),
+            log_level="warning",
+            lifespan="on",
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})

@@ -2,15 +2,24 @@
 //
 // An address is `#/PAGE/PART...?name=value`, so a link can be kept, and works in an exported site.
 
+import { comparePage } from "./compare.js";
 import { announce, element } from "./dom.js";
 import { neuronPage } from "./neuron.js";
 import { overviewPage } from "./overview.js";
 import { ratePage } from "./rate.js";
 import { searchField, searchPage } from "./searching.js";
 import { countOf, homeAddress, live, neuronAt, neuronRanges, searchable } from "./source.js";
+import { tryPage } from "./try.js";
 
 // Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
-const PAGES = { "": overviewPage, neuron: neuronPage, rate: ratePage, search: searchPage };
+const PAGES = {
+  "": overviewPage,
+  compare: comparePage,
+  neuron: neuronPage,
+  rate: ratePage,
+  search: searchPage,
+  try: tryPage,
+};
 
 // The pages that need no server.
 const OFFLINE = ["", "neuron", "search"];

@@ -5,7 +5,7 @@ import { exemplarsSection } from "./exemplars.js";
 import { explanationsSection, toggleExplanations } from "./explanations.js";
 import { histogramFigure } from "./histogram.js";
 import { driversSection, effectsSection, relationsSection } from "./relations.js";
-import { load } from "./source.js";
+import { live, load } from "./source.js";
 
 export async function neuronPage(content, { parts, query, signal }) {
   const [name = ""] = parts;
@@ -39,6 +39,7 @@ function heading(data) {
     { class: "neuron-head" },
     element("h1", {}, `Neuron ${data.neuron}`, data.kind === "mlp" ? "" : element("small", { class: "quiet" }, ` ${data.kind}`)),
     element("nav", { "aria-label": "Neighbouring neurons" }, stepLink(data.previous, "previous"), " ", stepLink(data.next, "next")),
+    live() && data.kind === "mlp" ? element("a", { href: `#/try?neuron=${data.neuron}` }, "try a text") : null,
     element("p", { class: "quiet" }, facts),
   );
 }

@@ -1,0 +1,119 @@
+// A scatter of two scores of all neurons on a canvas: tens of thousands of points are too many for
+// elements.
+
+import { element, number } from "./dom.js";
+
+const EDGE = 46; // pixels for the axes' numbers and names
+const REACH = 8; // pixels from the pointer to a point
+
+/**
+ * A canvas of points.
+ *
+ * @param {Object} handlers `pointed(place)`: the pointer is near a point, or null; `chosen(place)`.
+ * @returns {{canvas, show}} `show(a, b, first, second)` draws anew: NaN is left out.
+ */
+export function pointCloud({ pointed, chosen }, signal) {
+  const canvas = element("canvas", { class: "points", role: "img" });
+  const shown = { a: [], b: [], low: 0, cells: new Map() };
+
+  const toPixel = (value) => EDGE + ((value - shown.low) / (1 - shown.low)) * (side(canvas) - EDGE - 8);
+  const across = (value) => toPixel(value);
+  const down = (value) => side(canvas) - toPixel(value);
+
+  function draw() {
+    const size = side(canvas);
+    const dots = devicePixelRatio || 1;
+    canvas.width = canvas.height = Math.round(size * dots);
+    const pen = canvas.getContext("2d");
+    pen.scale(dots, dots);
+    const style = getComputedStyle(canvas);
+    axes(pen, style);
+    pen.fillStyle = style.getPropertyValue("accent-color");
+    pen.globalAlpha = shown.a.length > 5000 ? 0.35 : 0.8;
+    shown.cells.clear();
+    for (let place = 0; place < shown.a.length; place += 1) {
+      if (Number.isNaN(shown.a[place]) || Number.isNaN(shown.b[place])) continue;
+      const [x, y] = [across(shown.a[place]), down(shown.b[place])];
+      pen.fillRect(x - 1, y - 1, 2, 2);
+      const cell = cellAt(x, y);
+      if (!shown.cells.has(cell)) shown.cells.set(cell, []);
+      shown.cells.get(cell).push(place);
+    }
+    pen.globalAlpha = 1;
+  }
+
+  function axes(pen, style) {
+    const size = side(canvas);
+    pen.font = "12px system-ui, sans-serif";
+    pen.fillStyle = pen.strokeStyle = style.color;
+    for (let step = Math.ceil(shown.low * 5); step <= 5; step += 1) {
+      const value = step / 5;
+      pen.globalAlpha = step ? 0.2 : 0.6;
+      pen.beginPath();
+      pen.moveTo(across(value), down(shown.low));
+      pen.lineTo(across(value), down(1));
+      pen.moveTo(across(shown.low), down(value));
+      pen.lineTo(across(1), down(value));
+      pen.stroke();
+      pen.globalAlpha = 1;
+      pen.textAlign = "center";
+      pen.fillText(number(value), across(value), size - EDGE + 16);
+      pen.textAlign = "right";
+      pen.fillText(number(value), EDGE - 4, down(value) + 4);
+    }
+    pen.beginPath();
+    pen.moveTo(across(shown.low), down(shown.low));
+    pen.lineTo(across(1), down(1));
+    pen.stroke();
+    pen.textAlign = "center";
+    pen.fillText(shown.first ?? "", size / 2, size - 10, size - EDGE);
+    pen.save();
+    pen.rotate(-Math.PI / 2);
+    pen.fillText(shown.second ?? "", -size / 2, 12, size - EDGE);
+    pen.restore();
+  }
+
+  /** The point next to the pointer, or null. */
+  function nearest(event) {
+    let best = null;
+    let least = REACH ** 2;
+    for (const dx of [-REACH, 0, REACH]) {
+      for (const dy of [-REACH, 0, REACH]) {
+        for (const place of shown.cells.get(cellAt(event.offsetX + dx, event.offsetY + dy)) ?? []) {
+          const away = (across(shown.a[place]) - event.offsetX) ** 2 + (down(shown.b[place]) - event.offsetY) ** 2;
+          if (away < least) [best, least] = [place, away];
+        }
+      }
+    }
+    return best;
+  }
+
+  canvas.addEventListener("pointermove", (event) => pointed(nearest(event)));
+  canvas.addEventListener("pointerleave", () => pointed(null));
+  canvas.addEventListener("click", (event) => {
+    const place = nearest(event);
+    if (place !== null) chosen(place);
+  });
+  const resized = new ResizeObserver(draw);
+  resized.observe(canvas);
+  signal.addEventListener("abort", () => resized.disconnect());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw, { signal });
+
+  function show(a, b, first, second) {
+    let least = 0;
+    for (const column of [a, b]) for (const value of column) if (value < least) least = value;
+    Object.assign(shown, { a, b, first, second, low: Math.floor(least * 5) / 5 });
+    canvas.setAttribute("aria-label", `Scores of all neurons: ${first} from left to right, ${second} upwards`);
+    draw();
+  }
+
+  return { canvas, show };
+}
+
+function side(canvas) {
+  return canvas.clientWidth || 400;
+}
+
+function cellAt(x, y) {
+  return Math.floor(x / REACH) * 4096 + Math.floor(y / REACH);
+}

@@ -1,0 +1,194 @@
+"""Two explainers or two runs, neuron by neuron."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2 as httpx
+import numpy as np
+import planted
+import pytest
+from playwright.sync_api import Page, expect
+from viewing import serving
+
+from fastexplain import Run, open_run
+from fastexplain.errors import UsageError
+from fastexplain.explainers.lookup import store_lookup
+from fastexplain.records import NeuronId
+from fastexplain.report.comparing import (
+    Pair,
+    check_comparable,
+    neuron_data_of,
+    scores_of,
+    sides_data,
+    sides_of,
+    summary_data,
+)
+from fastexplain.results import ExplanationRow
+from fastexplain.viewer.viewed import Beside
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HOSTILE = "<script>alert(1)</script>\u202e\x1b[31m" + "x" * 300
+
+
+@pytest.fixture(scope="module")
+def explained(planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that is explained by lookup, and one neuron by a model too, without any score."""
+    run = open_run(shutil.copytree(planted_run.path, tmp_path_factory.mktemp("compared") / "base"))
+    store_lookup(run)
+    with run.database() as database:
+        database.add_explanations(
+            [ExplanationRow(NeuronId(0, planted.CAT), "model", "sage-1", "1", HOSTILE)]
+        )
+    return run
+
+
+@pytest.fixture(scope="module")
+def other(explained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return open_run(
+        shutil.copytree(explained.path, tmp_path_factory.mktemp("compared") / "instruct")
+    )
+
+
+def test_sides_have_the_scores_that_are_stored(explained: Run) -> None:
+    sides = sides_of(explained)
+    assert list(sides) == ["table", "list", "model/sage-1"]
+    for key, name in (("table", "scores"), ("list", "text_scores")):
+        found = scores_of(sides[key], "random_only")
+        with explained.database(read_only=True) as database:
+            for index in range(planted.NEVER + 1):
+                [row] = [
+                    each
+                    for each in database.explanations(NeuronId(0, index))
+                    if each.method == "lookup"
+                ]
+                value = getattr(row, name).random_only
+                assert found[index] == pytest.approx(
+                    np.nan if value is None else value, nan_ok=True
+                )
+    assert np.isnan(scores_of(sides["model/sage-1"], "random_only")).all()
+
+
+def test_differences_are_counted_over_neurons_with_both_scores() -> None:
+    a = np.array([0.9, 0.5, np.nan, 0.1, 0.4], np.float32)
+    b = np.array([0.1, 0.5, 0.3, 0.2, np.nan], np.float32)
+    run = SimpleNamespace(sites={})
+    side = SimpleNamespace(run=run)
+    found = summary_data(Pair(side, side, a[1:2], b[1:2]))  # type: ignore[arg-type]
+    assert (found["neurons"], found["difference"], found["low"]) == (1, 0, None)
+    assert found["correlation"] is None and found["largest"] == {"a": [], "b": []}
+    none = summary_data(Pair(side, side, a[2:3], b[2:3]))  # type: ignore[arg-type]
+    assert (none["neurons"], none["difference"], none["only_b"]) == (0, None, 1)
+
+
+def test_the_mean_difference_has_the_usual_interval(explained: Run) -> None:
+    sides = sides_of(explained)
+    total = explained.sites["0"].units
+    a, b = np.full((2, total), np.nan, np.float32)
+    a[:4], b[:4], a[4] = [0.9, 0.5, 0.3, 0.1], [0.1, 0.5, 0.4, 0.2], 1
+    found = summary_data(Pair(sides["table"], sides["list"], a, b))
+    differences = (a - b)[:4].astype(np.float64)
+    assert found["difference"] == pytest.approx(differences.mean())
+    half = 1.959964 * differences.std(ddof=1) / 2
+    assert (found["low"], found["high"]) == pytest.approx(
+        (differences.mean() - half, differences.mean() + half)
+    )
+    counts = ("neurons", "only_a", "only_b", "a_higher", "b_higher")
+    assert [found[name] for name in counts] == [4, 1, 0, 1, 2]
+    assert [row["neuron"] for row in found["largest"]["a"]] == ["0:0"]
+    assert {row["neuron"] for row in found["largest"]["b"]} == {"0:2", "0:3"}
+    with explained.database(read_only=True) as database:
+        texts = [row.text for row in database.explanations(NeuronId(0, 0))]
+    assert found["largest"]["a"][0]["text_a"] in texts
+
+
+def test_two_runs_share_excerpts_only_of_one_corpus(explained: Run, other: Run) -> None:
+    sides = sides_of(explained, other)
+    first, second = sides["table"], sides["other:table"]
+    assert second.label == "lookup's table (instruct)"
+    assert sides_data(sides, explained, other)["other"] == {
+        "name": "instruct",
+        "same_corpus": True,
+    }
+    found = neuron_data_of(first, second, "0:0")
+    assert found["shared"] == 25 and found["correlation"] == pytest.approx(1)
+    assert [len(each["exemplar"]["tokens"]) for each in found["sides"]] == [64, 64]
+    assert neuron_data_of(first, sides["list"], "0:0")["shared"] == 0
+    apart = open_run(other.path)
+    apart.manifest["corpus"]["fingerprint"] = "another"
+    second = sides_of(explained, apart)["other:table"]
+    assert neuron_data_of(first, second, "0:0")["correlation"] is None
+
+
+def test_runs_of_other_neurons_are_not_compared(explained: Run) -> None:
+    narrow = SimpleNamespace(path="narrow", sites={"0": SimpleNamespace(units=7)})
+    with pytest.raises(UsageError, match="site 0 has 7 units there and 120 here"):
+        check_comparable(explained, narrow)  # type: ignore[arg-type]
+    deep = SimpleNamespace(path="deep", sites={**explained.sites, "1": SimpleNamespace(units=7)})
+    with pytest.raises(UsageError, match="site 1 has 7 units there and no here"):
+        check_comparable(explained, deep)  # type: ignore[arg-type]
+    check_comparable(explained, explained)
+
+
+def test_the_server_answers_what_can_be_compared_and_refuses_the_rest(explained: Run) -> None:
+    with serving(explained) as address, httpx.Client(base_url=f"{address}api/") as client:
+        packed = client.get("compare/points?a=table&b=list").content
+        points = np.frombuffer(packed, "<f4").reshape(2, -1)
+        assert points.shape == (2, 120) and points[0, planted.CAT] > 0.9
+        with explained.database() as database:
+            database.add_explanations(
+                [ExplanationRow(NeuronId(0, 1), "model", "sage-2", "1", "digits")]
+            )
+        assert "model/sage-2" in client.get("compare").text  # written since
+        for path, line in (
+            ("compare/points?a=table", "'' has no explanations here; choose one of table"),
+            ("compare/points?a=table&b=nobody", "'nobody' has no explanations here"),
+            ("compare/summary?a=table&b=list&split=all", "there is no split 'all'"),
+            ("compare/neuron/0:999?a=table&b=list", "there is no neuron 0:999"),
+            ("compare/neuron/x?a=table&b=list", "does not name a neuron"),
+        ):
+            answer = client.get(path)
+            assert answer.status_code == 400 and line in answer.json()["error"], path
+
+
+@pytest.mark.browser
+def test_explainers_and_runs_are_compared(
+    explained: Run,
+    other: Run,
+    open_page: Callable[..., Page],
+    check_accessible: Callable[[Page], None],
+) -> None:
+    with serving(explained) as address:
+        page = open_page(f"{address}#/compare", viewport={"width": 1440, "height": 900})
+        expect(page.locator(".figures")).to_contain_text("neurons have both scores")
+        page.get_by_label("Second").select_option("model/sage-1")
+        expect(page.locator(".figures")).to_contain_text("0 neurons have both scores")
+        page.get_by_label("Both of neuron").fill("0:0")
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_role("region", name="model by sage-1")).to_contain_text("<script>")
+        assert "b=model%2Fsage-1" in page.url and "neuron=0%3A0" in page.url
+        check_accessible(page)
+    with serving(explained, Beside(other=other)) as address:
+        for scheme, width in (("light", 1440), ("dark", 390)):
+            page = open_page(
+                f"{address}#/compare",
+                viewport={"width": width, "height": 900},
+                color_scheme=scheme,
+            )
+            expect(page.get_by_role("heading", level=1)).to_have_text("Compare with instruct")
+            canvas = page.locator("canvas.points")
+            size = int(canvas.evaluate("canvas => canvas.clientWidth"))
+            for x in range(size - 8, 46, -4):  # both runs' scores are the same
+                canvas.hover(position={"x": x, "y": size - x})
+                if "0:" in page.locator(".pointed").inner_text():
+                    break
+            canvas.click(position={"x": x, "y": size - x})
+            expect(page.locator("main")).to_contain_text("25 random excerpts of both runs")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.screenshot(
+                path=ROOT / ".cache" / "screenshots" / f"compare-{scheme}-{width}.png",
+                full_page=True,
+            )
