@@ -59,7 +59,9 @@ def test_the_extra_is_named_where_it_is_missing(
 def test_on_a_terminal_the_demo_ends_with_the_viewer(planted_run: Run, cli: Command, monkeypatch):
     monkeypatch.setattr(demo, "run_demo", lambda *_, **__: {})
     monkeypatch.setattr(out, "_force_terminal", True)
-    monkeypatch.setattr(serving, "serve", lambda run, host, port, secret, ready: ready("ADDRESS"))
+    monkeypatch.setattr(
+        serving, "serve", lambda run, host, port, secret, ready, **_: ready("ADDRESS")
+    )
     _, shown, _ = cli("demo", "--out", planted_run.path)
     assert "The viewer is at ADDRESS (Ctrl-C ends it)" in shown
     monkeypatch.setattr(out, "_force_terminal", False)

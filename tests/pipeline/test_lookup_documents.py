@@ -92,6 +92,7 @@ def test_it_is_what_tables_without_these_documents_give(run_of_documents, plante
     assert np.isnan(found[planted.NEVER])
 
 
+@pytest.mark.scale
 def test_so_it_is_for_neurons_that_lookup_knows_little_of(tiny_subject, tmp_path) -> None:
     """Random weights: scores of all sizes, in layers of which one is not asked for."""
     ids = np.random.default_rng(4).integers(0, 12, (150, 64)).astype(np.int32)
