@@ -55,10 +55,11 @@ class Side(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two sides, with a score of each neuron, float32 `[neurons]`, NaN where there is none."""
+    """Two sides, with a score over a split of each neuron, float32 `[neurons]`, NaN for none."""
 
     first: Side
     second: Side
+    split: str
     a: np.ndarray
     b: np.ndarray
 

@@ -62,7 +62,7 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         split = request.query_params.get("split", SPLITS[0])
         if split not in SPLITS:
             raise UsageError(f"there is no split '{split:.50}'; choose one of {', '.join(SPLITS)}")
-        return Pair(first, second, column(first, split), column(second, split))
+        return Pair(first, second, split, column(first, split), column(second, split))
 
     def all_sides(_: Request) -> JSONResponse:
         return JSONResponse(sides_data(sides(), run, other))
@@ -73,7 +73,9 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         return Response(both.tobytes(), media_type="application/octet-stream")
 
     def summary(request: Request) -> JSONResponse:
-        return JSONResponse(summary_data(pair(request)))
+        found = pair(request)
+        key = ("summary", found.first.key, found.second.key, found.split)
+        return JSONResponse(kept.get(key, lambda: summary_data(found)))
 
     def neuron(request: Request) -> JSONResponse:
         return JSONResponse(neuron_data_of(*asked(request), request.path_params["neuron"][:100]))

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fastexplain import Run
+import fastexplain
+from fastexplain import Corpus, Run, Subject
 from fastexplain.cli import demo
 from fastexplain.cli.terminal import out
 from fastexplain.viewer import serving
@@ -45,6 +48,16 @@ def test_other_machines_need_a_password(planted_run: Run, cli: Command) -> None:
     code, _, error = cli("view", planted_run.path, "--host", "0.0.0.0", "--no-browser")
     assert code == 2
     assert "'0.0.0.0' can be reached from other machines; give a --password" in error
+
+
+def test_a_run_of_other_neurons_is_not_compared(
+    planted_run: Run, tmp_path: Path, tiny_subject: Subject, cli: Command
+) -> None:
+    corpus = Corpus.from_excerpts(np.arange(256, dtype=np.int32).reshape(4, 64))
+    other = fastexplain.sweep(tiny_subject, corpus, tmp_path / "other", batch_size=4)
+    code, _, error = cli("view", planted_run.path, "--compare", other.path, "--no-browser")
+    assert code == 2
+    assert "site 0 has 48 units there and 120 here; compare runs of models" in error
 
 
 def test_the_extra_is_named_where_it_is_missing(

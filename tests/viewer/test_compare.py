@@ -77,10 +77,10 @@ def test_differences_are_counted_over_neurons_with_both_scores() -> None:
     b = np.array([0.1, 0.5, 0.3, 0.2, np.nan], np.float32)
     run = SimpleNamespace(sites={})
     side = SimpleNamespace(run=run)
-    found = summary_data(Pair(side, side, a[1:2], b[1:2]))  # type: ignore[arg-type]
+    found = summary_data(Pair(side, side, "random_only", a[1:2], b[1:2]))  # type: ignore[arg-type]
     assert (found["neurons"], found["difference"], found["low"]) == (1, 0, None)
     assert found["correlation"] is None and found["largest"] == {"a": [], "b": []}
-    none = summary_data(Pair(side, side, a[2:3], b[2:3]))  # type: ignore[arg-type]
+    none = summary_data(Pair(side, side, "random_only", a[2:3], b[2:3]))  # type: ignore[arg-type]
     assert (none["neurons"], none["difference"], none["only_b"]) == (0, None, 1)
 
 
@@ -89,7 +89,7 @@ def test_the_mean_difference_has_the_usual_interval(explained: Run) -> None:
     total = explained.sites["0"].units
     a, b = np.full((2, total), np.nan, np.float32)
     a[:4], b[:4], a[4] = [0.9, 0.5, 0.3, 0.1], [0.1, 0.5, 0.4, 0.2], 1
-    found = summary_data(Pair(sides["table"], sides["list"], a, b))
+    found = summary_data(Pair(sides["table"], sides["list"], "random_only", a, b))
     differences = (a - b)[:4].astype(np.float64)
     assert found["difference"] == pytest.approx(differences.mean())
     half = 1.959964 * differences.std(ddof=1) / 2

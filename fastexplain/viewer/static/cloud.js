@@ -29,12 +29,14 @@ export function pointCloud({ pointed, chosen }, signal) {
     const style = getComputedStyle(canvas);
     axes(pen, style);
     pen.fillStyle = style.getPropertyValue("accent-color");
-    pen.globalAlpha = shown.a.length > 5000 ? 0.35 : 0.8;
+    const many = shown.a.length > 5000;
+    const dot = many ? 2 : 5;
+    pen.globalAlpha = many ? 0.35 : 0.8;
     shown.cells.clear();
     for (let place = 0; place < shown.a.length; place += 1) {
       if (Number.isNaN(shown.a[place]) || Number.isNaN(shown.b[place])) continue;
       const [x, y] = [across(shown.a[place]), down(shown.b[place])];
-      pen.fillRect(x - 1, y - 1, 2, 2);
+      pen.fillRect(x - dot / 2, y - dot / 2, dot, dot);
       const cell = cellAt(x, y);
       if (!shown.cells.has(cell)) shown.cells.set(cell, []);
       shown.cells.get(cell).push(place);
@@ -64,7 +66,9 @@ export function pointCloud({ pointed, chosen }, signal) {
     pen.beginPath();
     pen.moveTo(across(shown.low), down(shown.low));
     pen.lineTo(across(1), down(1));
+    pen.globalAlpha = 0.4;
     pen.stroke();
+    pen.globalAlpha = 1;
     pen.textAlign = "center";
     pen.fillText(shown.first ?? "", size / 2, size - 10, size - EDGE);
     pen.save();

@@ -221,11 +221,11 @@ function sidePart({ label, explanation, exemplar }) {
 }
 
 function figuresText(found, first, second) {
-  const by = found.difference === null ? "" : `, on average by ${number(found.difference)}`;
+  const mean = found.difference === null ? "" : `; the mean of the first less the second is ${number(found.difference)}`;
   const interval = found.low === null ? "" : ` (${number(found.low)} to ${number(found.high)} over neurons)`;
   return (
     `${number(found.neurons)} neurons have both scores: ${first} is higher on ${number(found.a_higher)}, ` +
-    `${second} on ${number(found.b_higher)}; the first exceeds the second${by}${interval}. ` +
+    `${second} on ${number(found.b_higher)}${mean}${interval}. ` +
     `Scored by the first alone: ${number(found.only_a)}, by the second alone: ${number(found.only_b)}. ` +
     `The scores correlate by ${number(found.correlation)}.`
   );

@@ -149,7 +149,7 @@ class Trial {
   }
 
   ranking(title, active, { tokens }, placed = false) {
-    const heads = ["neuron", "quantile", "value", "of its largest", ...(placed ? ["at"] : []), "follow"];
+    const heads = ["neuron", "quantile", "value", "of its largest", ...(placed ? ["at"] : []), "on this text"];
     return element(
       "table",
       {},
@@ -167,7 +167,7 @@ class Trial {
             element("td", {}, number(each.activation)),
             element("td", {}, number(each.of_largest)),
             placed ? element("td", {}, quotedToken(tokens[each.place])) : null,
-            element("td", {}, element("a", { href: this.following(each.neuron), "aria-label": `follow ${each.neuron}` }, "on this text")),
+            element("td", {}, element("a", { href: this.following(each.neuron), "aria-label": `follow ${each.neuron}` }, "follow")),
           ),
         ),
       ),
