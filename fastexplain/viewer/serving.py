@@ -49,6 +49,7 @@ def serve(
 
     from fastexplain.viewer.application import application
     from fastexplain.viewer.guard import Door, is_loopback
+    from fastexplain.viewer.viewed import Beside
 
     if password is None and not is_loopback(host):
         raise UsageError(
@@ -64,7 +65,9 @@ def serve(
     with listen(host, port) as listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(
-            application(run, Door.of(host, port, password)),
+            application(
+                run, Door.of(host, port, password), Beside(subject, trust_remote_code, other)
+            ),
             log_level="warning",
             server_header=False,
             limit_concurrency=_MOST_CONNECTIONS,

@@ -1,5 +1,6 @@
 """The command `view`."""
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,21 +20,40 @@ from fastexplain import Corpus, Run, Subject
 from fastexplain.cli import demo
 from fastexplain.cli.terminal import out
 from fastexplain.viewer import serving
+from fastexplain.viewer.guard import TOKEN_HEADER
 
 Command = Callable[..., tuple[int, str, str]]
 
 
-def test_it_serves_until_it_is_ended(planted_run: Run) -> None:
+def test_it_serves_a_run_and_what_is_beside_it_until_it_is_ended(planted_run: Run, run: Run):
     code = "import sys; from fastexplain.cli.main import main; sys.argv[0] = 'fastexplain'; main()"
     arguments = ["view", str(planted_run.path), "--port", "0", "--no-browser"]
+    arguments += ["--compare", str(run.path), "--subject", "/no/such/model"]
     command = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as viewing:
-        assert viewing.stdout is not None
-        address = re.search(r"http://127\.0\.0\.1:\d+/", viewing.stdout.readline())
-        assert address is not None
-        with urllib.request.urlopen(address[0]) as answer:
-            assert b"fastexplain" in answer.read()
-        os.kill(viewing.pid, signal.SIGTERM)
+        try:
+            assert viewing.stdout is not None
+            found = re.search(r"http://127\.0\.0\.1:\d+/", viewing.stdout.readline())
+            assert found is not None
+            address = found[0]
+
+            def ask(path: str, token: str | None = None) -> dict[str, Any]:
+                headers = {} if token is None else {TOKEN_HEADER: token, "Origin": address[:-1]}
+                headers |= {"Content-Type": "application/json"}
+                data = None if token is None else b"{}"
+                request = urllib.request.Request(f"{address}api/{path}", data, headers)
+                with urllib.request.urlopen(request) as answer:
+                    return dict(json.load(answer))
+
+            assert ask("compare")["other"]["name"] == run.path.name
+            state = ask("subject", ask("run")["token"])
+            while state["state"] == "loading":
+                state = ask("subject")
+            assert "/no/such/model" in state["error"]
+            os.kill(viewing.pid, signal.SIGTERM)
+            viewing.wait()
+        finally:
+            viewing.kill()  # nothing where it has ended
     assert viewing.returncode == 143
 
 
