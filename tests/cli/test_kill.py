@@ -109,6 +109,7 @@ def test_a_signal_waits_for_what_is_in_flight(planted_run, tmp_path, name, expec
         server.close()
 
 
+@pytest.mark.scale
 def test_two_commands_on_one_run_pay_once_for_what_both_ask(planted_run, tmp_path):
     run = Path(shutil.copytree(planted_run.path, tmp_path / "run"))
     neurons = [f"0:{index}" for index in range(min(12, planted_run.width(0)))]

@@ -491,6 +491,7 @@ def test_a_reader_that_stops_early_is_no_error(swept) -> None:
     assert shown.returncode == 0 and "Traceback" not in shown.stderr
 
 
+@pytest.mark.scale
 def test_several_sources_may_follow_corpus(cli, planted_subject, text, tmp_path) -> None:
     other = tmp_path / "other.txt"
     other.write_text(" ".join(["cat sees river"] * 100))
@@ -505,6 +506,7 @@ def test_several_sources_may_follow_corpus(cli, planted_subject, text, tmp_path)
     assert manifests[0]["corpus"]["sources"] == [str(text), str(other)]
 
 
+@pytest.mark.scale
 def test_a_data_set_is_a_corpus(cli, planted_subject, text, tmp_path) -> None:
     words = text.read_text()
     rows = [json.dumps({"id": number, "body": words}) for number in range(2)]

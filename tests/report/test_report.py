@@ -128,6 +128,7 @@ def test_names_of_models_do_nothing_in_a_page(figures, drawn) -> None:
             assert len(re.split(r"(?<!\\)\|", line)) in (14, 17)  # 17 by entries
 
 
+@pytest.mark.scale
 def test_pictures_of_one_run_are_the_same_each_time(figures, drawn) -> None:
     assert pictures(figures) == drawn
     assert list(drawn) == [
