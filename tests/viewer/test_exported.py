@@ -242,7 +242,7 @@ def test_the_page_of_one_neuron_opens_at_it(
     expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:3")
     expect(page.get_by_role("search")).to_have_count(0)  # it is hidden
     page.keyboard.press("h")
-    page.keyboard.press("r")
+    page.keyboard.press("R")
     expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:3")
     folder = ROOT / ".cache" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,13 @@ def test_the_overview_names_the_run(
         check_accessible(page)
         page.keyboard.press("?")
         expect(page.get_by_role("dialog")).to_contain_text("a random neuron")
+        page.keyboard.press("Escape")
+        page.evaluate("Math.random = () => 0.5")
+        page.keyboard.press("R")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:60")
+        page.evaluate("Math.random = () => 0")
+        page.keyboard.press("R")  # a neuron's page has it too
+        expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:0")
 
 
 def test_what_cannot_be_read_is_found(

@@ -27,7 +27,7 @@ const OFFLINE = ["", "neuron", "search"];
 const KEYS = {
   "/": ["search", () => document.getElementById("search").focus()],
   h: ["the overview", () => go("#/")],
-  r: ["a random neuron", randomNeuron],
+  R: ["a random neuron", randomNeuron],
   "?": ["this help", () => showHelp()],
 };
 
