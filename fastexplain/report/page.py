@@ -15,7 +15,7 @@ from fastexplain.records import NeuronId, NeuronRecord
 from fastexplain.report.entries import entries_in, text_of_entries
 from fastexplain.report.excerpts import banded, excerpts_data, four_digits, histogram_data
 from fastexplain.report.neuron import Simulated, simulated_of, steering_data, weights_data
-from fastexplain.results import StoredExplanation
+from fastexplain.results import TOP, StoredExplanation
 from fastexplain.run.directory import Run
 
 _ROWS = 20  # of the tables, the strongest tokens and as many pairs
@@ -32,7 +32,8 @@ def page_data(run: Run, name: str | NeuronId) -> dict[str, Any]:
         `random`, each of `excerpt` and `values`, one a token, and `quantile` (see
         `excerpts.banded`); `explanations` (see `_explanation`); `simulations`, each with
         `explanation`, `simulator`, `version`, `full` (the value that stands for the highest
-        activation) and `values` by excerpt; `rows`, the tables' strongest tokens and pairs, each
+        activation), `sign` (-1 where it is of the bottom, whose values are -activation) and
+        `values` by excerpt; `rows`, the tables' strongest tokens and pairs, each
         with `token`, `previous` (null for a token), `mean` and `count`; `steering` and `weights`
         as `report.neuron` has them.
 
@@ -140,6 +141,7 @@ def _simulation(highest: float, simulated: Simulated, shown: Iterable[int]) -> d
         "simulator": row.simulator,
         "version": row.simulation,
         "full": _number(highest) if own else 10,
+        "sign": 1 if row.side == TOP else -1,
         "values": {
             str(excerpt): four_digits(values)
             for excerpt, values in excerpts.items()

@@ -24,7 +24,7 @@ from fastexplain.report.asked import request_data
 from fastexplain.report.excerpts import context_data, four_digits, histogram_data
 from fastexplain.report.page import page_data
 from fastexplain.report.similar import similar_data
-from fastexplain.results import ExplanationRow
+from fastexplain.results import CORRELATION, ExplanationRow, Scores
 
 CAT = f"0:{planted.CAT}"
 
@@ -204,3 +204,18 @@ def test_the_request_is_shown_only_if_it_is_what_was_asked(run: Run, cli, monkey
     assert data["answer"] == "This neuron reacts to the cat."
     with pytest.raises(UsageError, match="no model was asked for an explanation 999 of 0:0"):
         request_data(run, CAT, 999)
+
+
+def test_a_simulation_of_the_bottom_is_of_what_is_below_zero(run: Run) -> None:
+    record = run.neuron(CAT)
+    values = np.full(len(record.random[0].tokens), 5, np.float32)
+    rows = [ExplanationRow(record.id, method, "m", "1", method) for method in ("m", "m_bottom")]
+    with run.database() as database:
+        for id_ in database.add_explanations(rows):
+            database.add_simulation(id_, "s", "1", record.random[0].excerpt, "test", values)
+            measured = Scores(0.5, 0.25, None, 5, 5).measured()
+            database.add_scores(CORRELATION, "s", "1", {id_: measured})
+    page = page_data(run, CAT)
+    signs = {each["explanation"]: each["sign"] for each in page["simulations"]}
+    found = {each["method"]: signs[each["id"]] for each in page["explanations"]}
+    assert found == {"m": 1, "m_bottom": -1}

@@ -168,22 +168,25 @@ function simulationChoice(data, by, chosen) {
 }
 
 function comparedRows(data, simulation) {
-  const highest = data.scale.highest;
+  const { sign } = simulation; // of the bottom, what is below 0 is simulated
+  const most = sign > 0 ? data.scale.highest : -data.scale.lowest;
   return Object.entries(simulation.values).map(([excerpt, values]) => {
     const { tokens } = data.excerpts[excerpt];
-    const truth = (knownValues(data, Number(excerpt)) ?? []).map((value) => value && Math.max(value, 0));
-    const said = values.map((value) => (value === null ? null : (value / simulation.full) * highest));
-    const missed = said.map((value, place) => (value === null ? null : value - (truth[place] ?? 0)));
-    const line = (name, own, lowest) => [
+    const known = knownValues(data, Number(excerpt)) ?? [];
+    const truth = known.map((value) => value && sign * Math.max(sign * value, 0));
+    const said = values.map((value) => (value === null ? null : (value / simulation.full) * most * sign));
+    const missed = said.map((value, place) => (value === null ? null : sign * (value - (truth[place] ?? 0))));
+    const label = (name) => `${name}, excerpt ${excerpt}`;
+    const line = (name, own) => [
       element("span", { class: "peak" }, name),
-      tokenView({ tokens, values: own, skip: data.skip, lowest, highest, label: `${name}, excerpt ${excerpt}` }),
+      tokenView({ tokens, values: own, skip: data.skip, lowest: -most, highest: most, label: label(name) }),
     ];
     return element(
       "div",
       { class: "compared" },
-      line("true", truth, 0),
-      line("simulated", said, 0),
-      line("too much, too little", missed, -highest),
+      line("true", truth),
+      line("simulated", said),
+      line("too much, too little", missed),
     );
   });
 }
