@@ -403,7 +403,7 @@ def test_no_flipped_bit_of_the_database_changes_what_is_read(copied: Path) -> No
         ]
         rng = np.random.default_rng(0)
         for number in database.add_explanations(rows):
-            for excerpt in range(5):
+            for excerpt in range(12):  # much of the file is pages of empty tables
                 values = rng.random(64).astype(np.float32)
                 database.add_simulation(number, "s", "1", excerpt, "test", values)
             measured = Scores(0.5, 0.25, None, 5, 5).measured()
@@ -423,7 +423,7 @@ def test_no_flipped_bit_of_the_database_changes_what_is_read(copied: Path) -> No
             assert any("run.sqlite" in line for line in damages(run)), place
             found += 1
         path.write_bytes(whole)
-    assert found > FLIPS // 20  # most of the file is room, and pages of empty tables
+    assert found > FLIPS // 10
 
 
 def test_one_neuron_is_predicted_from_verified_values(copied: Path) -> None:
