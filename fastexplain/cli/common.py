@@ -76,6 +76,11 @@ SubjectPlace = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the subject's code from the hub.")
 ]
+Seed = Annotated[int, typer.Option(help="Seed of the sample.")]
+Where = Annotated[
+    str | None,
+    typer.Option(metavar="CONDITION", help="Only neurons that meet this, as 'lookup_score < 0.3'."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Ask again for what is already stored.")]
 
 

@@ -21,11 +21,13 @@ from fastexplain.cli.common import (
     MaxRequests,
     PromptName,
     RunPath,
+    Seed,
     SimulatorLocal,
     SimulatorPrice,
     SimulatorUrl,
     SubjectPlace,
     Timeout,
+    Where,
     print_rows,
 )
 from fastexplain.cli.terminal import messages, out, print_json
@@ -149,13 +151,8 @@ def explain(
     sample: Annotated[
         int | None, typer.Option(metavar="N", help="Explain N of the neurons, drawn at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CONDITION", help="Only neurons that meet this, as 'lookup_score < 0.3'."
-        ),
-    ] = None,
+    seed: Seed = 0,
+    where: Where = None,
     entries: Annotated[
         int | None,
         typer.Option(metavar="N", help="Entries of a lookup's text: 4, 8 (the default), 16 or 32."),

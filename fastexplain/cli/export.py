@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastexplain.cli.common import AsJson, RunPath
+from fastexplain.cli.common import AsJson, RunPath, Seed, Where
 from fastexplain.cli.terminal import duration, out, print_json, print_line, progress, working
 from fastexplain.errors import UsageError
 
@@ -31,13 +31,8 @@ def export(
     sample: Annotated[
         int | None, typer.Option(metavar="N", help="Export N of the neurons, drawn at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CONDITION", help="Only neurons that meet this, as 'lookup_score < 0.3'."
-        ),
-    ] = None,
+    seed: Seed = 0,
+    where: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run, or some of its neurons, for others to look at.
