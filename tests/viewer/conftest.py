@@ -1,10 +1,12 @@
 """A real browser."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from viewing import serving
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = (
@@ -26,18 +28,23 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+def serve() -> Iterator[Callable[..., str]]:
+    """`viewing.serving`, until the test's pages are closed."""
+    with contextlib.ExitStack() as served:
+        yield lambda *what: served.enter_context(serving(*what))
+
+
+@pytest.fixture
+def open_page(browser: Browser, serve: Callable[..., str]) -> Iterator[Callable[..., Page]]:
     """Opens an address and waits until the page is there.
 
-    A test that uses it fails if a page had an error, or anything written to its console.
+    A test that uses it fails if a page had an error, or anything written to its console; one that
+    is still loading when the test ends has the viewer until it is closed.
     """
     contexts: list[BrowserContext] = []
     problems: list[str] = []
 
     def noted(message: ConsoleMessage) -> None:
-        # The browser asks for the icon when it likes, also when the viewer has ended.
-        if message.location["url"].endswith("/icon.svg"):
-            return
         problems.append(f"{message.text} {message.location['url']}")
 
     def open_address(address: str, **options: object) -> Page:

@@ -158,37 +158,38 @@ def test_the_server_answers_what_can_be_compared_and_refuses_the_rest(explained:
 def test_explainers_and_runs_are_compared(
     explained: Run,
     other: Run,
+    serve: Callable[..., str],
     open_page: Callable[..., Page],
     check_accessible: Callable[[Page], None],
 ) -> None:
-    with serving(explained) as address:
-        page = open_page(f"{address}#/compare", viewport={"width": 1440, "height": 900})
-        expect(page.locator(".figures")).to_contain_text("neurons have both scores")
-        page.get_by_label("Second").select_option("model/sage-1")
-        expect(page.locator(".figures")).to_contain_text("0 neurons have both scores")
-        page.get_by_label("Both of neuron").fill("0:0")
-        page.get_by_role("button", name="Show").click()
-        expect(page.get_by_role("region", name="model by sage-1")).to_contain_text("<script>")
-        assert "b=model%2Fsage-1" in page.url and "neuron=0%3A0" in page.url
-        check_accessible(page)
-    with serving(explained, Beside(other=other)) as address:
-        for scheme, width in (("light", 1440), ("dark", 390)):
-            page = open_page(
-                f"{address}#/compare",
-                viewport={"width": width, "height": 900},
-                color_scheme=scheme,
-            )
-            expect(page.get_by_role("heading", level=1)).to_have_text("Compare with instruct")
-            canvas = page.locator("canvas.points")
-            size = int(canvas.evaluate("canvas => canvas.clientWidth"))
-            for x in range(size - 8, 46, -4):  # both runs' scores are the same
-                canvas.hover(position={"x": x, "y": size - x})
-                if "0:" in page.locator(".pointed").inner_text():
-                    break
-            canvas.click(position={"x": x, "y": size - x})
-            expect(page.locator("main")).to_contain_text("25 random excerpts of both runs")
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.screenshot(
-                path=ROOT / ".cache" / "screenshots" / f"compare-{scheme}-{width}.png",
-                full_page=True,
-            )
+    address = serve(explained)
+    page = open_page(f"{address}#/compare", viewport={"width": 1440, "height": 900})
+    expect(page.locator(".figures")).to_contain_text("neurons have both scores")
+    page.get_by_label("Second").select_option("model/sage-1")
+    expect(page.locator(".figures")).to_contain_text("0 neurons have both scores")
+    page.get_by_label("Both of neuron").fill("0:0")
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("region", name="model by sage-1")).to_contain_text("<script>")
+    assert "b=model%2Fsage-1" in page.url and "neuron=0%3A0" in page.url
+    check_accessible(page)
+    address = serve(explained, Beside(other=other))
+    for scheme, width in (("light", 1440), ("dark", 390)):
+        page = open_page(
+            f"{address}#/compare",
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+        )
+        expect(page.get_by_role("heading", level=1)).to_have_text("Compare with instruct")
+        canvas = page.locator("canvas.points")
+        size = int(canvas.evaluate("canvas => canvas.clientWidth"))
+        for x in range(size - 8, 46, -4):  # both runs' scores are the same
+            canvas.hover(position={"x": x, "y": size - x})
+            if "0:" in page.locator(".pointed").inner_text():
+                break
+        canvas.click(position={"x": x, "y": size - x})
+        expect(page.locator("main")).to_contain_text("25 random excerpts of both runs")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.screenshot(
+            path=ROOT / ".cache" / "screenshots" / f"compare-{scheme}-{width}.png",
+            full_page=True,
+        )

@@ -118,23 +118,26 @@ def hostile(run: Run) -> Run:
 
 
 def test_hostile_text_is_text_and_fits_a_narrow_page(
-    hostile: Run, open_page: Callable[..., Page], check_accessible: Callable[[Page], None]
+    hostile: Run,
+    serve: Callable[..., str],
+    open_page: Callable[..., Page],
+    check_accessible: Callable[[Page], None],
 ) -> None:
-    with serving(hostile) as address:
-        page = open_page(f"{address}#/neuron/0:0", viewport={"width": 390, "height": 800})
-        page.keyboard.press("e")
-        for tab in ("Top", "By quantile", "Random", "True and simulated"):
-            page.get_by_role("tab", name=tab).click()
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        for summary in page.locator("summary").all():
-            if summary.is_visible():
-                summary.click()
+    address = serve(hostile)
+    page = open_page(f"{address}#/neuron/0:0", viewport={"width": 390, "height": 800})
+    page.keyboard.press("e")
+    for tab in ("Top", "By quantile", "Random", "True and simulated"):
+        page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.locator("main script, main img").count() == 0
-        assert page.title() == "Neuron 0:0 · fastexplain"
-        shown = page.locator("main").inner_text()
-        assert HOSTILE[0] in shown and "\u202e" not in shown and "\x1b" not in shown
-        check_accessible(page)
+    for summary in page.locator("summary").all():
+        if summary.is_visible():
+            summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("main script, main img").count() == 0
+    assert page.title() == "Neuron 0:0 · fastexplain"
+    shown = page.locator("main").inner_text()
+    assert HOSTILE[0] in shown and "\u202e" not in shown and "\x1b" not in shown
+    check_accessible(page)
 
 
 def test_screenshots_for_a_person_to_look_at(address: str, open_page: Callable[..., Page]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from large_run import large_run
 from playwright.sync_api import Page, expect
-from viewing import serving
 
 from fastexplain import Run
 from fastexplain.records import NeuronId
@@ -24,97 +23,103 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return large_run(tmp_path_factory.mktemp("runs") / "large", explained=40)
 
 
-def test_all_neurons_of_a_large_run(large: Run, open_page: Callable[..., Page]) -> None:
-    with serving(large) as address:
-        page = open_page(address, viewport={"width": 1440, "height": 900})
-        picture = page.locator("canvas.picture")
-        expect(page.locator(".legend")).to_contain_text("active on more tokens")
-        expect(page.get_by_role("heading", name="By layer")).to_be_visible()
-        assert page.locator("figure .chart").count() > 8
+def test_all_neurons_of_a_large_run(
+    large: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    address = serve(large)
+    page = open_page(address, viewport={"width": 1440, "height": 900})
+    picture = page.locator("canvas.picture")
+    expect(page.locator(".legend")).to_contain_text("active on more tokens")
+    expect(page.get_by_role("heading", name="By layer")).to_be_visible()
+    assert page.locator("figure .chart").count() > 8
 
-        # Keys: the cursor goes from neuron to neuron, and from layer to layer.
-        pointed = page.locator(".pointed")
-        picture.focus()
-        page.keyboard.press("Home")
-        page.keyboard.press("ArrowRight")
-        expect(pointed.get_by_role("link")).to_have_text("0:1")
-        page.keyboard.press("PageDown")
-        expect(pointed.get_by_role("link")).to_have_text("1:0")
-        expect(pointed).to_contain_text(" (")
-        page.keyboard.press("End")
-        expect(pointed.get_by_role("link")).to_have_text("47:6399")
-        expect(pointed).to_contain_text("not explained")
-        for _ in range(8):
-            page.keyboard.press("+")
-        expect(pointed.get_by_role("link")).to_have_text("47:6399")
+    # Keys: the cursor goes from neuron to neuron, and from layer to layer.
+    pointed = page.locator(".pointed")
+    picture.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    expect(pointed.get_by_role("link")).to_have_text("0:1")
+    page.keyboard.press("PageDown")
+    expect(pointed.get_by_role("link")).to_have_text("1:0")
+    expect(pointed).to_contain_text(" (")
+    page.keyboard.press("End")
+    expect(pointed.get_by_role("link")).to_have_text("47:6399")
+    expect(pointed).to_contain_text("not explained")
+    for _ in range(8):
+        page.keyboard.press("+")
+    expect(pointed.get_by_role("link")).to_have_text("47:6399")
 
-        # Pointer: what is under it, also where it was enlarged; and the wheel.
-        box = picture.bounding_box()
-        assert box is not None
-        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.keyboard.press("0")
-        before = picture.screenshot()
-        page.mouse.move(*middle)
-        page.mouse.wheel(0, -600)
-        page.wait_for_function("() => new Promise(requestAnimationFrame)")
-        assert picture.screenshot() != before
-        page.mouse.move(middle[0] + 5, middle[1])
-        name = pointed.get_by_role("link").inner_text()
-        assert large.check(NeuronId.parse(name)).index >= 0
+    # Pointer: what is under it, also where it was enlarged; and the wheel.
+    box = picture.bounding_box()
+    assert box is not None
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.keyboard.press("0")
+    before = picture.screenshot()
+    page.mouse.move(*middle)
+    page.mouse.wheel(0, -600)
+    page.wait_for_function("() => new Promise(requestAnimationFrame)")
+    assert picture.screenshot() != before
+    page.mouse.move(middle[0] + 5, middle[1])
+    name = pointed.get_by_role("link").inner_text()
+    assert large.check(NeuronId.parse(name)).index >= 0
 
-        # The address names what it is coloured by, and shows the same again.
-        page.get_by_label("Colour by").select_option("lookup.top_and_random")
-        expect(page.locator(".legend")).to_contain_text("Without a value: 299,520 neurons")
-        assert "map=lookup.top_and_random" in page.url
-        again = open_page(page.url)
-        expect(again.get_by_label("Colour by")).to_have_value("lookup.top_and_random")
-        expect(again.locator(".legend")).to_contain_text("Without a value: 299,520 neurons")
-        expect(again.get_by_role("heading", name="By layer")).to_be_visible()
+    # The address names what it is coloured by, and shows the same again.
+    page.get_by_label("Colour by").select_option("lookup.top_and_random")
+    expect(page.locator(".legend")).to_contain_text("Without a value: 299,520 neurons")
+    assert "map=lookup.top_and_random" in page.url
+    again = open_page(page.url)
+    expect(again.get_by_label("Colour by")).to_have_value("lookup.top_and_random")
+    expect(again.locator(".legend")).to_contain_text("Without a value: 299,520 neurons")
+    expect(again.get_by_role("heading", name="By layer")).to_be_visible()
 
-        picture.focus()
-        page.keyboard.press("Home")
+    picture.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**#/neuron/0:0")
+
+
+def test_search_as_one_types(
+    large: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    address = serve(large)
+    page = open_page(address)
+    field = page.get_by_role("combobox", name="Search")
+    options = page.get_by_role("listbox").get_by_role("option")
+    page.keyboard.press("/")
+    page.keyboard.type("5:12")
+    expect(options.first).to_have_text("5:12")
+    expect(field).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    expect(field).to_have_attribute("aria-activedescendant", "search-option-1")
+    expect(options.nth(1)).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("listbox")).to_be_hidden()
+
+    field.fill("")
+    page.keyboard.type("the word w7, mos")  # the last word need not be whole
+    expect(options.first).to_contain_text(re.compile("the word w.*w7"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Search")
+    expect(page.locator(".found li").first).to_contain_text(re.compile("the word w.*w7"))
+    assert "#/search?q=the%20word" in page.url
+
+    for hostile in ('"', "NEAR( a * OR", HOSTILE):
+        field.fill(hostile)
         page.keyboard.press("Enter")
-        page.wait_for_url("**#/neuron/0:0")
-
-
-def test_search_as_one_types(large: Run, open_page: Callable[..., Page]) -> None:
-    with serving(large) as address:
-        page = open_page(address)
-        field = page.get_by_role("combobox", name="Search")
-        options = page.get_by_role("listbox").get_by_role("option")
-        page.keyboard.press("/")
-        page.keyboard.type("5:12")
-        expect(options.first).to_have_text("5:12")
-        expect(field).to_have_attribute("aria-expanded", "true")
-        page.keyboard.press("ArrowDown")
-        page.keyboard.press("ArrowDown")
-        expect(field).to_have_attribute("aria-activedescendant", "search-option-1")
-        expect(options.nth(1)).to_have_attribute("aria-selected", "true")
-        page.keyboard.press("Escape")
-        expect(page.get_by_role("listbox")).to_be_hidden()
-
-        field.fill("")
-        page.keyboard.type("the word w7, mos")  # the last word need not be whole
-        expect(options.first).to_contain_text(re.compile("the word w.*w7"))
-        page.keyboard.press("Enter")
-        expect(page.get_by_role("heading", level=1)).to_have_text("Search")
-        expect(page.locator(".found li").first).to_contain_text(re.compile("the word w.*w7"))
-        assert "#/search?q=the%20word" in page.url
-
-        for hostile in ('"', "NEAR( a * OR", HOSTILE):
-            field.fill(hostile)
-            page.keyboard.press("Enter")
-            expect(page.locator("main")).to_contain_text("Nothing has")
-        field.fill("w7")
-        expect(options.first).to_contain_text("mean")
-        page.keyboard.press("ArrowDown")
-        page.keyboard.press("Enter")
-        page.wait_for_url("**#/neuron/**")
+        expect(page.locator("main")).to_contain_text("Nothing has")
+    field.fill("w7")
+    expect(options.first).to_contain_text("mean")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**#/neuron/**")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
-def test_how_it_looks(run: Run, open_page: Callable[..., Page], scheme: str, width: int) -> None:
+def test_how_it_looks(
+    run: Run, serve: Callable[..., str], open_page: Callable[..., Page], scheme: str, width: int
+) -> None:
     """Hostile texts are text, and nothing is wider than the page."""
     with run.database() as database:
         database.add_explanations(
@@ -127,15 +132,13 @@ def test_how_it_looks(run: Run, open_page: Callable[..., Page], scheme: str, wid
                 for method, score in (("lookup", index / 20), ("model", 1 - index / 20))
             ]
         )
-    with serving(run) as address:
-        page = open_page(address, color_scheme=scheme, viewport={"width": width, "height": 900})
-        expect(page.locator(".lists li").first).to_contain_text("<img src=x")
-        expect(page.locator(".lists li").first).to_contain_text("\\u202e")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SHOTS / f"overview-{scheme}-{width}.png", full_page=True)
-        page.get_by_role("combobox", name="Search").fill("long")
-        expect(page.get_by_role("listbox").get_by_role("option").first).to_contain_text(
-            "<img src=x"
-        )
-        page.screenshot(path=SHOTS / f"search-{scheme}-{width}.png")
+    address = serve(run)
+    page = open_page(address, color_scheme=scheme, viewport={"width": width, "height": 900})
+    expect(page.locator(".lists li").first).to_contain_text("<img src=x")
+    expect(page.locator(".lists li").first).to_contain_text("\\u202e")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"overview-{scheme}-{width}.png", full_page=True)
+    page.get_by_role("combobox", name="Search").fill("long")
+    expect(page.get_by_role("listbox").get_by_role("option").first).to_contain_text("<img src=x")
+    page.screenshot(path=SHOTS / f"search-{scheme}-{width}.png")

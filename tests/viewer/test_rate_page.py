@@ -9,7 +9,7 @@ from pathlib import Path
 import planted
 import pytest
 from playwright.sync_api import Page, expect
-from viewing import post, serving
+from viewing import post
 
 from fastexplain import Run, open_run
 from fastexplain.records import NeuronId
@@ -45,53 +45,57 @@ def stored(run: Run) -> list[tuple[str, Judgement]]:
 
 
 @pytest.mark.browser
-def test_a_person_ranks_goes_back_and_undoes(compared: Run, open_page: Callable[..., Page]) -> None:
-    with serving(compared) as address:
-        page = open_page(f"{address}#/rate")
-        page.get_by_label("Your name").fill("Ann")
-        page.get_by_role("button", name="Begin").click()
-        expect(page.get_by_text("· Ann, 0 of 2 done")).to_be_visible()
-        texts = page.locator(".texts li")
-        expect(texts).to_have_count(2)
-        assert "sage-1" not in page.content() and "fool-1" not in page.content()
-        page.get_by_role("button", name="Store").click()
-        expect(page.get_by_role("alert")).to_have_text("Explanation 1 has no value yet.")
-        page.keyboard.press("2")
-        page.keyboard.press("1")
-        page.keyboard.press("Enter")  # the focus is on "Store", which takes it itself
-        expect(page.get_by_text("Ann, 1 of 2 done")).to_be_visible()
-        [(first, judgement)] = stored(compared)
-        [other] = {str(neuron) for neuron in NEURONS} - {first}
-        assert judgement == Judgement("ranking", (2, 1))
+def test_a_person_ranks_goes_back_and_undoes(
+    compared: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    address = serve(compared)
+    page = open_page(f"{address}#/rate")
+    page.get_by_label("Your name").fill("Ann")
+    page.get_by_role("button", name="Begin").click()
+    expect(page.get_by_text("· Ann, 0 of 2 done")).to_be_visible()
+    texts = page.locator(".texts li")
+    expect(texts).to_have_count(2)
+    assert "sage-1" not in page.content() and "fool-1" not in page.content()
+    page.get_by_role("button", name="Store").click()
+    expect(page.get_by_role("alert")).to_have_text("Explanation 1 has no value yet.")
+    page.keyboard.press("2")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")  # the focus is on "Store", which takes it itself
+    expect(page.get_by_text("Ann, 1 of 2 done")).to_be_visible()
+    [(first, judgement)] = stored(compared)
+    [other] = {str(neuron) for neuron in NEURONS} - {first}
+    assert judgement == Judgement("ranking", (2, 1))
 
-        page.keyboard.press("b")
-        group = page.get_by_role("group", name="Explanation 1")
-        expect(group.get_by_role("radio", name="2")).to_be_checked()
-        page.get_by_role("radio", name="Grade").check()
-        page.keyboard.press("5")
-        page.keyboard.press("3")
-        page.keyboard.press("Enter")
-        expect(page.get_by_text(f"Neuron {other} · Ann, 1 of 2 done")).to_be_visible()
-        assert stored(compared) == [(first, Judgement("grades", (5, 3)))]
-        page.keyboard.press("s")
-        expect(page.locator("main")).to_contain_text("All neurons with explanations to compare")
-        page.get_by_role("button", name="Undo").click()
-        expect(texts).to_have_count(2)
-        assert stored(compared) == [(first, Judgement("grades", (5, 3)))]
+    page.keyboard.press("b")
+    group = page.get_by_role("group", name="Explanation 1")
+    expect(group.get_by_role("radio", name="2")).to_be_checked()
+    page.get_by_role("radio", name="Grade").check()
+    page.keyboard.press("5")
+    page.keyboard.press("3")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text(f"Neuron {other} · Ann, 1 of 2 done")).to_be_visible()
+    assert stored(compared) == [(first, Judgement("grades", (5, 3)))]
+    page.keyboard.press("s")
+    expect(page.locator("main")).to_contain_text("All neurons with explanations to compare")
+    page.get_by_role("button", name="Undo").click()
+    expect(texts).to_have_count(2)
+    assert stored(compared) == [(first, Judgement("grades", (5, 3)))]
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(compared: Run, open_page: Callable[..., Page], scheme: str) -> None:
-    with serving(compared) as address:
-        page = open_page(
-            f"{address}#/rate?rater=Bo",
-            viewport={"width": 390, "height": 844},
-            color_scheme=scheme,
-        )
-        expect(page.locator(".texts li")).to_have_count(2)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        page.screenshot(path=ROOT / ".cache" / "screenshots" / f"rate-{scheme}.png")
+def test_it_fits_a_phone(
+    compared: Run, serve: Callable[..., str], open_page: Callable[..., Page], scheme: str
+) -> None:
+    address = serve(compared)
+    page = open_page(
+        f"{address}#/rate?rater=Bo",
+        viewport={"width": 390, "height": 844},
+        color_scheme=scheme,
+    )
+    expect(page.locator(".texts li")).to_have_count(2)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.screenshot(path=ROOT / ".cache" / "screenshots" / f"rate-{scheme}.png")
 
 
 def test_what_is_no_judgement_is_refused_and_nothing_stored(compared: Run) -> None:

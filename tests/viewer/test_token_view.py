@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
-from viewing import serving
 
 from fastexplain import Run
 from fastexplain.notebook import tokens_html
@@ -49,20 +48,20 @@ LOOKS = """spans => spans.map(span => {
 
 
 def test_the_viewer_and_a_notebook_show_tokens_alike(
-    planted_run: Run, open_page: Callable[..., Page], browser: Browser
+    planted_run: Run, serve: Callable[..., str], open_page: Callable[..., Page], browser: Browser
 ) -> None:
     values = [None if np.isnan(value) else value for value in VALUES]
     shown = {"tokens": TOKENS, "values": values, "skip": SKIP, "lowest": LOWEST, "highest": HIGHEST}
-    with serving(planted_run) as address:
-        page = open_page(address, color_scheme="light")
-        page.evaluate(
-            """async shown => {
-                const { tokenView } = await import("./tokens.js");
-                document.getElementById("content").replaceChildren(tokenView(shown));
-            }""",
-            shown,
-        )
-        in_viewer = page.locator("#content .token").evaluate_all(LOOKS)
+    address = serve(planted_run)
+    page = open_page(address, color_scheme="light")
+    page.evaluate(
+        """async shown => {
+            const { tokenView } = await import("./tokens.js");
+            document.getElementById("content").replaceChildren(tokenView(shown));
+        }""",
+        shown,
+    )
+    in_viewer = page.locator("#content .token").evaluate_all(LOOKS)
     notebook = browser.new_page()
     notebook.set_content(tokens_html(TOKENS, np.array(VALUES), LOWEST, HIGHEST, SKIP))
     in_notebook = notebook.locator(".token").evaluate_all(LOOKS)

@@ -256,8 +256,8 @@ def test_it_fits(address: str, open_page: Callable[..., Page], scheme: str, widt
 
 @pytest.mark.browser
 def test_the_page_says_why_a_subject_can_not_be_loaded(
-    planted_run: Run, tmp_path: Path, open_page: Callable[..., Page]
+    planted_run: Run, tmp_path: Path, serve: Callable[..., str], open_page: Callable[..., Page]
 ) -> None:
-    with serving(planted_run, Beside(subject=str(tmp_path / "gone"))) as address:
-        page = open_page(f"{address}#/try?text=cat")
-        expect(page.locator(".try-state.failure")).to_contain_text("can't be loaded")
+    address = serve(planted_run, Beside(subject=str(tmp_path / "gone")))
+    page = open_page(f"{address}#/try?text=cat")
+    expect(page.locator(".try-state.failure")).to_contain_text("can't be loaded")
