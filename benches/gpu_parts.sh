@@ -5,8 +5,9 @@
 # Every part has its own process and limit, so that a fault of the device ends that part alone, and
 # writes its own JSON file into $OUT as it goes. `python benches/gpu_parts.py FILES` merges them.
 #
-#   bash benches/gpu_parts.sh pack      beforehand, where there is a network: NVVM into .nvvm/
-# takes the compiler library along to a machine that lacks it.
+#   bash benches/gpu_parts.sh pack      beforehand, where there is a network, into .nvvm/
+# takes along what such a machine may lack: the compiler library, and a NumPy that numba-cuda knows
+# (its 0.30.4 fails with 2.5), for Python 3.12.
 export PYTHONUNBUFFERED=1
 cd "$(dirname "$0")/.." || exit
 packed=.nvvm/nvvm.tar.xz commit=${2:-}
@@ -16,8 +17,18 @@ pack() {
     wheel=$(mktemp -d)
     python3 -m pip download --quiet --no-deps --dest "$wheel" nvidia-nvvm==13.0.88 &&
         python3 -m zipfile -e "$wheel"/*.whl "$wheel" && mkdir -p .nvvm &&
-        tar cJf "$packed" -C "$wheel/nvidia/cu13" lib nvvm/libdevice && ls -l "$packed"
+        tar cJf "$packed" -C "$wheel/nvidia/cu13" lib nvvm/libdevice &&
+        python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+            --platform manylinux_2_27_x86_64 --dest .nvvm numpy==2.4.6 && ls -l .nvvm
     rm -rf "$wheel"
+}
+
+find_numpy() {
+    python3 -c 'import numpy; numpy.row_stack' 2>/dev/null && return
+    local folder
+    folder=$(mktemp -d)
+    python3 -m zipfile -e .nvvm/numpy-*.whl "$folder" || echo "== no NumPy: bash benches/gpu_parts.sh pack"
+    export PYTHONPATH=$folder
 }
 
 # Numba finds the library by the loader, and what it links to code beside CUDA_HOME.
@@ -40,6 +51,7 @@ check() { # seconds, then what gpu_check.py takes
 case "$1 ${commit:+COMMIT}" in
 "pack ") pack ;;
 "first COMMIT")
+    find_numpy
     find_nvvm
     nvidia-smi -L
     python3 -m pip list 2>/dev/null | grep -iE '^(numba|llvmlite|numpy|torch|triton|cuda|nvidia-(nv|cuda-nv))'
@@ -49,11 +61,13 @@ case "$1 ${commit:+COMMIT}" in
     check 95 profile
     ;;
 "second COMMIT")
+    find_numpy
     find_nvvm
     check 170 gpt2-xl
     check 200 llama-8b
     ;;
 "third COMMIT")
+    find_numpy
     find_nvvm
     check 100 torch
     # Two launches of the first form that is tuned, past the first, which warms up. What it times is
