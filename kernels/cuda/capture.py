@@ -3,15 +3,16 @@
 It is a handful of launches on one stream, none of which waits for another on the host:
 1. `fold` reads every activation once, or the pre-activations, of which it then makes activations
    and writes them out. A thread has the neurons of one machine word and a chunk of the excerpts. It
-   leaves the chunk's sums in scratch, counts the histogram, and marks the excerpts that pass the
-   gate as it stood before the batch, with their keys.
+   leaves the chunk's sums in scratch, each excerpt's bin of the histogram, and marks the excerpts
+   that pass the gate as it stood before the batch, with their keys.
 2. `add_up` adds the chunks' sums in order, so that they don't depend on how the device schedules.
-3. `insert`, a block a neuron, takes the marked excerpts and copies the activations of those that
+3. `sort_into_bins`, a thread a neuron, counts the histogram and keeps excerpts of each bin.
+4. `insert`, a block a neuron, takes the marked excerpts and copies the activations of those that
    are still among the K best. Past the first batches hardly any are marked.
-4. `add_to_tables`, a block per table row and 32 words of neurons, and `copy` of random excerpts.
+5. `add_to_tables`, a block per table row and 32 words of neurons, and `copy` of random excerpts.
 
-The histogram is counted by integer atomics: their result is the same in every order. All launches
-depend on shapes alone, so that a capture can be part of a CUDA graph, once it has run outside.
+All launches depend on shapes alone, so that a capture can be part of a CUDA graph, once it has run
+outside.
 
 Bytes and operations, for bfloat16 through one nonlinearity: 2 bytes in and 2 out. An H200 moves
 4.3 TB/s (measured by a copy) with 132 multiprocessors at 1.75 GHz, each of which issues 128
@@ -23,8 +24,7 @@ for compute capability 9.0 the loop has 21 instructions an activation with gelu_
 and a gate, which has 6 bytes to move, 11 of the 14 there is room for where activations are only
 read, and 33 with gelu, which will not keep up (`benches/sass.py` counts them).
 
-A word waits for memory once in eight (four with a factor), and an excerpt's end once for a bin of
-the histogram: 64 tokens are 9 waits.
+A word waits for memory once in eight (four with a factor): 64 tokens are 8 waits.
 """
 
 # mypy: no-check-untyped-defs
@@ -41,6 +41,7 @@ from numba import cuda
 
 from fastexplain.kernels.cuda import ptx
 from fastexplain.kernels.cuda.after_fold import add_up, copy, insert_kernel, tables_kernel
+from fastexplain.kernels.cuda.bins import bins_kernel
 from fastexplain.kernels.cuda.fold import fold_kernel
 from fastexplain.kernels.cuda.queue import current_device, queue_of, view
 from fastexplain.kernels.cuda.words import MOST_PAIRED
@@ -61,6 +62,8 @@ _INSERT_THREADS = 32
 """The same where there is a block a neuron: a warp, as threads that wait for each other."""
 _TABLE_THREADS = (32, 8)
 """The same for a table row: along its neurons, and along the tokens that are added to it."""
+_BINS_BLOCK = (64, 256, 256)
+"""Neurons and threads of a block that sorts into bins, and the excerpts that it takes at a time."""
 _COPY_BLOCKS = 8
 """Blocks that copy one random excerpt; all but a few of a batch's have nothing to copy."""
 _WORD_BYTES = 8
@@ -87,6 +90,7 @@ class _Scratch(NamedTuple):
         minimum, maximum: float32 `[chunks, F]`.
         top_marks, bottom_marks: uint32 `[chunks, F]`, a bit for each excerpt that passed the gate.
         top_keys, bottom_keys: float32 `[B, F]`, written where there is a mark.
+        bins: uint8 `[B, F]`, the bin of each excerpt's largest activation.
     """
 
     powers: Any
@@ -97,6 +101,7 @@ class _Scratch(NamedTuple):
     bottom_marks: Any
     top_keys: Any
     bottom_keys: Any
+    bins: Any
 
     @classmethod
     def make(
@@ -113,6 +118,7 @@ class _Scratch(NamedTuple):
             bottom_marks=empty((chunks, neurons), np.uint32),
             top_keys=empty((excerpts, neurons), np.float32),
             bottom_keys=empty(below, np.float32),
+            bins=empty((excerpts, neurons), np.uint8),
         )
 
 
@@ -221,13 +227,21 @@ def _launches(
             _flat(gate), gate.shape[2], gate_start,
             _flat(gate if up is None else up), (gate if up is None else up).shape[2], up_start,
             _flat(words), width, length,
-            batch.ids, lead + batch.skip, chunk, np.uint64(summary.seed),
+            batch.ids, lead + batch.skip, chunk,
             summary.top_keys, summary.top_ids, summary.bottom_keys, summary.bottom_ids,
-            summary.histogram, summary.histogram_ids, summary.fault, *scratch,
+            summary.fault, _flat(scratch.bins.view(np.dtype(f"u{lanes}"))), *scratch[:-1],
         ),
     )  # fmt: skip
     totals = summary.sums, summary.positive, summary.minimum, summary.maximum
     yield add_up, (narrow, MOMENTS + 1), _NEURON_THREADS, (*scratch[:4], *totals)
+    columns, threads, tile = _BINS_BLOCK
+    yield (
+        bins_kernel(columns, threads, tile), -(-neurons // columns), threads,
+        (
+            scratch.bins, batch.ids, np.uint64(summary.seed),
+            summary.histogram, summary.histogram_ids,
+        ),
+    )  # fmt: skip
     for marks, passed_keys, keys, ids, rows in (
         (scratch.top_marks, scratch.top_keys,
          summary.top_keys, summary.top_ids, summary.top_acts),

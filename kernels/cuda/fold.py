@@ -8,7 +8,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import cuda, float32, float64, int32, uint32, uint64
+from numba import cuda, float32, float64, int32, uint8, uint16, uint32, uint64
 
 from fastexplain.kernels import scalars
 from fastexplain.kernels.cuda import ptx
@@ -19,7 +19,6 @@ from fastexplain.kernels.cuda.words import (
     word_maker,
     word_type_of,
 )
-from fastexplain.kernels.scalars import NO_ID
 from fastexplain.kernels.summary import MOMENTS
 
 LOADS = 8
@@ -28,29 +27,6 @@ be under way; 512 threads with 64 bytes each have 32 KB."""
 
 _bin = cuda.jit(device=True)(scalars.histogram_bin)
 _precedes = cuda.jit(device=True)(scalars.precedes)
-_hash = cuda.jit(device=True)(scalars.excerpt_hash)
-
-
-@cuda.jit(device=True)
-def _keep(histogram_ids, neuron, place, last, excerpt, excerpt_hash, seed):
-    """Take an excerpt into a bin, in whose last place `last` was found, if its hash is smaller.
-
-    Each place ends with the smallest hash of all excerpts that came to it, and what it does not
-    hold, or has held, goes to the next one; so it makes no difference in which order threads come.
-    `histogram_ids` is int32 `[D, F, H]`, ids are int32, the hash and the seed uint64.
-    """
-    if last != NO_ID and excerpt_hash >= _hash(np.uint64(last), seed):
-        return
-    for slot in range(len(histogram_ids)):
-        other = histogram_ids[slot, neuron, place]
-        while other == NO_ID or excerpt_hash < _hash(np.uint64(other), seed):
-            found = cuda.atomic.cas(histogram_ids, (slot, neuron, place), other, excerpt)
-            if found == other:
-                if other == NO_ID:
-                    return
-                excerpt, excerpt_hash = other, _hash(np.uint64(other), seed)
-                break
-            other = found
 
 
 @functools.cache
@@ -82,7 +58,7 @@ def fold_kernel(
     value_of = lane_reader(name)
     zero, infinity = np.float32(0), np.float32(np.inf)
     loads, ups = (LOADS // 2, LOADS // 2) if gated else (LOADS, 1)
-    word_type = word_type_of(name, lanes)
+    word_type, bin_type = word_type_of(name, lanes), {1: uint8, 2: uint16, 4: uint32}[lanes]
     activated = nonlinearity is not None
     f = nonlinearity_of(nonlinearity, name) if activated else None
     make_word = word_maker(name, lanes, packing)
@@ -140,14 +116,12 @@ def fold_kernel(
         ids,
         first,
         chunk,
-        seed,
         top_keys,
         top_ids,
         bottom_keys,
         bottom_ids,
-        histogram,
-        histogram_ids,
         fault,
+        bins,
         part_powers,
         part_positive,
         part_minimum,
@@ -170,11 +144,11 @@ def fold_kernel(
                 there is a nonlinearity; width is F / lanes, length L.
             ids, first: int32 `[B]`, and the first position that is counted.
             chunk: int, excerpts of a chunk, 32 at most.
-            seed: uint64, of the hash.
             top_keys, top_ids, bottom_keys, bottom_ids: float32 and int32 `[F, K]`, read only: slot
                 0 is what an excerpt must precede to be marked.
-            histogram, histogram_ids: int32 `[F, H]` and `[D, F, H]`, changed by atomics.
             fault: int32 `[1]`, changed by atomics.
+            bins: unsigned integers of `lanes` bytes `[B * width]`, written: a byte for the bin of
+                each neuron's largest activation, but for an excerpt that is not finite.
             part_powers, part_positive: float64 `[C, 5, F]` and int32 `[C, F]`, written.
             part_minimum, part_maximum: float32 `[C, F]`, written.
             top_marks, bottom_marks: uint32 `[C, F]`, written: a bit for each marked excerpt.
@@ -204,7 +178,6 @@ def fold_kernel(
         largest = cuda.local.array(slots, extreme_type)
         smallest = cuda.local.array(slots, extreme_type)
         positive = cuda.local.array(slots, count_type)
-        bins, found = cuda.local.array(lanes, int32), cuda.local.array(lanes, int32)
         # On separate lines, by which the simulator tells shared arrays apart.
         powers = cuda.shared.array((lanes, MOMENTS, threads), float64)
         positives = cuda.shared.array((lanes, threads), int32)
@@ -288,19 +261,13 @@ def fold_kernel(
                 cuda.atomic.min(fault, 0, excerpt)
                 break
 
-            mark = np.uint32(1) << np.uint32(position - start)
-            excerpt_hash = _hash(np.uint64(excerpt), seed)
-            last = len(histogram_ids) - 1
-            for lane in range(lanes):  # all loads of a word's bins before the first is needed
-                column = neuron + lane
-                bins[lane] = _bin(extreme_of(largest, lane).view(np.int32))
-                cuda.atomic.add(histogram, (column, bins[lane]), np.int32(1))
-                found[lane] = histogram_ids[last, column, bins[lane]]
+            mark, word_bins = np.uint32(1) << np.uint32(position - start), uint32(0)
             for lane in range(lanes):
                 column = neuron + lane
                 key, negated = extreme_of(largest, lane), -extreme_of(smallest, lane)
                 low[lane, thread] = min(low[lane, thread], -negated)
                 high[lane, thread] = max(high[lane, thread], key)
+                word_bins |= uint32(_bin(key.view(np.int32))) << uint32(8 * lane)
                 if top and _precedes(
                     key, excerpt, gate_keys[0, lane, thread], gate_ids[0, lane, thread]
                 ):
@@ -314,7 +281,7 @@ def fold_kernel(
                 ):
                     bottom_mark[lane] |= mark
                     passed_bottom_keys[position, column] = negated
-                _keep(histogram_ids, column, bins[lane], found[lane], excerpt, excerpt_hash, seed)
+            bins[uint64(position) * step + uint64(place)] = bin_type(word_bins)
 
         for lane in range(lanes):
             column = neuron + lane

@@ -46,6 +46,7 @@ SMALL_BLOCKS = {
     "_INSERT_THREADS": 4,
     "_TABLE_THREADS": (4, 2),
     "_COPY_BLOCKS": 2,
+    "_BINS_BLOCK": (4, 8, 6),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
