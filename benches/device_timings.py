@@ -262,10 +262,14 @@ def _ways_of(geometry: str, layers: int) -> dict[str, Way]:
 
 
 def _profile(geometry: str, layers: int, way: str) -> dict[str, Any]:
-    """Times in seconds: `host` until a batch is queued, `whole` until it is done, `kernels`."""
+    """Times in seconds: `host` until a batch is queued, `whole` until it is done, and by name.
+
+    Of these, `kernels` are the device's, `calls` the host's own, in a batch of its own, which the
+    profiler makes slower.
+    """
     ways = _ways_of(geometry, layers)
     with ways[way].prepared():
-        for _ in range(_PROFILE_STEPS - 2):
+        for _ in range(_PROFILE_STEPS - 3):
             ways[way].step()
         synchronize(CUDA)
         began = time.perf_counter()
@@ -273,18 +277,30 @@ def _profile(geometry: str, layers: int, way: str) -> dict[str, Any]:
         host = time.perf_counter() - began
         synchronize(CUDA)
         whole = time.perf_counter() - began
-        activity = ProfilerActivity.CUDA if CUDA.type == "cuda" else ProfilerActivity.CPU
-        with profile(activities=[activity]) as profiled:
+        on_cpu, on_gpu = ProfilerActivity.CPU, ProfilerActivity.CUDA
+        with profile(activities=[on_gpu if CUDA.type == "cuda" else on_cpu]) as profiled:
             ways[way].step()
             synchronize(CUDA)
+        with profile(activities=[on_cpu]) as called:
+            ways[way].step()
     if not profiled.key_averages():
         raise RuntimeError("the profiler saw no kernel")
-    found = sorted(profiled.key_averages(), key=lambda each: -each.device_time_total)
-    kernels_seen = [
-        {"name": each.key[:80], "count": each.count, "seconds": each.device_time_total / 1e6}
-        for each in found[:_LISTED]
-    ]
+    kernels_seen = _longest(profiled, "device_time_total")
     for each in kernels_seen[:8]:
         print(f"{each['seconds'] * 1e3:19.3f} ms {each['count']:5}x  {each['name'][:60]}")
+    calls = _longest(called, "self_cpu_time_total")
+    for each in calls[:6]:
+        print(
+            f"{each['seconds'] * 1e3:14.3f} ms of the host {each['count']:5}x  {each['name'][:40]}"
+        )
     print(f"{host * 1e3:19.3f} ms of the host, {whole * 1e3:.3f} ms in all", flush=True)
-    return {"host": host, "whole": whole, "kernels": kernels_seen}
+    return {"host": host, "whole": whole, "kernels": kernels_seen, "calls": calls}
+
+
+def _longest(profiled: profile, time: str) -> list[dict[str, Any]]:
+    """What took longest by that attribute of the profiler's averages."""
+    found = sorted(profiled.key_averages(), key=lambda each: -getattr(each, time))
+    return [
+        {"name": each.key[:80], "count": each.count, "seconds": getattr(each, time) / 1e6}
+        for each in found[:_LISTED]
+    ]

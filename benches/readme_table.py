@@ -61,9 +61,7 @@ def block(found: list[dict[str, Any]]) -> str:
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     if not any(_on_gpu(one) for one in found):
         parts.append(
-            "No GPU has been measured yet. The CUDA kernels are tested in Numba's simulator and "
-            "compiled for\ncompute capabilities 8.0, 9.0 and 10.0; on a GPU, "
-            "`python benches/gpu_check.py` checks and times them."
+            "No GPU has been measured with a whole sweep yet: `python benches/gpu_check.py` does."
         )
     return "\n\n".join(parts)
 

@@ -274,14 +274,16 @@ def capture_bandwidth(form: CaptureForm) -> dict[str, float]:
 def first_captures(form: CaptureForm, *, batches: int = 4, repeats: int = 3) -> list[float]:
     """Seconds of `capture` for each of the first batches of a sweep, which insert the most.
 
-    Every repeat starts from no exemplars; a batch's time is the least of its repeats'.
+    Every repeat starts from no exemplars; a batch's time is the least of its repeats'. On CUDA the
+    host's launches, which would hide it, are not in it.
     """
     work = form.batches(batches)
-    form.exemplars().update(*work[0])  # compiles
+    kept = form.exemplars()
+    steps = [replayed(partial(kept.update, *each), form.device) for each in work]
     times = []
     for _ in range(repeats):
-        update = form.exemplars().update
-        times.append([seconds_of(partial(update, *each), form.device) for each in work])
+        kept.restart(form.exemplars())
+        times.append([seconds_of(step, form.device) for step in steps])
     return [min(each) for each in zip(*times, strict=True)]
 
 

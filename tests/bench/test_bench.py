@@ -150,8 +150,11 @@ def test_the_first_captures_are_of_a_sweep_that_has_no_exemplars(monkeypatch) ->
         CaptureForm, "exemplars", lambda self, *given: kept.append(make(self, *given)) or kept[-1]
     )
     assert len(first_captures(form, batches=2, repeats=2)) == 2
-    assert [(each.summary().top_ids < 6).sum(1).tolist() for each in kept[1:]] == [[6] * 5] * 2
-    assert (kept[-1].summary().histogram.sum(1) == 6).all()
+    assert len(kept) == 3 and (kept[0].summary().histogram.sum(1) == 6).all()
+    assert [(each.summary().top_ids < 6).sum(1).tolist() for each in kept] == [
+        [6] * 5,
+        *[[0] * 5] * 2,
+    ]
 
 
 @pytest.mark.parametrize(

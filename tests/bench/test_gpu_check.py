@@ -310,7 +310,7 @@ def test_the_table_shows_every_sweep_and_what_was_cut() -> None:
     ]  # fmt: skip
     assert rows[4][:2] == ["2 CPU cores (Some CPU, AVX-512)", "gpt2, 4 of 12 layers, float32"]
     assert rows[4][3:] == ["7,000", "7.00", "3.50", "2.33", "1.75"]
-    assert "No GPU has been measured yet" in shown
+    assert "No GPU has been measured with a whole sweep yet" in shown
 
 
 @pytest.mark.parametrize(
