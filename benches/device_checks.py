@@ -40,7 +40,7 @@ if SIMULATED:  # which starts a Python thread for every CUDA thread
     cuda_kernels._INSERT_THREADS = 4
     cuda_kernels._THREADS = cuda_kernels._NEURON_THREADS = 8
     cuda_kernels._TABLE_THREADS, cuda_kernels._COPY_BLOCKS = (4, 2), 2
-    cuda_kernels._BINS_BLOCK = (4, 8, 6)
+    cuda_kernels._BINS_BLOCK, cuda_kernels._ALONE = (4, 8, 6), 2
     cuda_neurons._THREADS = cuda_neurons._TILE = cuda_merge._THREADS = 4
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}

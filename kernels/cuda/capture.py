@@ -9,7 +9,8 @@ It is a handful of launches on one stream, none of which waits for another on th
 3. `sort_into_bins`, a thread a neuron, counts the histogram and keeps excerpts of each bin.
 4. `insert`, a block a neuron, takes the marked excerpts and copies the activations of those that
    are still among the K best. Past the first batches hardly any are marked.
-5. `add_to_tables`, a block per table row and 32 words of neurons, and `copy` of random excerpts.
+5. `add_to_tables`, a block per 8 table rows and 32 words of neurons, and `copy` of random
+   excerpts.
 
 All launches depend on shapes alone, so that a capture can be part of a CUDA graph, once it has run
 outside.
@@ -61,7 +62,9 @@ _NEURON_THREADS = 64
 _INSERT_THREADS = 32
 """The same where there is a block a neuron: a warp, as threads that wait for each other."""
 _TABLE_THREADS = (32, 8)
-"""The same for a table row: along its neurons, and along the tokens that are added to it."""
+"""The same for table rows: along their neurons, and along the rows and the tokens of a long one."""
+_ALONE = 16
+"""Tokens of a segment, at most, that one row of these threads adds up alone."""
 _BINS_BLOCK = (64, 256, 256)
 """Neurons and threads of a block that sorts into bins, and the excerpts that it takes at a time."""
 _COPY_BLOCKS = 8
@@ -262,9 +265,10 @@ def _launches(
             (words, lead, batch.random_slots, summary.random_acts.view(word)),
         )  # fmt: skip
     if batch.segment_rows.shape[0]:
+        across, along = _TABLE_THREADS
         yield (
-            tables_kernel(name, lanes, tokens, _TABLE_THREADS),
-            (batch.segment_rows.shape[0], -(-width // _TABLE_THREADS[0])), _TABLE_THREADS,
+            tables_kernel(name, lanes, tokens, _TABLE_THREADS, _ALONE),
+            (-(-batch.segment_rows.shape[0] // along), -(-width // across)), _TABLE_THREADS,
             (
                 words, lead, batch.positions, batch.segment_starts, batch.segment_rows,
                 summary.token_sums, summary.pair_sums, summary.triple_sums,

@@ -244,8 +244,8 @@ def test_the_parts_script_runs_each_part_by_itself_whatever_becomes_of_the_other
         lines = [line for line in log.read_text().splitlines() if "gpu_check.py" in line]
         assert all("--commit abc --only " in line for line in lines)
         asked[name] = [line.split("--only ")[1] for line in lines]
-    assert asked["first"] == ["kernels --seconds 20", "tune", "rates", "profile"]
-    assert asked["second"] == ["gpt2-xl", "llama-8b"] and asked["third"][0] == "torch"
+    assert asked["first"] == ["kernels --seconds 20", "rates", "gpt2-xl"]
+    assert asked["second"] == ["llama-8b", "profile", "torch"] and asked["third"][0] == "tune"
     for wrong in ([], ["first"], ["fourth", "abc"]):
         shown = subprocess.run(
             ["bash", BENCHES / "gpu_parts.sh", *wrong], capture_output=True, text=True

@@ -47,6 +47,7 @@ SMALL_BLOCKS = {
     "_TABLE_THREADS": (4, 2),
     "_COPY_BLOCKS": 2,
     "_BINS_BLOCK": (4, 8, 6),
+    "_ALONE": 2,
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
