@@ -195,9 +195,13 @@ class Batch(NamedTuple):
         place = np.arange(token_rows.size, dtype=np.int32).reshape(token_rows.shape)[:, skip:]
         rows = np.concatenate([own[:, skip:].ravel() for own in families])
         known = np.flatnonzero(rows >= 0)
-        order = known[np.argsort(rows[known], kind="stable")]
+        # Of 16 bits NumPy sorts by their digits, four times as fast.
+        digits = np.uint16 if sum(table_rows) <= 2**16 else rows.dtype
+        order = known[np.argsort(rows[known].astype(digits), kind="stable")]
         positions = np.zeros(len(families) * token_rows.size, np.int32)
-        filled_rows, sizes = np.unique(rows[known], return_counts=True)
+        sizes = np.bincount(rows[known], minlength=1)
+        filled_rows = np.flatnonzero(sizes)
+        sizes = sizes[filled_rows]
         longest = np.argsort(-sizes, kind="stable")
         starts = np.cumsum(sizes) - sizes
 
