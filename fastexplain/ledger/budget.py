@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from fastexplain.errors import BudgetError, StoppedError, UsageError
 from fastexplain.ledger.prices import Price, dollars, users_file
 from fastexplain.llm.requests import Usage
 
 INTERRUPTED = "interrupted; what was answered is stored, and the same command goes on from there"
+
+
+class Interruption(Protocol):
+    """Says whether no more is wanted, as a `threading.Event` does."""
+
+    def is_set(self) -> bool:
+        """Whether nothing more shall be sent."""
+        ...
 
 
 class Budget:
@@ -27,6 +34,8 @@ class Budget:
         max_requests: None: no limit.
         max_minutes: from now on; None: no limit.
         interrupted: set when the user wants no more to be sent.
+        within: a budget that this one is a part of: all that this one lets through, that one has
+            to let through too, and it is spent there as well.
 
     Raises:
         UsageError: a limit is negative or no number.
@@ -36,8 +45,9 @@ class Budget:
         self,
         max_cost: float | None,
         max_requests: int | None,
-        interrupted: threading.Event | None = None,
+        interrupted: Interruption | None = None,
         max_minutes: float | None = None,
+        within: Budget | None = None,
     ) -> None:
         limits = {"max_cost": max_cost, "max_requests": max_requests, "max_minutes": max_minutes}
         for name, limit in limits.items():
@@ -46,6 +56,7 @@ class Budget:
         self._max_cost = max_cost
         self._max_requests = max_requests
         self._interrupted = interrupted
+        self._within = within
         self._max_minutes = max_minutes
         self._end = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._reserved = 0.0
@@ -53,6 +64,13 @@ class Budget:
         self._overrun = 1.0
         self.spent = 0.0
         self.requests = 0
+
+    @property
+    def left(self) -> float | None:
+        """US dollars that may still be reserved; None without a limit on the cost."""
+        if self._max_cost is None:
+            return None
+        return max(0.0, self._max_cost - self.spent - self._overrun * self._reserved)
 
     def check_price(self, model: str, price: Price | None) -> None:
         """Make sure that a limit on the cost can be kept with a model.
@@ -65,11 +83,15 @@ class Budget:
                 f"the price of '{model}' is not known, so `max_cost` can't be kept; give the "
                 f"model's `price`, or put it into {users_file()}"
             )
+        if self._within is not None:
+            self._within.check_price(model, price)
 
     def check_interrupted(self) -> None:
         """Raise StoppedError if the user wants no more to be sent."""
         if self._interrupted is not None and self._interrupted.is_set():
             raise StoppedError(INTERRUPTED)
+        if self._within is not None:
+            self._within.check_interrupted()
 
     def reserve(self, most: float) -> float:
         """Let one more request be sent; returns what is to be handed to `settle`.
@@ -94,6 +116,8 @@ class Budget:
                     f"may be by what is in flight, and the next request may cost "
                     f"{dollars(self._overrun * most)}; `max_cost`"
                 )
+        if self._within is not None:
+            self._within.reserve(most)
         self._reserved += most
         self._in_flight += 1
         self.requests += 1
@@ -105,6 +129,8 @@ class Budget:
         # Rounding may leave a residue, but not where nothing is in flight.
         self._reserved = max(0.0, self._reserved - reserved) if self._in_flight else 0.0
         self.spent += actual
+        if self._within is not None:
+            self._within.settle(reserved, actual)
         if reserved > 0:
             self._overrun = max(self._overrun, actual / reserved)
 

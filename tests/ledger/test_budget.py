@@ -1,12 +1,13 @@
 """Limits on requests and cost, whatever is in flight."""
 
 import math
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastexplain.errors import BudgetError, UsageError
+from fastexplain.errors import BudgetError, StoppedError, UsageError
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.prices import Price
 
@@ -79,6 +80,32 @@ def test_a_limit_on_the_cost_needs_a_price():
     Budget(5.0, None).check_price("m", Price(1, 1, 1))
     with pytest.raises(UsageError, match=r"of 'm' is not known.*the model's `price`, or put it"):
         Budget(5.0, None).check_price("m", None)
+
+
+def test_a_part_of_a_budget_spends_of_the_whole_and_may_be_stopped_alone():
+    whole = Budget(5.0, 3)
+    stopped = threading.Event()
+    parts = [Budget(None, None, stopped, within=whole), Budget(1.0, None, within=whole)]
+    assert whole.left == 5 and parts[0].left is None
+    reserved = parts[0].reserve(3.0)
+    assert whole.left == 2
+    with pytest.raises(BudgetError, match=r"stopped before \$1\.00"):
+        parts[1].reserve(1.5)
+    parts[1].settle(parts[1].reserve(1.0), 0.5)
+    parts[0].settle(reserved, 2.5)
+    assert (whole.spent, whole.left, whole.requests) == (3, 2, 2)
+    assert (parts[0].spent, parts[1].spent, parts[1].left) == (2.5, 0.5, 0.5)
+    with pytest.raises(BudgetError, match=r"stopped before \$5\.00"):
+        parts[0].reserve(2.5)
+    assert whole.left == 2
+    stopped.set()
+    with pytest.raises(StoppedError):
+        parts[0].reserve(0.0)
+    parts[1].reserve(0.0)
+    with pytest.raises(BudgetError, match="stopped after 3 requests"):
+        parts[1].reserve(0.0)
+    with pytest.raises(UsageError, match="of 'm' is not known"):
+        parts[0].check_price("m", None)
 
 
 _STEPS = st.lists(
