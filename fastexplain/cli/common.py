@@ -26,6 +26,36 @@ DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")
 Limit = Annotated[int, typer.Option(min=1, help="Explanations to show.")]
 
 # Of commands that ask language models.
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="An OpenAI-compatible server with these models; OpenAI's own if left out. "
+        "Its key is read from OPENAI_API_KEY.",
+    ),
+]
+Simulation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE",
+        help="prompt-logprobs, generated-logprobs, json or one-at-a-time; if left out, the "
+        "first of these that the simulator can do.",
+    ),
+]
+Readout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="expected; contrast with an empty explanation, or contrast-others with those of "
+        "other neurons. If left out, as puzzles --tune has found for this run, else expected.",
+    ),
+]
+RequestsPerMinute = Annotated[
+    int | None, typer.Option(metavar="N", help="The server's limit on requests.")
+]
+TokensPerMinute = Annotated[
+    int | None, typer.Option(metavar="N", help="The server's limit on tokens.")
+]
 SimulatorUrl = Annotated[
     str | None, typer.Option(metavar="URL", help="The simulator's server, if another.")
 ]
@@ -96,6 +126,13 @@ def size_of(text: str) -> int:
     if found is None:
         raise UsageError(f"'{text}' is no size; give bytes, or a size such as 4GB or 500MB")
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def reject_together(options: dict[str, object]) -> None:
+    """Raise UsageError where more than one of these options was given."""
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other")
 
 
 def print_rows(

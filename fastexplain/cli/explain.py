@@ -12,6 +12,7 @@ import typer
 
 from fastexplain.cli.common import (
     AsJson,
+    BaseUrl,
     Concurrency,
     ExplainerPrice,
     Fresh,
@@ -20,15 +21,20 @@ from fastexplain.cli.common import (
     MaxMinutes,
     MaxRequests,
     PromptName,
+    Readout,
+    RequestsPerMinute,
     RunPath,
     Seed,
+    Simulation,
     SimulatorLocal,
     SimulatorPrice,
     SimulatorUrl,
     SubjectPlace,
     Timeout,
+    TokensPerMinute,
     Where,
     print_rows,
+    reject_together,
 )
 from fastexplain.cli.terminal import messages, out, print_json
 from fastexplain.errors import LLMError, UsageError
@@ -68,33 +74,12 @@ def explain(
     simulator: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The explainer if left out.")
     ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="An OpenAI-compatible server with these models; OpenAI's own if left out. "
-            "Its key is read from OPENAI_API_KEY.",
-        ),
-    ] = None,
+    base_url: BaseUrl = None,
     simulator_url: SimulatorUrl = None,
     local: Local = False,
     simulator_local: SimulatorLocal = False,
-    simulation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODE",
-            help="prompt-logprobs, generated-logprobs, json or one-at-a-time; if left out, the "
-            "first of these that the simulator can do.",
-        ),
-    ] = None,
-    readout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="expected; contrast with an empty explanation, or contrast-others with those of "
-            "other neurons. If left out, as puzzles --tune has found for this run, else expected.",
-        ),
-    ] = None,
+    simulation: Simulation = None,
+    readout: Readout = None,
     prompt: PromptName = None,
     exemplars: Annotated[
         str,
@@ -158,12 +143,8 @@ def explain(
         typer.Option(metavar="N", help="Entries of a lookup's text: 4, 8 (the default), 16 or 32."),
     ] = None,
     concurrency: Concurrency = 64,
-    requests_per_minute: Annotated[
-        int | None, typer.Option(metavar="N", help="The server's limit on requests.")
-    ] = None,
-    tokens_per_minute: Annotated[
-        int | None, typer.Option(metavar="N", help="The server's limit on tokens.")
-    ] = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
     timeout: Timeout = 120.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the requests and their cost; send nothing.")
@@ -337,13 +318,6 @@ def _reject_model_options(context: typer.Context) -> None:
         if given and parameter.name not in _FOR_LOOKUP:
             option = parameter.opts[0]
             raise UsageError(f"{option} is for language models; name one with --explainer MODEL")
-
-
-def reject_together(options: dict[str, object]) -> None:
-    """Raise UsageError where more than one of these options was given."""
-    given = [name for name, value in options.items() if value]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other")
 
 
 def _confirm(neurons: int) -> None:

@@ -23,6 +23,7 @@ from fastexplain.cli.common import (
     SimulatorPrice,
     SimulatorUrl,
     Timeout,
+    reject_together,
 )
 from fastexplain.cli.terminal import interrupts, out, print_json
 from fastexplain.errors import UsageError
@@ -98,7 +99,6 @@ def puzzles(
     one scores highest; a good explainer writes one that scores above the false ones. Every answer
     is stored: the same command continues where it stopped.
     """
-    from fastexplain.cli.explain import reject_together
     from fastexplain.ledger.prices import parse_price
     from fastexplain.pipeline.models import Model, Settings, simulator_model
     from fastexplain.pipeline.protocols import Explainer, Simulator
