@@ -175,6 +175,14 @@ class Responses:
             )
             sqlite.execute(hash_rows("connections", "model = ? AND address = ?"), (model, address))
 
+    def last_simulator(self) -> tuple[str, str] | None:
+        """Model and address of what simulated last, where it is known how that was reached."""
+        rows = self.database.query(
+            """SELECT l.model, c.address FROM ledger l JOIN connections c ON c.model = l.model
+            WHERE l.purpose = 'simulation' ORDER BY l.command DESC, c.created DESC LIMIT 1"""
+        )
+        return (str(rows[0][0]), str(rows[0][1])) if rows else None
+
     def tuning(self, model: str, address: str) -> dict[str, Any] | None:
         """How simulations by this connection were found to be made best, if that was looked for."""
         rows = self.database.stored(

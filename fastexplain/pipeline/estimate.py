@@ -165,16 +165,8 @@ async def rehearse(
         responses = Responses(database)
 
         def stand_in(model: Model, purpose: str) -> Rehearsal:
-            address = address_of(model.base_url, local=model.local)
-            price = model.price or price_of(model.name, address)
-            if (batch or files) and not model.local and price is not None:
-                price = price.times(BATCH_FACTOR)
-            if files and not model.local:
-                can = recorded_for_files(responses, model.name, address)
-            else:
-                can = responses.capabilities(model.name, address) or _usual(model, address)
-            return Rehearsal(
-                model.name, address, can, responses, purpose, price, total, fresh=settings.fresh
+            return rehearsal_of(
+                model, purpose, responses, total, fresh=settings.fresh, batch=batch, files=files
             )
 
         explainer, simulator = settings.models
@@ -214,6 +206,28 @@ async def rehearse(
                 ):
                     pass
     return total.scaled(len(neurons), len(chosen)) if chosen else total
+
+
+def rehearsal_of(
+    model: Model,
+    purpose: str,
+    responses: Responses,
+    total: Estimate,
+    *,
+    fresh: bool = False,
+    batch: bool = False,
+    files: bool = False,
+) -> Rehearsal:
+    """What stands for a model; for the arguments see `Rehearsal` and `rehearse`."""
+    address = address_of(model.base_url, local=model.local)
+    price = model.price or price_of(model.name, address)
+    if (batch or files) and not model.local and price is not None:
+        price = price.times(BATCH_FACTOR)
+    if files and not model.local:
+        can = recorded_for_files(responses, model.name, address)
+    else:
+        can = responses.capabilities(model.name, address) or _usual(model, address)
+    return Rehearsal(model.name, address, can, responses, purpose, price, total, fresh=fresh)
 
 
 async def _as_many(record: NeuronRecord) -> list[Exemplar]:

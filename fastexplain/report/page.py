@@ -18,6 +18,9 @@ from fastexplain.report.neuron import Simulated, simulated_of, steering_data, we
 from fastexplain.results import TOP, StoredExplanation
 from fastexplain.run.directory import Run
 
+MODELS_FULL = 10
+"""A model simulates from 0 to 10, of which 10 stands for the highest activation."""
+
 _ROWS = 20  # of the tables, the strongest tokens and as many pairs
 
 
@@ -134,13 +137,13 @@ def _explanation(
 def _simulation(highest: float, simulated: Simulated, shown: Iterable[int]) -> dict[str, Any]:
     """A simulation of the excerpts that are shown."""
     row, excerpts = simulated
-    # Table and list predict activations; a model says 0 to 10, of which 10 is the highest.
+    # Table and list predict activations.
     own = row.method == "lookup"
     return {
         "explanation": row.id,
         "simulator": row.simulator,
         "version": row.simulation,
-        "full": _number(highest) if own else 10,
+        "full": _number(highest) if own else MODELS_FULL,
         "sign": 1 if row.side == TOP else -1,
         "values": {
             str(excerpt): four_digits(values)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastexplain.explainers.lists import simulate_list, text_of
 from fastexplain.explainers.typed import read_list
 from fastexplain.records import NeuronId
+from fastexplain.report.excerpts import four_digits
 from fastexplain.report.neuron import explanations_data
+from fastexplain.report.page import MODELS_FULL
 from fastexplain.results import Sample
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import held_out
 from fastexplain.scorers.correlation import Correlation
+
+if TYPE_CHECKING:
+    from fastexplain.pipeline.trying import Tried
 
 
 def followed_data(
@@ -92,6 +97,36 @@ def simulated_data(run: Run, neuron: NeuronId, text: str) -> dict[str, Any]:
         ],
         "lowest": record.statistics.minimum,
         "highest": record.statistics.maximum,
+        "explanations": explanations_data(run, stored),
+    }
+
+
+def tried_data(run: Run, neuron: NeuronId, tried: Tried) -> dict[str, Any]:
+    """A text that somebody typed, simulated by a language model and scored.
+
+    Returns:
+        `neuron`; `text`; `scores`, `results.Measured` by name; `simulation`, as a page of the
+        neuron has them (`report.page.page_data`); `failures`, a line each; `explanations`, those
+        that are stored, as `report.neuron.explanations_data`.
+    """
+    with run.database(read_only=True) as database:
+        stored = database.explanations(neuron)
+    before = np.full(run.skip, np.nan, np.float32)  # values stand beside tokens
+    return {
+        "neuron": str(neuron),
+        "text": tried.text,
+        "scores": [row._asdict() for row in tried.scores],
+        "simulation": {
+            "simulator": tried.simulator,
+            "version": tried.version,
+            "full": MODELS_FULL,
+            "sign": 1,
+            "values": {
+                str(excerpt): four_digits(np.concatenate([before, values]))
+                for excerpt, values in tried.values.items()
+            },
+        },
+        "failures": tried.failures,
         "explanations": explanations_data(run, stored),
     }
 

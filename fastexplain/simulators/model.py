@@ -70,7 +70,7 @@ def choose_mode(capabilities: Capabilities, wanted: str | None, readout: str) ->
         UnusableError: the connection lacks what is needed.
         UsageError: there is no such mode or readout.
     """
-    _check(wanted, readout)
+    check_way(wanted, readout)
     fitting = _CONTRASTED if _NULLS[readout] else MODES
     if wanted is not None and wanted not in fitting:
         raise UnusableError(
@@ -118,7 +118,7 @@ class Simulator:
         filler: str | None = None,
         examples: str = simulator.STANDARD,
     ) -> None:
-        _check(mode, readout)
+        check_way(mode, readout)
         self.model = connection.model
         self.version = f"{simulator.VERSION} {mode} {readout}"
         self._connection = connection
@@ -265,7 +265,8 @@ class Simulator:
         return [outcomes[index] for index in sorted(outcomes)]
 
 
-def _check(mode: str | None, readout: str) -> None:
+def check_way(mode: str | None, readout: str) -> None:
+    """Raise UsageError where there is no such mode or readout; None is any mode."""
     if mode is not None and mode not in MODES:
         raise UsageError(f"there is no simulation '{mode}'; choose one of {', '.join(MODES)}")
     if readout not in READOUTS:
