@@ -5,7 +5,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -67,3 +67,19 @@ def post(run: Run, path: str, body: object, status: int = 200) -> Any:
     answer = finished(ask())
     assert answer.status_code == status, answer.text
     return answer.json()
+
+
+def asking(address: str) -> Callable[..., Any]:
+    """Asks the viewer at an address for a path; a body is posted as its own pages do."""
+    token = httpx.get(f"{address}api/run").json()["token"]
+
+    def ask(path: str, body: Any = None, status: int = 200) -> Any:
+        if body is None:
+            answer = httpx.get(f"{address}api/{path}")
+        else:
+            headers = {"Origin": address.rstrip("/"), TOKEN_HEADER: token}
+            answer = httpx.post(f"{address}api/{path}", json=body, headers=headers, timeout=60)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    return ask

@@ -11,7 +11,8 @@ wrongly and 500 for a damaged run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -58,7 +59,13 @@ def application(run: Run, door: Door, beside: Beside | None = None) -> Starlette
             raise HTTPException(404, "there is no such file")
         return FileResponse(path, headers={"Cache-Control": "no-cache"})
 
+    @asynccontextmanager
+    async def running(_: Starlette) -> AsyncIterator[None]:
+        with viewed.at_end:
+            yield
+
     return Starlette(
+        lifespan=running,
         routes=[
             *(route for room in ROOMS for route in room(viewed)),
             Route("/", static),

@@ -6,10 +6,14 @@ import contextlib
 import importlib.util
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from fastexplain.errors import RunError, UsageError
 from fastexplain.report.comparing import check_comparable
 from fastexplain.run.directory import Run
+
+if TYPE_CHECKING:
+    from fastexplain.pipeline.models import Settings
 
 # Connections at once, and seconds that an idle one is kept.
 _MOST_CONNECTIONS, _KEPT = 200, 5
@@ -25,6 +29,7 @@ def serve(
     subject: str | None = None,
     trust_remote_code: bool = False,
     other: Run | None = None,
+    simulator: Settings | None = None,
 ) -> None:
     """Serve the viewer until Ctrl-C or SIGTERM.
 
@@ -34,11 +39,12 @@ def serve(
         port: 0 takes any that is free.
         password: asked of everyone, if not None.
         ready: called with the viewer's address once it listens.
-        subject, trust_remote_code, other: see `viewed.Beside`.
+        subject, trust_remote_code, other, simulator: see `viewed.Beside`.
 
     Raises:
         UsageError: the extra `viewer` is not installed, the address can't be listened on, it is
-            not this machine's own and there is no password, or the other run has other neurons.
+            not this machine's own and there is no password, the other run has other neurons, or
+            the simulator's settings make no sense.
     """
     missing = [name for name in ("starlette", "uvicorn") if not importlib.util.find_spec(name)]
     if missing:
@@ -66,7 +72,9 @@ def serve(
         port = listening.getsockname()[1]
         config = uvicorn.Config(
             application(
-                run, Door.of(host, port, password), Beside(subject, trust_remote_code, other)
+                run,
+                Door.of(host, port, password),
+                Beside(subject, trust_remote_code, other, simulator),
             ),
             log_level="warning",
             server_header=False,

@@ -4,6 +4,9 @@ GET  /api/subject   `Background.state`
 POST /api/subject   the same, once its loading is begun
 POST /api/try       {text, page, neuron?}   all neurons ranked, or one followed
 POST /api/simulate  {neuron, explanation}   a list, simulated and scored
+GET  /api/simulator        `Simulations.state`, or `simulating.without_simulator`
+POST /api/simulate/cost    {neuron, explanation}   `Simulations.estimate`
+POST /api/simulate/model   {neuron, explanation}   `Simulations.ask`
 
 `page` tells open pages apart: a newer text of the same page makes an older one's answer 409.
 """
@@ -11,7 +14,8 @@ POST /api/simulate  {neuron, explanation}   a list, simulated and scored
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,6 +28,9 @@ from fastexplain.records import NeuronId
 from fastexplain.viewer.background import Background, OvertakenError
 from fastexplain.viewer.viewed import Viewed, body_of
 
+if TYPE_CHECKING:
+    from fastexplain.viewer.simulating import Simulations
+
 MOST_CHARACTERS = 4000
 """Of a text or an explanation: on a laptop's CPU a small model takes seconds for it."""
 
@@ -34,6 +41,7 @@ _OVER_TEXT = 25
 def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     """The addresses that the module's text lists."""
     run, background = viewed.run, Background(viewed)
+    simulations = _simulations(viewed)
 
     def subject(request: Request) -> JSONResponse:
         if request.method == "POST":
@@ -59,6 +67,17 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
 
         return simulated_data(run, _neuron(viewed, asked), _text(asked, "explanation"))
 
+    def simulator(_: Request) -> JSONResponse:
+        from fastexplain.viewer.simulating import without_simulator
+
+        return JSONResponse(without_simulator(run) if simulations is None else simulations.state())
+
+    def by_model(asked: dict[str, Any], *, cost: bool = False) -> dict[str, Any]:
+        neuron, text = _neuron(viewed, asked), _text(asked, "explanation")
+        if simulations is None:
+            raise UsageError("the viewer has no simulator; start it again with --simulator MODEL")
+        return (simulations.estimate if cost else simulations.ask)(neuron, text)
+
     def answering(act: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
         async def answer(request: Request) -> JSONResponse:
             return JSONResponse(await run_in_threadpool(act, await body_of(request)))
@@ -69,7 +88,21 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         Route("/api/subject", subject, methods=["GET", "POST"]),
         Route("/api/try", answering(tried), methods=["POST"]),
         Route("/api/simulate", answering(simulated), methods=["POST"]),
+        Route("/api/simulator", simulator),
+        Route("/api/simulate/cost", answering(partial(by_model, cost=True)), methods=["POST"]),
+        Route("/api/simulate/model", answering(by_model), methods=["POST"]),
     ]
+
+
+def _simulations(viewed: Viewed) -> Simulations | None:
+    """What simulates by a language model, until the viewer ends."""
+    if viewed.beside.simulator is None:
+        return None
+    from fastexplain.viewer.simulating import Simulations
+
+    found = Simulations(viewed.run, viewed.beside.simulator)
+    viewed.at_end.callback(found.close)
+    return found
 
 
 def _tried(
