@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import planted
 import pytest
 from knowing_server import Knowing
+from playwright.sync_api import Browser, Page, expect
 from viewing import asking, serving
 
 import fastexplain
 from fastexplain import Model, Price, Run
 from fastexplain.errors import LLMError, RunError, UsageError
+from fastexplain.explainers.lookup import store_lookup
 from fastexplain.pipeline.models import Settings
 from fastexplain.pipeline.scoring import score
 from fastexplain.viewer.simulating import LEASE, MOST, Simulations, without_simulator
 from fastexplain.viewer.viewed import Beside
 
 CAT = f"0:{planted.CAT}"
+HOSTILE = "<script>alert(1)</script> cat river"
+SCREENSHOTS = Path(__file__).parents[2] / ".cache" / "screenshots"
 WRITTEN = "the cat, and the river"
 
 
@@ -264,3 +270,83 @@ def test_the_server_answers_as_long_as_it_is_asked(run: Run, server: Stepping) -
         ):
             for path in ("simulate/cost", "simulate/model"):
                 assert line in ask(path, body | wrong, status=400)["error"]
+
+
+@pytest.mark.browser
+def test_a_person_types_an_explanation_and_sees_cost_score_and_excerpts(
+    run: Run,
+    server: Stepping,
+    serve: Callable[..., str],
+    open_page: Callable[..., Page],
+    check_accessible: Callable[[Page], None],
+) -> None:
+    store_lookup(run)
+    address = serve(run, Beside(simulator=settings(server, max_cost=1.0)))
+    page = open_page(f"{address}#/try?neuron={CAT}&text=the+old&explanation=the+cat")
+    cost = page.locator("#own-cost")
+    expect(cost).to_have_text(
+        re.compile(r"up to 10 requests and costs at most \$0\.0\d+\. Of --max")
+    )
+    said = page.get_by_label("What it reacts to")
+    said.fill(HOSTILE)
+    assert server.simulated() == []
+
+    go_on = threading.Event()
+    server.step = lambda: assert_(go_on.wait(60))
+    simulate = page.get_by_role("button", name="Simulate by m and score")
+    simulate.dblclick()
+    expect(simulate).to_be_disabled()
+    expect(cost).to_have_text("Simulating by m: 0 of 10 excerpts.")
+    page.get_by_label("Text, up to").fill("the old cat")  # the page goes on
+    expect(page.locator(".try-shown .token")).to_have_count(3, timeout=30_000)
+    page.get_by_role("button", name="Stop").click()
+    expect(cost).to_contain_text("Stopped; what was answered is stored")
+    simulate.click()
+    expect(cost).to_have_text("Simulating by m: 0 of 10 excerpts.")
+    go_on.set()
+    expect(cost).to_have_text(
+        re.compile(r"^It took 10 requests and cost \$0\.0\d+\. Of --max-cost")
+    )
+    row = page.get_by_role("row", name="your explanation")
+    expect(row).to_have_text(re.compile(r"your explanation0\.\d+ \(-?0\.\d+ to 0\.\d+\)"))
+    expect(page.get_by_role("row", name="lookup's text")).to_be_visible()
+    expect(page.get_by_text("Scored: ")).to_contain_text("<script>alert(1)</script> cat river")
+    expect(page.get_by_role("group", name="simulated, excerpt")).to_have_count(10)
+    cat = page.get_by_role("group", name="simulated, excerpt").first.locator(
+        ".token", has_text="cat"
+    )
+    expect(cat.first).to_have_attribute("style", "--share: 1.000;")
+    assert len(server.simulated()) == 10
+    check_accessible(page)
+
+    page.reload()
+    expect(said).to_have_value(HOSTILE)
+    expect(cost).to_contain_text("All answers to it are stored: it costs nothing.")
+    simulate.click()
+    expect(cost).to_contain_text("All answers to it were stored: it cost nothing.")
+    assert len(server.simulated()) == 10
+    for scheme, width in (("light", 1440), ("dark", 390), ("dark", 1440), ("light", 390)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.screenshot(path=SCREENSHOTS / f"typed-{scheme}-{width}.png", full_page=True)
+
+
+@pytest.mark.browser
+def test_what_can_not_be_simulated_is_said_in_a_line(
+    run: Run, server: Stepping, serve: Callable[..., str], browser: Browser
+) -> None:
+    # Not by `open_page`: the browser itself writes refusals to the console.
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{serve(run, Beside(simulator=settings(server, max_cost=0.0001)))}#/try")
+        page.get_by_label("Neuron", exact=True).fill(CAT)
+        page.get_by_label("Neuron", exact=True).blur()
+        page.get_by_label("What it reacts to").fill("cat")
+        page.get_by_role("button", name="Simulate by m and score").click()
+        expect(page.locator("#own-cost")).to_contain_text("of --max-cost $0.00010 are left; start")
+        assert server.simulated() == []
+        page.goto(f"{serve(run)}#/try?neuron={CAT}")
+        expect(page.get_by_text("simulated by a language model, start the viewer")).to_contain_text(
+            f"fastexplain view {run.path} --simulator MODEL"
+        )

@@ -167,7 +167,8 @@ function simulationChoice(data, by, chosen) {
   );
 }
 
-function comparedRows(data, simulation) {
+/** For each excerpt of a simulation: true, simulated and the difference, one above the other. */
+export function comparedRows(data, simulation) {
   const { sign } = simulation; // of the bottom, what is below 0 is simulated
   const most = sign > 0 ? data.scale.highest : -data.scale.lowest;
   return Object.entries(simulation.values).map(([excerpt, values]) => {

@@ -39,23 +39,28 @@ export function listForm(neuron, signal) {
 }
 
 function listResult(found) {
-  const scores = Object.fromEntries(found.scores.map((score) => [score.split, score]));
-  const mine = ["your list", null, ...["top_and_random", "random_only"].map((split) => scores[split])];
   return [
     element("p", {}, "Understood as ", element("bdi", { class: "explained" }, found.text)),
-    element(
-      "div",
-      { class: "scrolled" },
-      element(
-        "table",
-        {},
-        element("caption", {}, "Correlation on the test excerpts"),
-        element("thead", {}, element("tr", {}, ["by", "top and random", "random only", "explanation"].map((head) => element("th", { scope: "col" }, head)))),
-        element("tbody", {}, scoreRow(mine), storedRows(found).map(scoreRow)),
-      ),
-    ),
+    scoresTable(found, "your list"),
     element("ol", { class: "excerpts" }, found.excerpts.map((each) => excerptItem(found, each))),
   ];
+}
+
+/** The scores of what somebody typed, above those of what is stored. */
+export function scoresTable(found, name) {
+  const scores = Object.fromEntries(found.scores.map((score) => [score.split, score]));
+  const mine = [name, null, ...["top_and_random", "random_only"].map((split) => scores[split])];
+  return element(
+    "div",
+    { class: "scrolled" },
+    element(
+      "table",
+      {},
+      element("caption", {}, "Correlation on the test excerpts"),
+      element("thead", {}, element("tr", {}, ["by", "top and random", "random only", "explanation"].map((head) => element("th", { scope: "col" }, head)))),
+      element("tbody", {}, scoreRow(mine), storedRows(found).map(scoreRow)),
+    ),
+  );
 }
 
 /** Stored explanations, best score first; a lookup's list is scored as it stands, as one's own is. */

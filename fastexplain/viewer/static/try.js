@@ -1,10 +1,11 @@
 // A text of one's own on the subject: one neuron on it at every key stroke, or all neurons ranked;
-// and a list of one's own, simulated and scored.
+// and an explanation of one's own, a list or in words, simulated and scored.
 
 import { element, number } from "./dom.js";
 import { listForm } from "./simulate.js";
 import { live, load, send } from "./source.js";
 import { quotedToken, tokenView } from "./tokens.js";
+import { explanationForm } from "./typed.js";
 
 const TYPING = 150; // ms without a key stroke before a text is run
 const POLL = 400; // ms between two looks at a subject that is being loaded
@@ -12,7 +13,7 @@ const MOST_TEXT = 4000;
 
 export async function tryPage(content, { query, signal }) {
   if (!live()) throw new Error("An exported site can't run the subject; use fastexplain view.");
-  const trial = new Trial(query, signal);
+  const trial = new Trial(query, await load("simulator", signal), signal);
   content.replaceChildren(...trial.parts());
   trial.prepare();
   return { title: query.get("neuron") ? `Try ${query.get("neuron")}` : "Try" };
@@ -20,8 +21,9 @@ export async function tryPage(content, { query, signal }) {
 
 /** One visit to the page. */
 class Trial {
-  constructor(query, signal) {
+  constructor(query, simulator, signal) {
     this.signal = signal;
+    this.simulator = simulator;
     this.page = Math.random().toString(36).slice(2); // newer texts of a page overtake its older ones
     this.asked = 0;
     this.ready = false;
@@ -30,6 +32,7 @@ class Trial {
     this.text.value = query.get("text") ?? "";
     this.neuron = element("input", { id: "try-neuron", placeholder: "all", autocomplete: "off", spellcheck: false, size: 12 });
     this.neuron.value = query.get("neuron") ?? "";
+    this.explanation = query.get("explanation") ?? "";
     this.state = element("p", { class: "try-state quiet", role: "status" });
     this.shown = element("div", { class: "try-shown" });
     this.own = element("div");
@@ -86,7 +89,7 @@ class Trial {
   }
 
   keepAddress() {
-    const kept = Object.entries({ neuron: this.neuron.value.trim(), text: this.text.value, at: this.at ?? "" });
+    const kept = Object.entries({ neuron: this.neuron.value.trim(), text: this.text.value, at: this.at ?? "", explanation: this.explanation });
     history.replaceState(null, "", tryAddress(kept.filter(([, value]) => value !== "")));
   }
 
@@ -180,7 +183,16 @@ class Trial {
 
   showForm() {
     const neuron = this.neuron.value.trim();
-    this.own.replaceChildren(...(neuron ? listForm(neuron, this.signal) : []));
+    this.forms?.abort(); // what is under way for another neuron
+    this.forms = new AbortController();
+    const signal = AbortSignal.any([this.signal, this.forms.signal]);
+    const keep = (text) => {
+      this.explanation = text;
+      this.keepAddress();
+    };
+    this.own.replaceChildren(
+      ...(neuron ? [...explanationForm(neuron, this.explanation, this.simulator, keep, signal), ...listForm(neuron, signal)] : []),
+    );
   }
 
   say(text) {
