@@ -6,7 +6,7 @@ the other's answers in the store. Nothing is added to the run's explanations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,8 +74,19 @@ async def try_text(
         BudgetError: a limit was reached; what was in flight is stored.
         UsageError: the neuron has no excerpts to be scored on.
     """
-    scorer = Correlation()
-    excerpts = scorer.excerpts(record)
+    excerpts = Correlation().excerpts(record)
+    outcomes = await _simulated(record, excerpts, text, simulator, advance)
+    return _scored(record, text, simulator, excerpts, outcomes)
+
+
+async def _simulated(
+    record: NeuronRecord,
+    excerpts: Sequence[Sample],
+    text: str,
+    simulator: Simulator,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Simulation | LLMError]:
+    """A simulation of each excerpt, or why there is none."""
     if not excerpts:
         raise UsageError(f"{record.id} has no excerpts to be scored on")
 
@@ -85,7 +96,17 @@ async def try_text(
         finally:
             advance()
 
-    outcomes = await settled(simulated(each) for each in excerpts)
+    return await settled(simulated(each) for each in excerpts)
+
+
+def _scored(
+    record: NeuronRecord,
+    text: str,
+    simulator: Simulator,
+    excerpts: Sequence[Sample],
+    outcomes: Sequence[Simulation | LLMError],
+) -> Tried:
+    """The score of what was simulated. Raises LLMError if that is nothing."""
     # In the precision in which simulations are stored, and so scored.
     values = {
         sample.excerpt: outcome.values.astype(np.float32)
@@ -99,7 +120,7 @@ async def try_text(
     if not values:
         raise LLMError(failures[0])
     own = [replace(each, simulated=values.get(each.excerpt)) for each in excerpts]
-    scores = scorer.score(record, text, own)
+    scores = Correlation().score(record, text, own)
     return Tried(text, simulator.model, simulator.version, scores, values, failures)
 
 
@@ -117,6 +138,8 @@ async def rehearse_text(
 
     Raises:
         UnusableError: the simulator is known to lack what is asked for.
+        LLMError: all that is stored is of no use.
+        UsageError: the neuron has no excerpts to be scored on.
     """
     _, model = settings.models
     total = Estimate()
@@ -124,8 +147,8 @@ async def rehearse_text(
     assert inner.capabilities is not None
     tuned = recorded_tuning(responses, inner, settings)
     simulator = simulator_of(inner, settings, tuned, inner.capabilities)
-    try:
-        found = await try_text(record, text, simulator)
-    except LLMError:  # stand-ins for answers can't be read
+    excerpts = Correlation().excerpts(record)
+    outcomes = await _simulated(record, excerpts, text, simulator)
+    if total.total.requests:  # some are of stand-ins for answers
         return total, None
-    return total, None if total.total.requests else found
+    return total, _scored(record, text, simulator, excerpts, outcomes)

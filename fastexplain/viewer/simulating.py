@@ -106,8 +106,9 @@ class Simulations:
         What is stored already is given at once, whether the model can be reached or not.
 
         Returns:
-            `done` and `of`, excerpts; then, when all are done, what `report.trying.tried_data` has,
-            `answered` (requests), `cost` (null where the price is not known) and `state`.
+            `done` and `of`, excerpts, and `reached`, whether the model is; or, when all are done,
+            what `report.trying.tried_data` has, `answered` (requests), `cost` (null where the price
+            is not known) and `state`.
 
         Raises:
             LLMError: the model can't be reached, lacks what is needed, or gave nothing of use; or
@@ -125,14 +126,14 @@ class Simulations:
             assert trial is not None
         futures.wait([trial.result], HOLD)
         if not trial.result.done():
-            return {"done": trial.done, "of": HELD_OUT}
+            return trial.data()
         with self._lock:
             if self._trials.get(key) is trial:
                 del self._trials[key]
         try:
             return self._result(neuron, trial.result.result(), trial.meter)
         except StoppedError:  # it was taken to be left; who asks again has it begun anew
-            return {"done": trial.done, "of": HELD_OUT}
+            return trial.data()
         except (BudgetError, LLMError) as error:
             raise LLMError(_with_options(str(error))) from error
         except futures.CancelledError as error:
@@ -166,8 +167,6 @@ class Simulations:
     def _result(self, neuron: NeuronId, tried: Tried, meter: Meter) -> dict[str, Any]:
         return {
             **tried_data(self._run, neuron, tried),
-            "done": HELD_OUT,
-            "of": HELD_OUT,
             "answered": meter.answered,
             "cost": None if self._price is None and meter.answered else meter.cost,
         } | self.state()
@@ -207,6 +206,7 @@ class Simulations:
             self._run, None, connection, settings, responses, trial.meter, budget=budget
         )
         assert ready.simulator is not None
+        trial.reached = True
         record = self._run.neuron(neuron)
         # By what the model can do as it is known now.
         estimate, _ = await rehearse_text(responses, record, text, self._settings)
@@ -238,7 +238,8 @@ class _Trial:
 
     Attributes:
         result: what comes of it.
-        done: excerpts that are.
+        reached: whether the model is, and known to be able to.
+        done: excerpts that are simulated, or have failed.
         meter: counts its requests.
     """
 
@@ -246,8 +247,12 @@ class _Trial:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.done, self.meter = 0, Meter()
+        self.done, self.reached, self.meter = 0, False, Meter()
         self.renew()
+
+    def data(self) -> dict[str, Any]:
+        """How far it has got."""
+        return {"done": self.done, "of": HELD_OUT, "reached": self.reached}
 
     def advance(self) -> None:
         """Count one more excerpt."""

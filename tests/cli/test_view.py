@@ -29,6 +29,8 @@ def test_it_serves_a_run_and_what_is_beside_it_until_it_is_ended(planted_run: Ru
     code = "import sys; from fastexplain.cli.main import main; sys.argv[0] = 'fastexplain'; main()"
     arguments = ["view", str(planted_run.path), "--port", "0", "--no-browser"]
     arguments += ["--compare", str(run.path), "--subject", "/no/such/model"]
+    arguments += ["--simulator", "m", "--base-url", "http://far.example/v1", "--max-cost", "2"]
+    arguments += ["--price", "1,1"]
     command = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as viewing:
         try:
@@ -46,6 +48,7 @@ def test_it_serves_a_run_and_what_is_beside_it_until_it_is_ended(planted_run: Ru
                     return dict(json.load(answer))
 
             assert ask("compare")["other"]["name"] == run.path.name
+            assert ask("simulator") == {"model": "m", "max_cost": 2, "left": 2, "spent": 0}
             state = ask("subject", ask("run")["token"])
             while state["state"] == "loading":
                 state = ask("subject")
@@ -55,6 +58,25 @@ def test_it_serves_a_run_and_what_is_beside_it_until_it_is_ended(planted_run: Ru
         finally:
             viewing.kill()  # nothing where it has ended
     assert viewing.returncode == 143
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--max-cost 1", "--max-cost is for a simulator; name one with --simulator"),
+        ("--simulator m --local --base-url http://x/v1", "--local and --base-url exclude each"),
+        ("--simulator m --price cheap", "'cheap' is no price"),
+        ("--simulator m --base-url http://x/v1 --max-cost 1", "so --max-cost can't be kept"),
+        ("--simulator m --max-cost -1", "--max-cost is -1.0; it has to be 0 or more"),
+        ("--simulator m --simulation guess", "there is no simulation 'guess'; choose one of"),
+        ("--simulator m --base-url nowhere", "'nowhere' is no server's address"),
+    ],
+)
+def test_a_simulator_that_makes_no_sense_is_refused_before_anything_is_served(
+    planted_run: Run, cli: Command, arguments: str, line: str
+) -> None:
+    code, shown, error = cli("view", planted_run.path, "--no-browser", *arguments.split())
+    assert code in (1, 2) and shown == "" and line in error
 
 
 def test_a_port_that_is_taken_is_named(planted_run: Run, cli: Command) -> None:

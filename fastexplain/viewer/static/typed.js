@@ -115,7 +115,8 @@ class Guess {
     for (;;) {
       const found = await send("simulate/model", { neuron: this.neuron, explanation }, signal);
       if (found.scores) return found;
-      this.say(`Simulating by ${this.simulator.model}: ${found.done} of ${found.of} excerpts.`);
+      const { model } = this.simulator;
+      this.say(found.reached ? `Simulating by ${model}: ${found.done} of ${found.of} excerpts.` : `Reaching ${model}…`);
     }
   }
 
@@ -123,7 +124,7 @@ class Guess {
     this.running = new AbortController();
     this.button.disabled = this.text.readOnly = true;
     this.stop.hidden = false;
-    this.say(`Simulating by ${this.simulator.model}…`);
+    this.say(`Reaching ${this.simulator.model}…`);
   }
 
   end() {
