@@ -38,6 +38,6 @@ def address_of(base_url: str | None, *, local: bool) -> str:
     """The `address` that a connection would have; arguments as for `connect`."""
     if local:
         return "local"
-    from fastexplain.llm.openai.http import address_of
+    from fastexplain.llm.openai.addresses import address_of
 
     return address_of(base_url)

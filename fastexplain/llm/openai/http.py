@@ -13,6 +13,7 @@ import httpx2
 import openai
 
 from fastexplain.errors import LLMError, UnusableError
+from fastexplain.llm.openai.addresses import address_of, parse
 from fastexplain.llm.openai.failures import Refused, Unanswered
 
 # Seconds in which a server accepts a connection, if there is one.
@@ -21,8 +22,6 @@ _CONNECT_TIMEOUT = 10.0
 # Bytes of a response that are read: four times an echoed prompt with 400 alternatives to each token
 # (with 20 it is 1.5 MB).
 MOST_BYTES = 128 * 2**20
-
-_OPENAI = "https://api.openai.com/v1"
 
 # Characters of a server's own message that are passed on.
 _LONGEST_MESSAGE = 300
@@ -55,7 +54,7 @@ class Http:
     def __init__(
         self, base_url: str | None, key: str, *, concurrency: int, timeout: float, retries: int
     ) -> None:
-        url = _parse(base_url)
+        url = parse(base_url)
         login = f"{url.username}:{url.password}" if url.username else ""
         basic = base64.b64encode(login.encode()).decode()
         self.address = address_of(base_url)
@@ -188,15 +187,6 @@ class Http:
         return Unanswered(f"{where} sent no response that can be read: {reason}")
 
 
-def address_of(base_url: str | None) -> str:
-    """The address of a connection with this `base_url`, without making one.
-
-    Raises:
-        UnusableError: it is not an address.
-    """
-    return str(_parse(base_url).copy_with(username="", password="", query=None)).rstrip("/")
-
-
 def key_in(variable: str) -> str:
     """The key that an environment variable holds, "" if none.
 
@@ -217,16 +207,3 @@ def _without_query(record: logging.LogRecord) -> bool:
             arg.copy_with(query=None) if isinstance(arg, httpx2.URL) else arg for arg in record.args
         )
     return True
-
-
-def _parse(base_url: str | None) -> httpx2.URL:
-    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
-    try:
-        url = httpx2.URL(base_url).copy_with(fragment=None)
-        url.host.encode("idna")  # as a look-up of the name does, which fails for "a..b"
-    except (httpx2.InvalidURL, UnicodeError):
-        url = httpx2.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
-        shown = base_url.partition("?")[0].rpartition("@")[2]
-        raise UnusableError(f"'{shown}' is no server's address; write http://host:port/v1")
-    return url
