@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ from transformers import (
 from fastexplain.errors import SubjectError, UsageError
 from fastexplain.models.shards import check_index
 
+# transformers changes PyTorch's and its own settings while it loads, for all threads: of two models
+# loaded at once, one was left with weights of no data.
+_one_at_a_time = threading.Lock()
+
 _LONGEST_MESSAGE = 300  # characters of a message of transformers' that are passed on
 
 
@@ -46,6 +51,8 @@ def load_pretrained(
 
     Returns the model in evaluation mode on the device, its tokenizer, and the revision, which is
     the hub's commit where there is one. `dtype` may be "auto", for the checkpoint's own.
+
+    Threads may call it at once; they load one after another.
 
     Raises SubjectError if it can't be loaded, UsageError for a revision of a local path.
     """
@@ -65,7 +72,7 @@ def load_pretrained(
         how["device_map"] = device  # straight to the device, not by way of the host's memory
     part = "model"
     try:
-        with quiet(hide_output=gguf_file is not None):
+        with _one_at_a_time, quiet(hide_output=gguf_file is not None):
             config = AutoConfig.from_pretrained(path, **where)
             _check_causal(name, config)
             if gguf_file is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -65,3 +66,14 @@ def test_a_quantised_format_without_its_library_is_one_line(
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
     with pytest.raises(SubjectError, match=r"can't be loaded: [^\n]*GPTQ[^\n]*optimum[^\n]*$"):
         load_pretrained(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_threads_that_load_at_once_get_whole_models(cached: str) -> None:
+    """As the viewer's subject and its simulator do."""
+
+    def load(_: int) -> set[str]:
+        model, *_ = load_pretrained(cached, device=torch.device("cpu"), dtype=torch.float32)
+        return {parameter.device.type for parameter in model.parameters()}
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(load, range(8))) == [{"cpu"}] * 8
