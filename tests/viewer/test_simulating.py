@@ -308,20 +308,20 @@ def test_a_person_types_an_explanation_and_sees_cost_score_and_excerpts(
         re.compile(r"^It took 10 requests and cost \$0\.0\d+\. Of --max-cost")
     )
     row = page.get_by_role("row", name="your explanation")
-    expect(row).to_have_text(re.compile(r"your explanation0\.\d+ \(-?0\.\d+ to 0\.\d+\)"))
+    expect(row).to_have_text(re.compile(r"^your explanation0\.\d+ \(-?0\.\d+ to 0\.\d+\)"))
     expect(page.get_by_role("row", name="lookup's text")).to_be_visible()
-    expect(page.get_by_text("Scored: ")).to_contain_text("<script>alert(1)</script> cat river")
+    expect(row).to_contain_text(HOSTILE)
     expect(page.get_by_role("group", name="simulated, excerpt")).to_have_count(10)
     cat = page.get_by_role("group", name="simulated, excerpt").first.locator(
         ".token", has_text="cat"
     )
     expect(cat.first).to_have_attribute("style", "--share: 1.000;")
     assert len(server.simulated()) == 10
-    check_accessible(page)
 
     page.reload()
     expect(said).to_have_value(HOSTILE)
     expect(cost).to_contain_text("All answers to it are stored: it costs nothing.")
+    check_accessible(page)  # the excerpts are a neuron's page's
     simulate.click()
     expect(cost).to_contain_text("All answers to it were stored: it cost nothing.")
     assert len(server.simulated()) == 10

@@ -47,9 +47,9 @@ function listResult(found) {
 }
 
 /** The scores of what somebody typed, above those of what is stored. */
-export function scoresTable(found, name) {
+export function scoresTable(found, name, text = null) {
   const scores = Object.fromEntries(found.scores.map((score) => [score.split, score]));
-  const mine = [name, null, ...["top_and_random", "random_only"].map((split) => scores[split])];
+  const mine = [name, text, ...["top_and_random", "random_only"].map((split) => scores[split])];
   return element(
     "div",
     { class: "scrolled" },

@@ -173,8 +173,7 @@ function guessResult(data, found) {
   const said = found.failures.length ? `Not all was simulated: ${found.failures[0]}` : null;
   return [
     said ? element("p", { class: "failure" }, said) : null,
-    element("p", {}, "Scored: ", element("bdi", { class: "explained" }, found.text)),
-    scoresTable(found, "your explanation"),
+    scoresTable(found, "your explanation", found.text),
     element("ol", { class: "excerpts" }, comparedRows(data, found.simulation).map((row) => element("li", {}, row))),
   ].filter(Boolean);
 }
