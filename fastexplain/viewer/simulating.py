@@ -150,7 +150,8 @@ class Simulations:
             return
         for result in futures.wait(running, _AT_END).not_done:
             result.cancel()
-        asyncio.run_coroutine_threadsafe(self._opened.aclose(), loop).result()
+        # It waits in vain while a model is being loaded, which ends with the process.
+        futures.wait([asyncio.run_coroutine_threadsafe(self._opened.aclose(), loop)], _AT_END)
         loop.call_soon_threadsafe(loop.stop)
 
     def _rehearsed(self, neuron: NeuronId, text: str) -> tuple[Share, Tried | None]:
