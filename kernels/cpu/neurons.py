@@ -193,7 +193,8 @@ def _correlate(
 def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
     """See `fastexplain.kernels.lookup`."""
     result = np.full(excerpts.activations.shape, np.nan, np.float32)
-    _lookup(block_width_of(len(result)), tables, excerpts, result)
+    with _threads_for(result.size):
+        _lookup(block_width_of(len(result)), tables, excerpts, result)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from test_kernels import DTYPES, Case, as_dtype, assert_same, cases, ordered
 from fastexplain import kernels
 from fastexplain.kernels import reference
 from fastexplain.kernels.cpu import capture as cpu
+from fastexplain.kernels.cpu import neurons
 from fastexplain.kernels.summary import Agreement, HeldOut, LookupTables, widen
 
 SHAPES = [(6, 40), (6, 1), (6, 0), (0, 5), (5, 3, 17), (4, 1, 9), (3, 0, 4), (3, 4, 0), (0, 2, 3)]
@@ -276,6 +278,24 @@ def lookup_case(seed: int, skip: int, sparse: bool) -> tuple[LookupTables, HeldO
 def test_lookup_equals_the_reference(seed: int, skip: int, sparse: bool) -> None:
     case = lookup_case(seed, skip, sparse)
     np.testing.assert_allclose(kernels.lookup(*case), reference.lookup(*case), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("worth", [1, 2**16])
+def test_few_values_wake_no_threads(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, used = numba.get_num_threads(), []
+
+    def recorded(*arguments: object) -> None:
+        used.append(numba.get_num_threads())
+        compiled(*arguments)
+
+    compiled = neurons._lookup
+    monkeypatch.setattr(neurons, "_lookup", recorded)
+    monkeypatch.setattr(neurons, "_WORTH_A_THREAD", worth)
+    case = lookup_case(0, 1, False)
+    np.testing.assert_allclose(kernels.lookup(*case), reference.lookup(*case), rtol=1e-4, atol=1e-6)
+    values = case[1].activations.size
+    assert used == [max(1, min(most, values // worth))]
+    assert numba.get_num_threads() == most
 
 
 def held_out_case(triples: bool = False) -> tuple[LookupTables, HeldOut]:
