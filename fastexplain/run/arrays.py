@@ -105,7 +105,7 @@ class ArrayFile:
         self._verify(np.arange(len(self._verified)))
 
     def _pieces(self, array: Array, place: tuple[Any, ...]) -> np.ndarray:
-        """The numbers of the pieces that a part of an array lies in."""
+        """The numbers of the pieces that a part of an array lies in, some of them repeated."""
         if array.start == array.end:
             return np.zeros(0, np.int64)
         if not place:
@@ -124,13 +124,18 @@ class ArrayFile:
         starts = array.start + np.arange(blocks) * block + low * (block // count)
         firsts, lasts = starts // PIECE, (starts + (high - low) * (block // count) - 1) // PIECE
         longest = int((lasts - firsts).max()) + 1 if high > low else 0
+        if longest == 1:
+            return firsts
         spans = firsts[:, None] + np.arange(longest)
-        return np.unique(np.minimum(spans, lasts[:, None]))
+        return np.minimum(spans, lasts[:, None]).ravel()
 
     def _verify(self, pieces: np.ndarray) -> None:
         if self._hashes is None:
             return
-        pieces = pieces[~self._verified[pieces]]
+        known = self._verified[pieces]
+        if known.all():  # where much is read again, making them distinct takes most of the time
+            return
+        pieces = np.unique(pieces[~known])
         wrong = pieces[hashes_at(self._bytes, pieces) != self._hashes[pieces]]
         if len(wrong):
             raise self._damaged(f"bytes from {wrong[0] * PIECE:,} on are not those written")
