@@ -18,17 +18,25 @@ _MARKS = (0.25, 0.5, 0.75, 0.9, 0.99, 0.999)  # shares of the excerpts
 _OF_A_BIN = 2  # excerpts that are shown
 
 
-def four_digits(values: np.ndarray) -> list[float | None]:
-    """Numbers with four significant digits; None where there is none."""
+def four_digits(values: np.ndarray) -> list[Any]:
+    """Numbers with four significant digits, as nested as the array; None where there is none.
+
+    Many at a time: of 64 values it takes 17 us, of 45 times as many 180.
+    """
     exact = np.asarray(values, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         digits = 3 - np.floor(np.log10(np.abs(exact)))
+    finite = np.isfinite(exact)
     digits = np.where(np.isfinite(digits), digits, 0)
     # Powers of ten are exact up to 10**22; the quotient is then the number that is written so.
     up, down = (10.0 ** np.maximum(sign * digits, 0) for sign in (1, -1))
     rounded = np.round(exact * up / down) / up * down
-    finite = np.isfinite(exact).tolist()
-    return [value if known else None for value, known in zip(rounded.tolist(), finite, strict=True)]
+    found: list[Any] = rounded.tolist()
+    if not finite.all():
+        known = rounded.astype(object)
+        known[~finite] = None
+        found = known.tolist()
+    return found
 
 
 def excerpts_data(
@@ -90,24 +98,11 @@ def context_data(run: Run, excerpt: int, before: int = 1, after: int = 1) -> dic
 
 def _around(run: Run, excerpts: np.ndarray) -> tuple[list[int | None], list[int | None]]:
     """The excerpts that stand directly before and behind others, int64 `[n]`, in the document."""
-    if not len(excerpts):
-        return [], []
-    places = run.places
-    length = run.manifest["sweep"]["tokens"] // run.manifest["sweep"]["excerpts"]
-    found = []
-    for step in (-length, length):
-        wanted = places[excerpts]
-        wanted["offset"] += step
-        order = np.argsort(wanted)
-        # The few that are wanted are sorted, not the many that there are.
-        at = np.searchsorted(wanted[order], places)
-        at[at == len(wanted)] = 0
-        hits = np.nonzero(wanted[order][at] == places)[0]
-        own: list[int | None] = [None] * len(wanted)
-        for hit in hits.tolist():
-            own[order[at[hit]]] = hit
-        found.append(own)
-    return found[0], found[1]
+    before, after = (
+        [None if place < 0 else place for place in side[excerpts].tolist()]
+        for side in run.neighbours
+    )
+    return before, after
 
 
 def histogram_data(found: Statistics) -> dict[str, Any]:

@@ -6,12 +6,13 @@ activations have four significant digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
 
 from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.report.columns import first_places
 from fastexplain.report.entries import entries_in, text_of_entries
 from fastexplain.report.excerpts import banded, excerpts_data, four_digits, histogram_data
 from fastexplain.report.neuron import Simulated, simulated_of, steering_data, weights_data
@@ -60,10 +61,16 @@ def page_data(run: Run, name: str | NeuronId) -> dict[str, Any]:
     found = record.statistics
     exemplars: dict[str, list[dict[str, Any]]] = {
         kind: [
-            {"excerpt": each.excerpt, "values": four_digits(each.activations)}
-            for each in getattr(record, kind)
+            {"excerpt": each.excerpt, "values": values}
+            for each, values in zip(
+                kept, four_digits(np.array([each.activations for each in kept])), strict=True
+            )
         ]
-        for kind in ("top", "bottom", "random")
+        for kind, kept in (
+            ("top", record.top),
+            ("bottom", record.bottom),
+            ("random", record.random),
+        )
     }
     exemplars["quantile"] = banded(found)
     known = {each.excerpt: each.tokens for each in (*record.top, *record.bottom, *record.random)}
@@ -134,22 +141,20 @@ def _explanation(
     return data
 
 
-def _simulation(highest: float, simulated: Simulated, shown: Iterable[int]) -> dict[str, Any]:
+def _simulation(highest: float, simulated: Simulated, shown: Container[int]) -> dict[str, Any]:
     """A simulation of the excerpts that are shown."""
     row, excerpts = simulated
     # Table and list predict activations.
     own = row.method == "lookup"
+    known = [excerpt for excerpt in excerpts if excerpt in shown]
+    values = four_digits(np.array([excerpts[excerpt] for excerpt in known]))
     return {
         "explanation": row.id,
         "simulator": row.simulator,
         "version": row.simulation,
         "full": _number(highest) if own else MODELS_FULL,
         "sign": 1 if row.side == TOP else -1,
-        "values": {
-            str(excerpt): four_digits(values)
-            for excerpt, values in excerpts.items()
-            if excerpt in set(shown)
-        },
+        "values": dict(zip(map(str, known), values, strict=True)),
     }
 
 
@@ -169,7 +174,7 @@ def _table_rows(run: Run, record: NeuronRecord) -> list[dict[str, Any]]:
         # A rare token needs more than one high place: the lookup's own shrinkage.
         weight = 0.5 if name == "tokens" else 2.0
         estimate = (sums + weight * overall) / (counts + weight)
-        for row in np.argsort(-estimate, kind="stable")[:_ROWS].tolist():
+        for row in first_places(_ROWS, -estimate).tolist():
             if sums[row] > 0:
                 texts = run.token_texts(ids[row].tolist())
                 mean = float(sums[row] / counts[row])

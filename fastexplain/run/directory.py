@@ -206,6 +206,23 @@ class Run:
         return places
 
     @cached_property
+    def neighbours(self) -> np.ndarray:
+        """The excerpts directly before and behind each one in its document, int32 `[2, excerpts]`.
+
+        -1 where the run has none. Made once: of a million excerpts it takes a fifth of a second.
+        """
+        documents, offsets = self.places["document"], self.places["offset"]
+        length = self.manifest["sweep"]["tokens"] // self.manifest["sweep"]["excerpts"]
+        order = np.lexsort((offsets, documents)).astype(np.int32)
+        first, second = order[:-1], order[1:]
+        adjoin = documents[first] == documents[second]
+        adjoin &= offsets[second] - offsets[first] == length
+        found = np.full((2, len(order)), -1, np.int32)
+        found[0, second[adjoin]] = first[adjoin]
+        found[1, first[adjoin]] = second[adjoin]
+        return found
+
+    @cached_property
     def excerpts(self) -> np.ndarray:
         """All excerpts' token ids, int32 `[excerpts, tokens]`."""
         return self._read("tokens")
