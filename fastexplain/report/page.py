@@ -6,6 +6,7 @@ activations have four significant digits.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastexplain.report.entries import entries_in, text_of_entries
 from fastexplain.report.excerpts import banded, excerpts_data, four_digits, histogram_data
 from fastexplain.report.neuron import Simulated, simulated_of, steering_data, weights_data
 from fastexplain.results import TOP, StoredExplanation
+from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 
 MODELS_FULL = 10
@@ -25,8 +27,11 @@ MODELS_FULL = 10
 _ROWS = 20  # of the tables, the strongest tokens and as many pairs
 
 
-def page_data(run: Run, name: str | NeuronId) -> dict[str, Any]:
+def page_data(run: Run, name: str | NeuronId, database: Database | None = None) -> dict[str, Any]:
     """What the page of a neuron shows. Numbers that are not known are null.
+
+    Args:
+        database: the run's, where it is open already.
 
     Returns:
         `neuron`, `kind` (of its site), `previous` and `next` (names, or null at the run's ends);
@@ -46,7 +51,8 @@ def page_data(run: Run, name: str | NeuronId) -> dict[str, Any]:
         RunError: a file is missing or damaged.
     """
     record = run.neuron(name)
-    with run.database(read_only=True) as database:
+    opened = run.database(read_only=True) if database is None else contextlib.nullcontext(database)
+    with opened as database:
         rows = database.explanations(record.id)
         simulated = simulated_of(run, record, rows, database)
         scores = {

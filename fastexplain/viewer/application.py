@@ -11,8 +11,8 @@ wrongly and 500 for a damaged run.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -45,11 +45,11 @@ def application(run: Run, door: Door, beside: Beside | None = None) -> Starlette
     """The viewer of a run.
 
     Args:
-        run: it may be written into meanwhile: the database is opened anew by every request.
+        run: it may be written into meanwhile; every answer has what was committed before.
         door: who is let in.
         beside: what it has beside the run.
     """
-    viewed = Viewed(run, door.token, beside or Beside())
+    viewed = Viewed(run, door.token, beside)
     # By name: no path from an address reaches the file system.
     files = {path.name: path for path in STATIC.iterdir() if path.is_file()}
 
@@ -59,9 +59,9 @@ def application(run: Run, door: Door, beside: Beside | None = None) -> Starlette
             raise HTTPException(404, "there is no such file")
         return FileResponse(path, headers={"Cache-Control": "no-cache"})
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def running(_: Starlette) -> AsyncIterator[None]:
-        with viewed.at_end:
+        with contextlib.closing(viewed):
             yield
 
     return Starlette(

@@ -13,6 +13,7 @@ from fastexplain.report.maps import is_statistic, maps_data, packed, score_map
 from fastexplain.report.overview import overview_data
 from fastexplain.report.page import page_data
 from fastexplain.report.run import run_data
+from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 
 
@@ -45,11 +46,16 @@ def run_parts(run: Run, *, whole: bool) -> Iterator[tuple[str, Any]]:
 
 
 def neuron_part(
-    run: Run, neuron: NeuronId, before: NeuronId | None = None, after: NeuronId | None = None
+    run: Run,
+    neuron: NeuronId,
+    before: NeuronId | None = None,
+    after: NeuronId | None = None,
+    database: Database | None = None,
 ) -> tuple[str, Any]:
     """The path and the data of one neuron's page.
 
     Args:
+        database: the run's, where it is open already.
         before, after: the neurons beside it among those that are exported.
 
     Raises:
@@ -57,7 +63,7 @@ def neuron_part(
         RunError: the run can't be read.
     """
     beside = {"previous": before and str(before), "next": after and str(after)}
-    return f"neuron/{neuron}", page_data(run, neuron) | beside
+    return f"neuron/{neuron}", page_data(run, neuron, database) | beside
 
 
 def texts_part(run: Run, neurons: Sequence[NeuronId]) -> list[list[Any] | None]:

@@ -89,7 +89,7 @@ def export_site(
         RunError: the run can't be read, or the site can't be written.
     """
     check_directory(directory)
-    with _put_in_place(directory) as folder:
+    with _put_in_place(directory) as folder, run.database(read_only=True) as database:
         (folder / DATA).mkdir()
         files = {}
         whole = is_whole(run, plan.neurons)
@@ -102,7 +102,7 @@ def export_site(
             scripts = []
             for neuron in neurons:
                 before, after = _beside(plan.neurons, done)
-                scripts.append(_given(*neuron_part(run, neuron, before, after)))
+                scripts.append(_given(*neuron_part(run, neuron, before, after, database)))
                 done += 1
                 report(done)
             _write(folder / DATA / f"neurons-{number}.js", "".join(scripts))

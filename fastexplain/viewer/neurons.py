@@ -8,10 +8,12 @@ GET /api/request/NAME/ID     `report.asked.request_data`, of an explanation by i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -26,6 +28,10 @@ from fastexplain.viewer.viewed import Viewed
 
 _REMEMBERED = 256  # neurons whose neighbours are looked for once
 
+_PAGES = 4
+"""That are made at once, others wait in turn. Python runs one thread at a time: of the 40 that the
+server has each page took as long, with as many buffers and connections."""
+
 
 def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     """The module's text lists them."""
@@ -39,8 +45,14 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         with one:
             return similar_data(run, name)
 
-    def neuron(request: Request) -> JSONResponse:
-        return JSONResponse(page_data(run, request.path_params["name"]))
+    def page(name: str) -> JSONResponse:
+        return JSONResponse(page_data(run, name, viewed.database))
+
+    pages = ThreadPoolExecutor(_PAGES, "page")
+
+    async def neuron(request: Request) -> JSONResponse:
+        name = request.path_params["name"]
+        return await asyncio.get_running_loop().run_in_executor(pages, page, name)
 
     def similar(request: Request) -> JSONResponse:
         return JSONResponse(similar_of(request.path_params["name"]))
@@ -66,7 +78,7 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
 
 def _first(viewed: Viewed) -> None:
     with contextlib.suppress(FastexplainError):  # whoever opens the page is told
-        page_data(viewed.run, f"{next(iter(viewed.run.sites))}:0")
+        page_data(viewed.run, f"{next(iter(viewed.run.sites))}:0", viewed.database)
 
 
 def _number(text: str) -> int:

@@ -48,13 +48,11 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
 
     def search(request: Request) -> JSONResponse:
         limit = _limit(request.query_params.get("limit", str(_FEW)))
-        with run.database(read_only=True) as database:
-            text = request.query_params.get("q", "")
-            return JSONResponse(search_data(run, database, kept.tokens, text, limit))
+        text = request.query_params.get("q", "")
+        return JSONResponse(search_data(run, viewed.database, kept.tokens, text, limit))
 
     def glance(request: Request) -> JSONResponse:
-        with run.database(read_only=True) as database:
-            return JSONResponse(glance_data(run, database, request.path_params["neuron"]))
+        return JSONResponse(glance_data(run, viewed.database, request.path_params["neuron"]))
 
     return [
         Route("/api/maps", maps),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from fastexplain.errors import RunError, UsageError
@@ -63,11 +63,9 @@ def serve(
         )
     if other is not None:
         check_comparable(run, other)
+    runs = [own for own in (run, other) if own is not None]
     # Of a database by an older version every reading makes a new copy: it is brought to this one.
-    for own in (run, other):
-        if own is not None and (own.path / "run.sqlite").exists():
-            with contextlib.suppress(RunError), own.database():  # where it may be written
-                pass
+    _write_nothing(runs)
     with listen(host, port) as listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(
@@ -84,7 +82,19 @@ def serve(
         )
         server = uvicorn.Server(config)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
-        server.run(sockets=[listening])
+        try:
+            server.run(sockets=[listening])
+        finally:  # a signal's exception comes out of it
+            # Who wrote meanwhile left its log behind, for the viewer had the database open.
+            _write_nothing(runs)
+
+
+def _write_nothing(runs: Iterable[Run]) -> None:
+    """Open and close databases as a writer, where they are and may be written."""
+    for run in runs:
+        if (run.path / "run.sqlite").exists():
+            with contextlib.suppress(RunError), run.database():
+                pass
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -19,6 +19,8 @@ import fastexplain
 from fastexplain import Corpus, Run, Subject
 from fastexplain.cli import demo
 from fastexplain.cli.terminal import out
+from fastexplain.records import NeuronId
+from fastexplain.results import ExplanationRow
 from fastexplain.viewer import serving
 from fastexplain.viewer.guard import TOKEN_HEADER
 
@@ -27,8 +29,8 @@ Command = Callable[..., tuple[int, str, str]]
 
 def test_it_serves_a_run_and_what_is_beside_it_until_it_is_ended(planted_run: Run, run: Run):
     code = "import sys; from fastexplain.cli.main import main; sys.argv[0] = 'fastexplain'; main()"
-    arguments = ["view", str(planted_run.path), "--port", "0", "--no-browser"]
-    arguments += ["--compare", str(run.path), "--subject", "/no/such/model"]
+    arguments = ["view", str(run.path), "--port", "0", "--no-browser"]
+    arguments += ["--compare", str(planted_run.path), "--subject", "/no/such/model"]
     arguments += ["--simulator", "m", "--base-url", "http://far.example/v1", "--max-cost", "2"]
     arguments += ["--price", "1,1"]
     command = [sys.executable, "-c", code, *arguments]
@@ -47,7 +49,12 @@ def test_it_serves_a_run_and_what_is_beside_it_until_it_is_ended(planted_run: Ru
                 with urllib.request.urlopen(request) as answer:
                     return dict(json.load(answer))
 
-            assert ask("compare")["other"]["name"] == run.path.name
+            assert ask("compare")["other"]["name"] == planted_run.path.name
+            assert ask("neuron/0:1")["explanations"] == []
+            with run.database() as database:
+                row = ExplanationRow(NeuronId(0, 1), "human", "me", "1", "seen")
+                database.add_explanations([row])
+            assert [each["text"] for each in ask("neuron/0:1")["explanations"]] == ["seen"]
             assert ask("simulator") == {"model": "m", "max_cost": 2, "left": 2, "spent": 0}
             state = ask("subject", ask("run")["token"])
             while state["state"] == "loading":
@@ -58,6 +65,7 @@ def test_it_serves_a_run_and_what_is_beside_it_until_it_is_ended(planted_run: Ru
         finally:
             viewing.kill()  # nothing where it has ended
     assert viewing.returncode == 143
+    assert [file.name for file in run.path.glob("run.sqlite*")] == ["run.sqlite"]  # no log is left
 
 
 @pytest.mark.parametrize(

@@ -423,7 +423,7 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(former, monkeypatc
     path = former / "run.sqlite"
     broken = MIGRATIONS | {"4 broken": ("CREATE TABLE extra (x)", "SELECT nonsense")}
     monkeypatch.setattr("fastexplain.run.migrations.MIGRATIONS", broken)
-    monkeypatch.setattr("fastexplain.run.connections.MIGRATIONS", broken)
+    monkeypatch.setattr("fastexplain.run.readers.MIGRATIONS", broken)
     with pytest.raises(RunError, match="nonsense"):
         Database(path)
     tables = sqlite3.connect(path).execute("SELECT name FROM sqlite_master").fetchall()
@@ -436,7 +436,7 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(former, monkeypatc
 def test_what_another_writes_is_seen_where_nothing_can_be_written(tmp_path, monkeypatch):
     """As by a colleague who may read a run only, while it is being explained."""
     path = tmp_path / "run.sqlite"
-    monkeypatch.setattr("fastexplain.run.connections.os.access", lambda *_: False)
+    monkeypatch.setattr("fastexplain.run.readers.os.access", lambda *_: False)
     with Database(path) as writer:
         writer.add_explanations([said(NEURON)])
         with Database(path, read_only=True) as reader:

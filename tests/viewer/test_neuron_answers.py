@@ -16,7 +16,10 @@ def ask(run: Run, *paths: str) -> list[httpx.Response]:
     async def asked() -> list[httpx.Response]:
         app = application(run, Door.of("127.0.0.1", 8484))
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url=ADDRESS) as client:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url=ADDRESS) as client,
+        ):
             return [await client.get(f"/api/{path}") for path in paths]
 
     return asyncio.run(asked())
