@@ -22,6 +22,8 @@ KINDS = ("lookup", "list", "rule", "other")
 
 SPLITS = ("top_and_random", "random_only")
 
+_BLOCK = 256  # numbers of which the smallest is looked for first
+
 # One row for each judge of an explanation.
 _ROWS = f"""SELECT CASE WHEN e.method = 'lookup' THEN s.judge = '{LIST}'
             WHEN e.method = 'rule' AND e.model = 'rule' THEN 2 ELSE 3 END,
@@ -73,13 +75,25 @@ def by_site(run: Run, column: np.ndarray) -> dict[str, np.ndarray]:
 def first_places(count: int, keys: np.ndarray) -> np.ndarray:
     """The places of the `count` smallest numbers, the smallest first, NaN left out.
 
-    Of equal ones the first come first. Sorting all of 300,000 takes ten times as long.
+    Of equal ones the first come first. Sorting all of 300,000 takes 40 times as long.
     """
     places = np.flatnonzero(np.isfinite(keys))
-    if len(places) > count:
-        last = np.partition(keys[places], count - 1)[count - 1]
-        places = places[keys[places] <= last]
-    return places[np.argsort(keys[places], kind="stable")][:count]
+    values = keys[places]
+    # The smallest numbers of `count` blocks are no larger than the largest of these.
+    blocks = np.arange(0, len(values), _BLOCK)
+    if len(blocks) > count:
+        places, values = _up_to(count, np.minimum.reduceat(values, blocks), places, values)
+    if len(values) > count:
+        places, values = _up_to(count, values, places, values)
+    return places[np.argsort(values, kind="stable")][:count]
+
+
+def _up_to(
+    count: int, of: np.ndarray, places: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places and values that are no larger than the `count`-th smallest of some numbers."""
+    kept = values <= np.partition(of, count - 1)[count - 1]
+    return places[kept], values[kept]
 
 
 def statistic_columns(run: Run) -> dict[str, np.ndarray]:

@@ -94,7 +94,8 @@ class TokenSearch:
     def __init__(self, run: Run, statistics: Mapping[str, np.ndarray]) -> None:
         self._run = run
         self._mean = by_site(run, statistics["mean_positive"])
-        self._variance = by_site(run, statistics["variance"])
+        deviation = np.sqrt(statistics["variance"].astype(np.float64))
+        self._deviation = by_site(run, deviation)
 
     def find(self, text: str, limit: int) -> dict[str, Any] | None:
         """See `search_data`; letters' case and spaces around do not matter."""
@@ -106,7 +107,7 @@ class TokenSearch:
             return None
         pairs = [self._site(site, rows, count) for site in self._run.sites]
         told, mean = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
-        order = first_places(limit, -told)
+        order = first_places(limit, np.where(told > 0, -told, np.nan))
         neurons = [
             {
                 "neuron": name_at(self._run, at),
@@ -114,7 +115,6 @@ class TokenSearch:
                 "mean": float(mean[at]),
             }
             for at in order.tolist()
-            if told[at] > 0
         ]
         return {"text": form(text, -1), "count": count, "neurons": neurons}
 
@@ -126,7 +126,7 @@ class TokenSearch:
         sums = sum(table.read("tables.tokens", (row,)) for row in rows)
         mean = np.asarray(sums, np.float64) / count
         rise = (mean - self._mean[site]) * np.sqrt(share / (1 - share))
-        deviation = np.sqrt(self._variance[site].astype(np.float64))
+        deviation = self._deviation[site]
         return np.divide(rise, deviation, out=np.zeros_like(mean), where=deviation > 0), mean
 
     @cached_property

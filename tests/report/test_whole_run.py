@@ -80,7 +80,19 @@ def test_columns_are_the_tables(run: Run) -> None:
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.0, -3.0, np.nan, np.inf])), st.integers(1, 8))
 @settings(derandomize=True, deadline=None)
 def test_the_first_places_are_those_of_a_whole_sort(values: list[float], count: int) -> None:
-    keys = np.array(values)
+    check_first_places(np.array(values), count)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from([1, 30, 10**6]))
+@settings(derandomize=True, deadline=None, max_examples=30)
+def test_the_first_places_of_many(seed: int, count: int, distinct: int) -> None:
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, distinct, rng.integers(1, 40_000)).astype(np.float64)
+    keys[rng.random(len(keys)) < 0.2] = np.nan
+    check_first_places(keys, count)
+
+
+def check_first_places(keys: np.ndarray, count: int) -> None:
     wanted = [at for at in np.argsort(keys, kind="stable") if np.isfinite(keys[at])][:count]
     assert first_places(count, keys).tolist() == wanted
 
