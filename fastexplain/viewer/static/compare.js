@@ -1,5 +1,6 @@
 // Two explainers, or two runs, neuron by neuron: how their scores differ, and where by most.
 
+import { setAddress } from "./addresses.js";
 import { element, number } from "./dom.js";
 import { pointCloud } from "./cloud.js";
 import { live, load, loadPacked, neuronAt, neuronRanges } from "./source.js";
@@ -194,7 +195,7 @@ class Comparison {
 
   keepAddress() {
     const kept = Object.entries(this.set).filter(([, value]) => value !== "");
-    history.replaceState(null, "", `#/compare?${new URLSearchParams(kept)}`);
+    setAddress(`#/compare?${new URLSearchParams(kept)}`);
   }
 
   fail(error) {

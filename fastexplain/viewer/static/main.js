@@ -2,6 +2,7 @@
 //
 // An address is `#/PAGE/PART...?name=value`, so a link can be kept, and works in an exported site.
 
+import { keepScrolled, scrollBack, scrolledBefore } from "./addresses.js";
 import { comparePage } from "./compare.js";
 import { announce, element } from "./dom.js";
 import { neuronPage } from "./neuron.js";
@@ -16,18 +17,19 @@ const PAGES = {
   "": overviewPage,
   compare: comparePage,
   neuron: neuronPage,
+  random: randomPage,
   rate: ratePage,
   search: searchPage,
   try: tryPage,
 };
 
 // The pages that need no server.
-const OFFLINE = ["", "neuron", "search"];
+const OFFLINE = ["", "neuron", "random", "search"];
 
 const KEYS = {
   "/": ["search", () => document.getElementById("search").focus()],
   h: ["the overview", () => go("#/")],
-  R: ["a random neuron", randomNeuron],
+  R: ["a random neuron", () => go("#/random")],
   "?": ["this help", () => showHelp()],
 };
 
@@ -43,17 +45,27 @@ export function go(address) {
 /** What the address says: page, further parts, and what is set behind `?`. */
 export function route(address = location.hash) {
   const [path, query = ""] = (bare(address) || bare(homeAddress())).split("?");
-  const [page, ...parts] = path.split("/").map(decodeURIComponent);
+  const [page, ...parts] = path.split("/").map(decoded);
   return { page, parts, query: new URLSearchParams(query) };
+}
+
+/** A part of an address; one that was cut within an escape stays as it is. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function bare(address) {
   return address.replace(/^#\/?/, "");
 }
 
-async function randomNeuron() {
+/** A link to it is one to another neuron each time, so that its own place in the history goes. */
+async function randomPage() {
   const ranges = await neuronRanges();
-  go(`#/neuron/${neuronAt(ranges, Math.floor(Math.random() * countOf(ranges)))}`);
+  location.replace(`#/neuron/${neuronAt(ranges, Math.floor(Math.random() * countOf(ranges)))}`);
 }
 
 async function show() {
@@ -61,22 +73,35 @@ async function show() {
   leave = new AbortController();
   const { signal } = leave;
   const content = document.getElementById("content");
-  const { page, parts, query } = route();
+  const scrolled = scrolledBefore();
   content.setAttribute("aria-busy", "true");
   try {
-    const make = PAGES[page];
-    if (!make) throw new Error(`There is no page '${page}'.`);
-    const shown = (await make(content, { parts, query, signal })) ?? {};
+    const { page, parts, query } = route();
+    markLink(page);
+    if (!Object.hasOwn(PAGES, page)) throw new Error(`There is no page '${page}'.`);
+    const shown = (await PAGES[page](content, { parts, query, signal })) ?? {};
     if (signal.aborted) return;
+    scrollBack(content, scrolled);
     keys = shown.keys ?? {};
     document.title = shown.title ? `${shown.title} · fastexplain` : "fastexplain";
     announce(document.title);
   } catch (error) {
     if (signal.aborted) return;
     keys = {};
-    content.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message));
+    content.replaceChildren(
+      element("p", { class: "failure", role: "alert" }, error.message),
+      error.passing ? element("button", { type: "button", on: { click: show } }, "Try again") : "",
+    );
   } finally {
     if (!signal.aborted) content.setAttribute("aria-busy", "false");
+  }
+}
+
+/** Say which of the main pages is open. */
+function markLink(page) {
+  for (const link of document.querySelectorAll("nav[aria-label=Pages] a")) {
+    if (route(link.getAttribute("href")).page === page) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
   }
 }
 
@@ -116,7 +141,9 @@ function start() {
   for (const link of document.querySelectorAll("nav a")) {
     if (!live() && !OFFLINE.includes(route(link.getAttribute("href")).page)) link.remove();
   }
-  // An exported page of one neuron has nothing to search.
+  keepScrolled(document.getElementById("content"));
+  // An exported page of one neuron has nothing to search, and no other one.
+  document.querySelector("nav").hidden = !searchable();
   document.querySelector("[role=search]").hidden = !searchable();
   show();
 }

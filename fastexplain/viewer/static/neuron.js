@@ -1,5 +1,6 @@
 // A neuron: what is said of it and how good that is, what drives it, what it does.
 
+import { setAddress } from "./addresses.js";
 import { element, number } from "./dom.js";
 import { exemplarsSection } from "./exemplars.js";
 import { explanationsSection, toggleExplanations } from "./explanations.js";
@@ -17,7 +18,7 @@ export async function neuronPage(content, { parts, query, signal }) {
     { tab: query.get("tab"), by: query.get("by") },
     (tab, by) => {
       const set = new URLSearchParams(by ? { tab, by } : { tab });
-      history.replaceState(null, "", `#/neuron/${name}?${set}`);
+      setAddress(`#/neuron/${name}?${set}`);
     },
   );
   content.replaceChildren(

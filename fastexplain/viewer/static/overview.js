@@ -1,5 +1,6 @@
 // The overview: all neurons as a picture, distributions by layer, lists, and what the run is.
 
+import { setAddress } from "./addresses.js";
 import { barRows, distributionChart } from "./charts.js";
 import { colourScale, palette } from "./colours.js";
 import { announce, element, number } from "./dom.js";
@@ -135,7 +136,7 @@ function mapSection(found, maps, key, signal) {
 
   choice.addEventListener("change", () => {
     // The address changes without the page being made anew.
-    history.replaceState(null, "", `#/?map=${encodeURIComponent(choice.value)}`);
+    setAddress(`#/?map=${encodeURIComponent(choice.value)}`);
     show(choice.value).then(() => announce(`Coloured by ${choice.selectedOptions[0].label}`));
   });
   const button = (text, label, factor) =>

@@ -80,7 +80,7 @@ export function placeIn(ranges, name) {
 /**
  * The data at a path such as "run" or "neuron/5:131".
  *
- * @throws {Error} With one line to show.
+ * @throws {Error} With one line to show; `passing` where the same may succeed later.
  */
 export async function load(path, signal) {
   if (exported) return loadExported(path);
@@ -127,7 +127,7 @@ async function ask(path, options) {
     answer = await fetch(`api/${path}`, { cache: "no-store", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The viewer does not answer; is `fastexplain view` still running?");
+    throw Object.assign(new Error("The viewer does not answer; is `fastexplain view` still running?"), { passing: true });
   }
   if (!answer.ok) {
     const said = await answer.json().catch(() => ({}));

@@ -1,6 +1,7 @@
 // A text of one's own on the subject: one neuron on it at every key stroke, or all neurons ranked;
 // and an explanation of one's own, a list or in words, simulated and scored.
 
+import { setAddress } from "./addresses.js";
 import { element, number } from "./dom.js";
 import { listForm } from "./simulate.js";
 import { live, load, send } from "./source.js";
@@ -90,7 +91,7 @@ class Trial {
 
   keepAddress() {
     const kept = Object.entries({ neuron: this.neuron.value.trim(), text: this.text.value, at: this.at ?? "", explanation: this.explanation });
-    history.replaceState(null, "", tryAddress(kept.filter(([, value]) => value !== "")));
+    setAddress(tryAddress(kept.filter(([, value]) => value !== "")));
   }
 
   async run() {
