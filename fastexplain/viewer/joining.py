@@ -3,7 +3,9 @@
 A browser loads no modules from `file://`. So the modules are put one after another, each behind
 those that it imports, without their `import` and `export`. That is enough because they keep to
 some rules, which are checked here: imports are of plain names from `./NAME.js`, exports are
-declarations, and no name stands at the top of two modules.
+declarations, no name stands at the top of two modules, and no template goes over several lines.
+The last lets indentation go, and with it comments on lines of their own: a fifth of the script,
+which is most of an exported page.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ _IMPORT = re.compile(r'^import\s*\{([^{}]*)\}\s*from\s*"\./([\w-]+\.js)";\n', re
 _DECLARED = r"(?:async\s+function|function|const|let|class)\s*\*?\s*"
 _EXPORT = re.compile(rf"^export (?={_DECLARED}\w)", re.MULTILINE)
 _TOP = re.compile(rf"^(?:export )?{_DECLARED}(\w+)", re.MULTILINE)
+_COMMENT = re.compile(r"^(?://[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)\n", re.MULTILINE)
 _LEFT = re.compile(r"^(?:import|export)\b.*|\bimport\s*[(.].*", re.MULTILINE)
 
 
@@ -54,9 +57,13 @@ def _read(folder: Path, name: str, modules: dict[str, str], begun: set[str]) -> 
             _read(folder, imported, modules, begun)
     if found := _LEFT.search(_bare(text)):
         raise RunError(f"{name} has '{found[0][:60]}', which can't be joined to a classic script")
+    for line in _bare(text).split("\n"):
+        if line.count("`") % 2:
+            raise RunError(f"{name} has a template over several lines: '{line[:60]}'")
     modules[name] = text
 
 
 def _bare(text: str) -> str:
-    """A module without its imports and the word `export`."""
-    return _EXPORT.sub("", _IMPORT.sub("", text))
+    """A module without its imports, the word `export`, comments on their own, and indentation."""
+    lines = (line.strip() for line in _EXPORT.sub("", _IMPORT.sub("", text)).split("\n"))
+    return _COMMENT.sub("", "".join(f"{line}\n" for line in lines if line))

@@ -20,14 +20,15 @@ def test_modules_come_behind_what_they_import(tmp_path: Path) -> None:
     folder = modules(
         tmp_path,
         main='// 1\nimport { a,\n  b } from "./one.js";\nimport { c } from "./two.js";\na(b, c);\n',
-        one='import { c } from "./two.js";\nexport function a() {}\nexport const b = c;\n',
+        one='import { c } from "./two.js";\n\n/** It.\n * @return {*} */\nexport function a() {\n'
+        "  // why\n  return '// 1'; // so\n}\nexport const b = c;\n",
         two='import { go } from "./main.js";\nexport async function c() { go("export "); }\n',
     )
     assert joined_script(folder) == (
         '(() => {\n"use strict";\n'
         'async function c() { go("export "); }\n'
-        "function a() {}\nconst b = c;\n"
-        "// 1\na(b, c);\n"
+        "function a() {\nreturn '// 1'; // so\n}\nconst b = c;\n"
+        "a(b, c);\n"
         "})();\n"
     )
 
@@ -42,6 +43,7 @@ def test_modules_come_behind_what_they_import(tmp_path: Path) -> None:
         ("export default 1;\n", "has 'export default 1;'"),
         ("export { main };\n", "has 'export { main };'"),
         ('import { a } from "./one.js";\nconst a = 1;\n', "main.js and one.js both have 'a'"),
+        ("const a = `1\n  2`;\n", "main.js has a template over several lines: 'const a = `1'"),
         ('import { a } from "./none.js";\n', "none.js can't be read: No such file"),
     ],
     ids=lambda value: re.sub(r"\W+", "-", value)[:30],
