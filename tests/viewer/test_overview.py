@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from large_run import large_run
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from fastexplain import Run
 from fastexplain.records import NeuronId
@@ -62,6 +62,9 @@ def test_all_neurons_of_a_large_run(
     page.mouse.move(middle[0] + 5, middle[1])
     name = pointed.get_by_role("link").inner_text()
     assert large.check(NeuronId.parse(name)).index >= 0
+    for button in ("right", "middle"):  # which are the browser's own
+        page.mouse.click(*middle, button=button)
+    assert "#/neuron" not in page.url
 
     # The address names what it is coloured by, and shows the same again.
     page.get_by_label("Colour by").select_option("lookup.top_and_random")
@@ -76,6 +79,27 @@ def test_all_neurons_of_a_large_run(
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
     page.wait_for_url("**#/neuron/0:0")
+
+
+def test_search_by_touch_and_without_a_viewer(
+    planted_run: Run, serve: Callable[..., str], browser: Browser
+) -> None:
+    # Not by `open_page`: the browser itself writes what fails to the console.
+    with browser.new_context(has_touch=True, viewport={"width": 390, "height": 500}) as context:
+        page = context.new_page()
+        page.goto(serve(planted_run))
+        field = page.get_by_role("combobox", name="Search")
+        options = page.get_by_role("listbox").get_by_role("option")
+        field.fill("0:1")
+        expect(options.nth(3)).to_have_text("0:12")
+        # A finger that is put down to scroll opens nothing, one that taps does.
+        options.nth(3).dispatch_event("pointerdown", {"bubbles": True, "pointerType": "touch"})
+        assert "#/neuron" not in page.url
+        options.nth(3).tap()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:12")
+        context.set_offline(True)
+        field.fill("0:2")
+        expect(options).to_contain_text("The viewer does not answer")
 
 
 def test_search_as_one_types(

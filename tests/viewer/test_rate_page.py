@@ -8,7 +8,7 @@ from pathlib import Path
 
 import planted
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from viewing import post
 
 from fastexplain import Run, open_run
@@ -69,8 +69,13 @@ def test_a_person_ranks_goes_back_and_undoes(
     page.keyboard.press("b")
     group = page.get_by_role("group", name="Explanation 1")
     expect(group.get_by_role("radio", name="2")).to_be_checked()
+    page.evaluate("scrollTo(0, 100)")
     page.get_by_role("radio", name="Grade").check()
+    expect(page.get_by_role("radio", name="Grade")).to_be_focused()
+    assert page.evaluate("scrollY") == 100  # the texts stay in view
+    assert "by=grades" in page.url
     page.keyboard.press("5")
+    expect(page.get_by_role("radio", name="Grade")).to_be_checked()
     page.keyboard.press("3")
     page.keyboard.press("Enter")
     expect(page.get_by_text(f"Neuron {other} · Ann, 1 of 2 done")).to_be_visible()
@@ -80,6 +85,33 @@ def test_a_person_ranks_goes_back_and_undoes(
     page.get_by_role("button", name="Undo").click()
     expect(texts).to_have_count(2)
     assert stored(compared) == [(first, Judgement("grades", (5, 3)))]
+
+
+@pytest.mark.browser
+def test_what_was_chosen_stays_while_the_viewer_is_gone(
+    compared: Run, serve: Callable[..., str], browser: Browser
+) -> None:
+    # Not by `open_page`: the browser itself writes what fails to the console.
+    with browser.new_context() as context:
+        page = context.new_page()
+        problems: list[object] = []
+        page.on("pageerror", lambda error: problems.append(error))
+        page.goto(f"{serve(compared)}#/rate?rater=Ann&by=grades")
+        expect(page.locator(".texts li")).to_have_count(2)
+        page.keyboard.press("5")
+        page.keyboard.press("4")
+        context.set_offline(True)
+        for key in ("b", "u", "Enter"):
+            page.keyboard.press(key)
+            expect(page.get_by_role("alert")).to_contain_text("still running?")
+            page.get_by_role("alert").evaluate("line => line.textContent = ''")
+        context.set_offline(False)
+        page.keyboard.press("b")
+        expect(page.get_by_role("alert")).to_have_text("There is no earlier judgement.")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("Ann, 1 of 2 done")).to_be_visible()
+        assert [judgement for _, judgement in stored(compared)] == [Judgement("grades", (5, 4))]
+        assert problems == []
 
 
 @pytest.mark.browser

@@ -79,6 +79,7 @@ function mapSection(found, maps, key, signal) {
         clearTimeout(waiting);
         if (place === null || !shown.values) return;
         const name = picture.name(place);
+        told.dataset.name = name;
         told.replaceChildren(...described(name, shown.values[place], glances.get(name)));
         if (glances.has(name)) return;
         waiting = setTimeout(async () => {
@@ -89,7 +90,6 @@ function mapSection(found, maps, key, signal) {
             told.replaceChildren(...described(name, shown.values[place], glance));
           }
         }, 120);
-        told.dataset.name = name;
       },
       chosen(place) {
         location.hash = `#/neuron/${picture.name(place)}`;

@@ -232,6 +232,7 @@ export function neuronPicture(sites, { pointed, chosen }, signal) {
   }, { passive: false });
   let held = null;
   canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return; // others open menus, or scroll
     held = { from: [event.clientX, event.clientY], last: point(event), moved: false };
     if (view.zoom > 1) canvas.setPointerCapture(event.pointerId);
   });

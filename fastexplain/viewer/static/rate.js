@@ -1,5 +1,6 @@
 // Judging explanations blind: true activations, and texts in an order by chance.
 
+import { setAddress } from "./addresses.js";
 import { announce, element } from "./dom.js";
 import { live, send } from "./source.js";
 import { tokenView } from "./tokens.js";
@@ -67,9 +68,10 @@ class Rating {
     this.asking = true;
     try {
       const { task, left, total } = await send(path, { rater: this.rater, ...body }, signal);
-      this.show(task, left, total);
+      if (path === "rate/earlier" && !task) this.fail("There is no earlier judgement.");
+      else this.show(task, left, total);
     } catch (error) {
-      if (!this.task) throw error;
+      if (signal) throw error; // the page is being opened
       this.fail(error.message);
     } finally {
       this.asking = false;
@@ -97,11 +99,8 @@ class Rating {
   }
 
   /** The judgement before the one that is shown. */
-  async back() {
-    const before = this.task?.rating ?? null;
-    const { task, left, total } = await send("rate/earlier", { rater: this.rater, before });
-    if (task) this.show(task, left, total);
-    else this.fail("There is no earlier judgement.");
+  back() {
+    return this.ask("rate/earlier", { before: this.task?.rating ?? null });
   }
 
   /** A digit goes to the first explanation without a value, or begins again. */
@@ -119,7 +118,7 @@ class Rating {
   set(place, value) {
     this.values[place] = value;
     this.fail("");
-    for (const input of this.content.querySelectorAll("input[type=radio]")) {
+    for (const input of this.content.querySelectorAll("input[data-place]")) {
       input.checked = this.values[Number(input.dataset.place)] === Number(input.value);
     }
   }
@@ -129,16 +128,25 @@ class Rating {
     if (line) line.textContent = text;
   }
 
+  /** Show a task from its top, or that there is none. */
   show(task, left, total) {
+    const said = this.fill(task, left, total);
+    this.content.focus({ preventScroll: true }); // what had it is gone
+    scrollTo(0, 0);
+    announce(said);
+  }
+
+  /** Put a task on the page; returns what is said to those who don't see it. */
+  fill(task, left, total) {
     this.task = task;
     const done = `${(total - left).toLocaleString("en")} of ${total.toLocaleString("en")} done`;
     const heading = element("h1", {}, "Rate explanations");
     const progress = element("p", { class: "quiet" }, task ? `Neuron ${task.neuron} · ` : "", `${this.rater}, ${done}`);
     if (!task) {
       const over = element("p", {}, "All neurons with explanations to compare are judged. Thank you.");
-      this.content.replaceChildren(heading, progress, over, this.buttons(false));
-      announce(over.textContent);
-      return;
+      const failure = element("p", { class: "failure", role: "alert" });
+      this.content.replaceChildren(heading, progress, over, failure, this.buttons(false));
+      return over.textContent;
     }
     if (task.judgement && task.judgement.kind !== "skipped") this.way = task.judgement.kind;
     const given = task.judgement?.kind === this.way ? task.judgement.values : null;
@@ -152,9 +160,7 @@ class Rating {
       element("p", { class: "failure", role: "alert" }),
       this.buttons(true),
     );
-    this.content.focus({ preventScroll: true }); // what had it is gone
-    scrollTo(0, 0);
-    announce(`Neuron ${task.neuron}, ${done}`);
+    return `Neuron ${task.neuron}, ${done}`;
   }
 
   /** Whether texts are ranked or graded. */
@@ -162,7 +168,9 @@ class Rating {
     const choices = Object.entries(WAYS).map(([name, { label, hint }]) => {
       const change = () => {
         this.way = name;
-        this.show({ ...this.task, judgement: null }, left, total);
+        setAddress(`#/rate?${new URLSearchParams({ rater: this.rater, by: name })}`);
+        this.fill({ ...this.task, judgement: null }, left, total);
+        this.content.querySelector("input[name=way]:checked").focus({ preventScroll: true });
       };
       const input = element("input", { type: "radio", name: "way", value: name, on: { change } });
       input.checked = name === this.way;

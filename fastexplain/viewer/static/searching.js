@@ -137,24 +137,35 @@ export function searchField(input, go) {
             { role: "option", id: `search-option-${options.length}`, "aria-selected": "false", class: "option" },
             entryOf(entry),
           );
-          // Not on click: the field would lose the focus, and the list be gone, before.
-          node.addEventListener("pointerdown", (event) => {
-            event.preventDefault();
-            open(entry.address);
-          });
+          // The field keeps the focus, or the list would be gone before the click.
+          node.addEventListener("mousedown", (event) => event.preventDefault());
+          node.addEventListener("click", () => open(entry.address));
           options.push({ node, address: entry.address });
           return node;
         }),
       );
     });
+    if (!groups.length) {
+      say("Nothing found.");
+      return;
+    }
+    unfold(groups);
+    announce(`${options.length} found`);
+  }
+
+  /** A line in the place of what is found. */
+  function say(text) {
+    options = [];
+    unfold([element("div", { class: "quiet", role: "option", "aria-disabled": "true" }, text)]);
+    announce(text);
+  }
+
+  function unfold(content) {
     active = -1;
     input.removeAttribute("aria-activedescendant");
-    list.replaceChildren(
-      ...(groups.length ? groups : [element("div", { class: "quiet", role: "option", "aria-disabled": "true" }, "Nothing found.")]),
-    );
+    list.replaceChildren(...content);
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
-    announce(options.length ? `${options.length} found` : "Nothing found");
   }
 
   function ask() {
@@ -165,8 +176,12 @@ export function searchField(input, go) {
     const own = new AbortController();
     asked = own;
     waiting = setTimeout(async () => {
-      const found = await load(searchPath(text, 8), own.signal).catch(() => null);
-      if (found && !own.signal.aborted && document.activeElement === input) show(found);
+      try {
+        const found = await load(searchPath(text, 8), own.signal);
+        if (!own.signal.aborted && document.activeElement === input) show(found);
+      } catch (error) {
+        if (!own.signal.aborted) say(error.message);
+      }
     }, DELAY);
     return undefined;
   }
