@@ -72,9 +72,10 @@ def test_a_page_shows_a_neuron_and_its_keys_work(
     page.get_by_label("Simulated by").select_option(index=2)
     expect(page.get_by_role("group", name="simulated, excerpt")).not_to_have_count(0)
     assert "by=" in page.url
+    expect(page.get_by_label("Simulated by")).to_be_focused()
     check_accessible(page)
 
-    page.keyboard.press("q")
+    page.get_by_role("tab", name="By quantile").click()
     page.keyboard.press("j")
     page.keyboard.press("ArrowRight")
     place = page.evaluate("document.activeElement.dataset.place")
@@ -86,6 +87,7 @@ def test_a_page_shows_a_neuron_and_its_keys_work(
     page.keyboard.press("n")
     expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:1")
     expect(page.get_by_text("36 more", exact=True)).to_be_visible()
+    expect(page.get_by_role("tab", name="By quantile")).to_have_attribute("aria-selected", "true")
     page.keyboard.press("p")
     expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:0")
 

@@ -29,7 +29,11 @@ export function exemplarsSection(data, chosen, remember) {
     const rows = kind === "simulated" ? comparedRows(data, by) : rowsOf(data, kind).map((row) => excerptRow(data, kind, row));
     panel.replaceChildren(
       element("p", { class: "quiet" }, KINDS[kind][2]),
-      kind === "simulated" ? simulationChoice(data, by, (next) => { by = next; open(kind); }) : "",
+      kind === "simulated" ? simulationChoice(data, by, (next) => {
+        by = next;
+        open(kind);
+        document.getElementById("simulation").focus(); // it was made anew
+      }) : "",
       element("ol", { class: "excerpts" }, rows.map((row) => element("li", {}, row))),
     );
   }

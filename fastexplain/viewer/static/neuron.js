@@ -13,24 +13,27 @@ export async function neuronPage(content, { parts, query, signal }) {
   if (!/^\d+(\.\w+)?:\d+$/.test(name)) throw new Error(`'${name}' does not name a neuron; write layer:index, as in 5:131.`);
   const data = await load(`neuron/${name}`, signal);
   if (signal.aborted) return {};
+  const steps = stepsOf(data);
   const excerpts = exemplarsSection(
     data,
     { tab: query.get("tab"), by: query.get("by") },
     (tab, by) => {
       const set = new URLSearchParams(by ? { tab, by } : { tab });
       setAddress(`#/neuron/${name}?${set}`);
+      // Whoever steps on sees the same of the next neuron.
+      for (const link of steps.links) link.href = `${link.dataset.to}?tab=${tab}`;
     },
   );
   content.replaceChildren(
-    heading(data),
+    heading(data, steps.links),
     explanationsSection(data),
     excerpts.section,
     ...[driversSection(data), effectsSection(data), relationsSection(data, signal), distributionSection(data)].filter(Boolean),
   );
-  return { title: `Neuron ${data.neuron}`, keys: { ...steps(data), ...excerpts.keys, e: ["details of the explanations", toggleExplanations] } };
+  return { title: `Neuron ${data.neuron}`, keys: { ...steps.keys, ...excerpts.keys, e: ["details of the explanations", toggleExplanations] } };
 }
 
-function heading(data) {
+function heading(data, links) {
   const { statistics } = data;
   const facts = statistics.minimum === 0 && statistics.maximum === 0
     ? "It is 0 on every token of the run: a dead neuron."
@@ -39,19 +42,24 @@ function heading(data) {
     "div",
     { class: "neuron-head" },
     element("h1", {}, `Neuron ${data.neuron}`, data.kind === "mlp" ? "" : element("small", { class: "quiet" }, ` ${data.kind}`)),
-    element("nav", { "aria-label": "Neighbouring neurons" }, stepLink(data.previous, "previous"), " ", stepLink(data.next, "next")),
+    element("nav", { "aria-label": "Neighbouring neurons" }, links.map((link) => [link, " "])),
     live() && data.kind === "mlp" ? element("a", { href: `#/try?neuron=${data.neuron}` }, "try a text") : null,
     element("p", { class: "quiet" }, facts),
   );
 }
 
-function stepLink(name, what) {
-  return name === null ? null : element("a", { href: `#/neuron/${name}`, rel: what === "next" ? "next" : "prev" }, `${what}: ${name}`);
-}
-
-function steps(data) {
-  const open = (name) => { if (name !== null) location.hash = `#/neuron/${name}`; };
-  return { n: ["the next neuron", () => open(data.next)], p: ["the previous neuron", () => open(data.previous)] };
+/** The links to the neurons before and behind it, where there are any, and their keys. */
+function stepsOf(data) {
+  const link = (name, what) => {
+    if (name === null) return null;
+    const to = `#/neuron/${name}`;
+    return element("a", { href: to, "data-to": to, rel: what === "next" ? "next" : "prev" }, `${what}: ${name}`);
+  };
+  const [previous, next] = [link(data.previous, "previous"), link(data.next, "next")];
+  return {
+    links: [previous, next].filter(Boolean),
+    keys: { n: ["the next neuron", () => next?.click()], p: ["the previous neuron", () => previous?.click()] },
+  };
 }
 
 function distributionSection(data) {
