@@ -78,13 +78,12 @@ def neuron_baselines(run: Run, neuron: NeuronId) -> dict[str, Baseline]:
         RunError: a file of the run is missing or damaged.
     """
     one = slice(neuron.index, neuron.index + 1)
-    rows, tables, others = None, None, None
+    tables, others = None, None
     if len(run.tables.tokens):
-        rows = run.tables.rows(run.excerpts)
         tables = layer_tables(run, neuron.layer, one)
         other = int(other_neurons(run.width(neuron.layer), neuron.layer)[neuron.index])
         others = layer_tables(run, neuron.layer, slice(other, other + 1))
-    return _of_layer(run, neuron.layer, one, rows, tables, others, np.zeros(1, np.int64), None)
+    return _of_layer(run, neuron.layer, one, None, tables, others, np.zeros(1, np.int64), None)
 
 
 def other_neurons(neurons: int, layer: int) -> np.ndarray:
@@ -108,8 +107,8 @@ def _of_layer(
     """The baselines of some neurons of a layer.
 
     Args:
-        rows: the tables' rows of all excerpts' tokens; None, as `tables` and `others`, without any.
-        tables: these neurons'.
+        rows: the tables' rows of all excerpts' tokens; None for one neuron, whose few are found.
+        tables: these neurons'; None, as `others`, without any.
         others, columns: for each of them the tables, and the column in these, of another neuron.
         marked: bool `[excerpts, tokens]`, tokens in repeated text; None to leave that out.
     """
@@ -125,13 +124,19 @@ def _of_layer(
         return baseline_of(true, predicted, ids, tops, random_ids)
 
     found = {"position": measured(_by_position(ids, random_ids, random_acts, true.shape))}
-    if tables is not None and others is not None and rows is not None:
-        by_pair = kernels.lookup(tables, HeldOut(ids, activations, *rows, run.skip))
+    if tables is not None and others is not None:
+        places = ids
+        if rows is None:
+            rows = run.tables.rows(np.stack([run.excerpt(max(int(own), 0)) for own in ids[0]]))
+            places = np.where(ids >= 0, np.arange(ids.shape[1], dtype=np.int32), np.int32(-1))
+        by_pair = kernels.lookup(tables, HeldOut(places, activations, *rows, run.skip))
         none = np.full_like(rows[0], -1)
-        by_token = kernels.lookup(tables, HeldOut(ids, activations, rows[0], none, none, run.skip))
+        by_token = kernels.lookup(
+            tables, HeldOut(places, activations, rows[0], none, none, run.skip)
+        )
         found |= {"lookup": measured(by_pair), "token": measured(by_token)}
         if run.width(layer) > 1:
-            found["mismatched"] = measured(_whole(others, columns, *(own[ids] for own in rows)))
+            found["mismatched"] = measured(_whole(others, columns, *(own[places] for own in rows)))
         if marked is not None:
             found["unrepeated"] = measured(np.where(marked[ids], np.nan, by_pair))
     return {name: found[name] for name in NAMES if name in found}

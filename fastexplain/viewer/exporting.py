@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fastexplain.errors import RunError, UsageError
 from fastexplain.records import NeuronId
+from fastexplain.report.baselines import baselines_data
 from fastexplain.run.directory import Run
 from fastexplain.run.whole import write_whole
 from fastexplain.viewer.exported import is_whole, neuron_part, run_parts, texts_part
@@ -126,7 +127,8 @@ def export_page(run: Run, neuron: NeuronId, file: Path) -> int:
     if file.exists() and not is_exported(file):
         raise UsageError(f"{file} is there and is not an exported page; give another name")
     path, data = neuron_part(run, neuron)
-    given = {path: data, **dict(run_parts(run, whole=False))}
+    beside = {f"baselines/{neuron}": baselines_data(run, neuron)}
+    given = {path: data, **beside, **dict(run_parts(run, whole=False))}
     settings = {"given": given, "files": {}, "neurons": ranges([neuron]),
                 "shard": 0, "texts": 0, "home": f"#/{path}"}  # fmt: skip
     page = standalone_page(settings, loads=False).encode()

@@ -1,6 +1,7 @@
 """A neuron, and what its page loads on demand.
 
 GET /api/neuron/NAME         `report.page.page_data`
+GET /api/baselines/NAME      `report.baselines.baselines_data`
 GET /api/similar/NAME        `report.similar.similar_data`
 GET /api/context/EXCERPT     `report.excerpts.context_data`; `?before=1&after=1`
 GET /api/request/NAME/ID     `report.asked.request_data`, of an explanation by its id
@@ -21,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import FastexplainError, UsageError
 from fastexplain.report.asked import request_data
+from fastexplain.report.baselines import baselines_data
 from fastexplain.report.excerpts import context_data
 from fastexplain.report.page import page_data
 from fastexplain.report.similar import similar_data
@@ -54,6 +56,9 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         name = request.path_params["name"]
         return await asyncio.get_running_loop().run_in_executor(pages, page, name)
 
+    def baselines(request: Request) -> JSONResponse:
+        return JSONResponse(baselines_data(run, request.path_params["name"]))
+
     def similar(request: Request) -> JSONResponse:
         return JSONResponse(similar_of(request.path_params["name"]))
 
@@ -70,6 +75,7 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     threading.Thread(target=_first, args=(viewed,), daemon=True).start()
     return [
         Route("/api/neuron/{name}", neuron),
+        Route("/api/baselines/{name}", baselines),
         Route("/api/similar/{name}", similar),
         Route("/api/context/{excerpt}", context),
         Route("/api/request/{name}/{id}", asked),

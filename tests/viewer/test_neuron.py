@@ -61,6 +61,9 @@ def test_a_page_shows_a_neuron_and_its_keys_work(
     expect(page.locator(".excerpts > li")).to_have_count(20)
     check_accessible(page)
 
+    baselines = page.get_by_role("region", name="Baselines")
+    expect(baselines.get_by_role("row", name="the token alone")).to_contain_text("1.00")
+
     page.keyboard.press("e")
     page.get_by_role("button", name="Show the request").click()
     expect(page.get_by_role("region", name="answer")).to_contain_text("reacts to the cat")

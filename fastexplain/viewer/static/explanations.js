@@ -1,14 +1,21 @@
 // What is said of a neuron, how well that fits, and where it came from.
 
 import { element, number } from "./dom.js";
-import { live, load } from "./source.js";
+import { live, load, offers } from "./source.js";
 
 const FIRST_SHOWN = 6;
 // Characters of a text; a longer one stands whole among the details.
 const LONGEST_SAID = 1000;
 const SPLITS = [["top_and_random", "Top and random"], ["random_only", "Random"], ["top_only", "Top"]];
 
-export function explanationsSection(data) {
+// What predicts it without an explanation of it.
+const BASELINES = {
+  mismatched: "another neuron's table",
+  token: "the token alone",
+  position: "the place in the excerpt",
+};
+
+export function explanationsSection(data, signal) {
   const cards = data.explanations.map((each) => explanationCard(data, each));
   const more = cards.slice(FIRST_SHOWN);
   return element(
@@ -17,7 +24,28 @@ export function explanationsSection(data) {
     element("h2", { id: "said" }, "What is said of it"),
     cards.length ? cards.slice(0, FIRST_SHOWN) : element("p", { class: "quiet" }, "Nothing yet: no explanation is stored. `fastexplain explain` makes them."),
     more.length ? element("details", {}, element("summary", {}, `${more.length} more`), more) : null,
+    cards.length && data.kind === "mlp" && offers(`baselines/${data.neuron}`) ? baselinesBox(data, signal) : null,
   );
+}
+
+/** They take longer than all the rest, so they come after it, into room that is kept for them. */
+function baselinesBox(data, signal) {
+  const table = (known) => scrolledTable(
+    "Baselines",
+    ["Without an explanation of it", ...SPLITS.map(([, name]) => name)],
+    Object.keys(BASELINES).filter((name) => !known || known[name]).map((name) => [
+      BASELINES[name],
+      ...SPLITS.map(([split]) => (known ? known[name][split]?.toFixed(2) ?? "undefined" : "…")),
+    ]),
+  );
+  const box = element("div", { class: "baselines" }, table(null));
+  load(`baselines/${data.neuron}`, signal).then(
+    (found) => box.replaceChildren(table(found.baselines)),
+    (error) => {
+      if (!signal.aborted) box.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message));
+    },
+  );
+  return box;
 }
 
 /** Opens or closes the details of all explanations. */

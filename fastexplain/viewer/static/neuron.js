@@ -26,7 +26,7 @@ export async function neuronPage(content, { parts, query, signal }) {
   );
   content.replaceChildren(
     heading(data, steps.links),
-    explanationsSection(data),
+    explanationsSection(data, signal),
     excerpts.section,
     ...[driversSection(data), effectsSection(data), relationsSection(data, signal), distributionSection(data)].filter(Boolean),
   );
