@@ -5,6 +5,7 @@ GET /api/map/KEY        a number of all neurons, packed
 GET /api/overview       distributions, lists, cost
 GET /api/search?q=      neurons, a token and explanations; `limit=` up to 100 of each
 GET /api/glance/NEURON  a neuron's best explanation
+GET /api/glances?of=    the same of up to 100 neurons, named with commas between
 """
 
 from __future__ import annotations
@@ -54,12 +55,20 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     def glance(request: Request) -> JSONResponse:
         return JSONResponse(glance_data(run, viewed.database, request.path_params["neuron"]))
 
+    def glances(request: Request) -> JSONResponse:
+        names = request.query_params.get("of", "").split(",")
+        if len(names) > _MANY:
+            raise UsageError(f"{len(names)} neurons are too many; name up to {_MANY}")
+        with run.database(read_only=True) as database:
+            return JSONResponse([glance_data(run, database, name) for name in names])
+
     return [
         Route("/api/maps", maps),
         Route("/api/map/{key}", one_map),
         Route("/api/overview", overview),
         Route("/api/search", search),
         Route("/api/glance/{neuron}", glance),
+        Route("/api/glances", glances),
     ]
 
 

@@ -88,6 +88,8 @@ def test_the_overviews_addresses(run: Run) -> None:
         found = client.get("/api/search", params={"q": "x"}).json()
         assert found["explanations"][0]["neuron"] == "0:1"
         assert client.get("/api/glance/0:1").json()["score"] == 0.5
+        few = client.get("/api/glances?of=0:2,0:1").json()
+        assert [each["neuron"] for each in few] == ["0:2", "0:1"] and few[1]["score"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,8 @@ def test_the_overviews_addresses(run: Run) -> None:
     [
         ("map/nothing", "there is no map 'nothing'"),
         ("map/lookup", "there is no map 'lookup'"),
+        ("glances?of=0:1,nothing", "'nothing' does not name a neuron"),
+        ("glances?of=" + ",".join(["0:1"] * 101), "101 neurons are too many; name up to 100"),
         ("glance/nothing", "'nothing' does not name a neuron"),
         ("glance/0:999", "there is no neuron 0:999"),
         ("search?q=x&limit=0", "'0' results can't be given"),

@@ -18,6 +18,8 @@ from viewing import post, serving
 from fastexplain import Run
 from fastexplain.errors import SubjectError, UsageError
 from fastexplain.pipeline.activating import Ranker
+from fastexplain.records import NeuronId
+from fastexplain.results import ExplanationRow
 from fastexplain.viewer.background import SECONDS, Background, OvertakenError
 from fastexplain.viewer.guard import TOKEN_HEADER
 from fastexplain.viewer.trying import MOST_CHARACTERS
@@ -215,7 +217,12 @@ def test_a_key_word_that_is_typed_fires_its_neuron(
     page.get_by_role("button", name="Simulate and score").click()
     expect(page.get_by_role("row", name="your list")).to_contain_text("1 (")
 
+    # The form is there as soon as a neuron is named, with what was typed.
+    page.get_by_label("Neuron", exact=True).fill("0:11")
+    expect(page.get_by_role("heading", level=2)).to_have_text("A list of your own for 0:11")
+    expect(page.get_by_label("Tokens and their mean activations")).to_have_value("'cat' 4; else 0")
     page.get_by_label("Neuron", exact=True).fill("")
+    expect(page.get_by_role("heading", level=2)).to_have_count(0)
     over = page.get_by_role("table", name="Over the text")
     expect(over.get_by_role("row").nth(1)).to_contain_text("cat")
     page.locator(".try-shown .token").nth(1).click()
@@ -225,6 +232,22 @@ def test_a_key_word_that_is_typed_fires_its_neuron(
     check_accessible(page)
     page.reload()
     expect(page.get_by_role("table", name="At 'cat'")).to_contain_text(CAT)
+
+
+@pytest.mark.browser
+def test_ranked_neurons_stand_beside_their_explanations(
+    run: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    with run.database() as database:
+        database.add_explanations(
+            [ExplanationRow(NeuronId.parse(CAT), "human", "h", "1", "<b>where cats are</b>")]
+        )
+    page = open_page(f"{serve(run)}#/try?text=the+old+cat&at=2")
+    here = page.get_by_role("table", name="At 'cat'")
+    row = here.get_by_role("row").filter(has=page.get_by_role("link", name=CAT, exact=True))
+    expect(row).to_contain_text("<b>where cats are</b>", timeout=30_000)
+    over = page.get_by_role("table", name="Over the text")
+    expect(over).to_contain_text("<b>where cats are</b>")
 
 
 @pytest.mark.browser

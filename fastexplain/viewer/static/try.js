@@ -37,9 +37,12 @@ class Trial {
     this.state = element("p", { class: "try-state quiet", role: "status" });
     this.shown = element("div", { class: "try-shown" });
     this.own = element("div");
+    this.explained = new Map(); // texts by neurons, as promises
     this.text.addEventListener("input", () => this.typed());
-    this.neuron.addEventListener("input", () => this.typed());
-    this.neuron.addEventListener("change", () => this.showForm());
+    this.neuron.addEventListener("input", () => {
+      this.showForm();
+      this.typed();
+    });
     signal.addEventListener("abort", () => clearTimeout(this.timer));
   }
 
@@ -153,7 +156,8 @@ class Trial {
   }
 
   ranking(title, active, { tokens }, placed = false) {
-    const heads = ["neuron", "quantile", "value", "of its largest", ...(placed ? ["at"] : []), "on this text"];
+    const heads = ["neuron", "quantile", "value", "of its largest", ...(placed ? ["at"] : []), "on this text", "explanation"];
+    this.explain(active.map(({ neuron }) => neuron));
     return element(
       "table",
       {},
@@ -172,10 +176,26 @@ class Trial {
             element("td", {}, number(each.of_largest)),
             placed ? element("td", {}, quotedToken(tokens[each.place])) : null,
             element("td", {}, element("a", { href: this.following(each.neuron), "aria-label": `follow ${each.neuron}` }, "follow")),
+            this.explanationCell(each.neuron),
           ),
         ),
       ),
     );
+  }
+
+  /** Ask for the best explanations of neurons that are not known yet. */
+  explain(neurons) {
+    const asked = neurons.filter((neuron) => !this.explained.has(neuron));
+    if (!asked.length) return;
+    // What can't be had is left out: the ranking stands without it.
+    const found = load(`glances?of=${asked.join(",")}`, this.signal).catch(() => []);
+    asked.forEach((neuron, place) => this.explained.set(neuron, found.then((all) => all[place]?.text ?? "")));
+  }
+
+  explanationCell(neuron) {
+    const cell = element("td", { class: "one-line" });
+    this.explained.get(neuron).then((text) => cell.append(element("bdi", { title: text }, text.slice(0, 200))));
+    return cell;
   }
 
   following(neuron) {
@@ -191,9 +211,13 @@ class Trial {
       this.explanation = text;
       this.keepAddress();
     };
+    const named = /^\d+:\d+$/.test(neuron);
+    const typed = this.own.querySelector("#own-list")?.value ?? "";
     this.own.replaceChildren(
-      ...(neuron ? [...explanationForm(neuron, this.explanation, this.simulator, keep, signal), ...listForm(neuron, signal)] : []),
+      ...(named ? [...explanationForm(neuron, this.explanation, this.simulator, keep, signal), ...listForm(neuron, signal)] : []),
     );
+    const list = this.own.querySelector("#own-list");
+    if (list) list.value = typed;
   }
 
   say(text) {
