@@ -24,7 +24,7 @@ from fastexplain.kernels.cpu.rules import feature_sums, grow, predict
 from fastexplain.kernels.measuring import MEASURES
 from fastexplain.kernels.summary import HeldOut, LookupTables
 from fastexplain.records import NeuronId
-from fastexplain.results import CORRELATION, ExplanationRow, Scores
+from fastexplain.results import CORRELATION, ExplanationRow, Scores, StoredExplanation
 from fastexplain.run.agreement import Agreement, Means, agreement
 from fastexplain.run.directory import Run
 
@@ -104,6 +104,28 @@ def predict_rules(rules: Rules, features: Features, excerpts: np.ndarray) -> np.
         rules.chosen, rules.values, rules.default, excerpts,
         features.keys, features.starts, features.members,
     )  # fmt: skip
+
+
+def simulate_rule(
+    run: Run, features: Features, row: StoredExplanation
+) -> dict[int, np.ndarray] | None:
+    """What a stored rule predicts of its neuron's test excerpts: by id float32 `[tokens]`.
+
+    Tokens that are not counted are NaN. None where a term's phrase is that of several features, or
+    of none: bytes that are no text look alike.
+    """
+    ids = split_excerpts(run, row.neuron.layer, slice(row.neuron.index, row.neuron.index + 1))[0]
+    chosen = np.full((1, max(len(row.data), 1)), -1, np.int32)
+    for place, term in enumerate(row.data):
+        if features.phrases.count(term["term"]) != 1:
+            return None
+        chosen[0, place] = features.phrases.index(term["term"])
+    values = np.zeros(chosen.shape)
+    values[0, : len(row.data)] = [term["value"] for term in row.data]
+    rules = Rules(chosen, values, np.array([row.parameters["default"]]), values, values)
+    counted = predict_rules(rules, features, ids)[0]
+    whole = np.pad(counted, ((0, 0), (run.skip, 0)), constant_values=np.nan)
+    return {int(id_): own for id_, own in zip(ids[0], whole, strict=True) if id_ >= 0}
 
 
 def explain_by_rules(run: Run) -> Iterator[list[ExplanationRow]]:

@@ -42,9 +42,9 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
         `excerpts.banded`); `explanations` (see `_explanation`); `simulations`, each with
         `explanation`, `simulator`, `version`, `full` (the value that stands for the highest
         activation), `sign` (-1 where it is of the bottom, whose values are -activation) and
-        `values` by excerpt; `rows`, the tables' strongest tokens and pairs, each
-        with `token`, `previous` (null for a token), `mean` and `count`; `steering` and `weights`
-        as `report.neuron` has them.
+        `values` by excerpt, null of rules (see `ruled.RuledExcerpts`); `rows`, the tables'
+        strongest tokens and pairs, each with `token`, `previous` (null for a token), `mean` and
+        `count`; `steering` and `weights` as `report.neuron` has them.
 
     Raises:
         UsageError: the name is no neuron's, or no neuron of this run.
@@ -100,7 +100,8 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
             _explanation(run, record, explanations[id_], scores[id_])
             for id_ in dict.fromkeys(row.id for row in rows)
         ],
-        "simulations": [_simulation(found.maximum, each, shown) for each in simulated],
+        "simulations": [_simulation(found.maximum, each, shown) for each in simulated]
+        + [_simulation(found.maximum, (row, None), shown) for row in rows if _is_rule(row)],
         "rows": _table_rows(run, record),
         "steering": steering_data(steering),
         "weights": weights_data(run.weights(record.id)),
@@ -147,20 +148,31 @@ def _explanation(
     return data
 
 
-def _simulation(highest: float, simulated: Simulated, shown: Container[int]) -> dict[str, Any]:
-    """A simulation of the excerpts that are shown."""
+def _is_rule(row: StoredExplanation) -> bool:
+    return row.method == row.model == row.simulator == "rule" and bool(row.data)
+
+
+def _simulation(
+    highest: float,
+    simulated: Simulated | tuple[StoredExplanation, None],
+    shown: Container[int],
+) -> dict[str, Any]:
+    """A simulation of the excerpts that are shown; where there are none, the page asks for it."""
     row, excerpts = simulated
-    # Table and list predict activations.
-    own = row.method == "lookup"
-    known = [excerpt for excerpt in excerpts if excerpt in shown]
-    values = four_digits(np.array([excerpts[excerpt] for excerpt in known]))
+    # Table, list and rule predict activations; a model says 0 to 10, of which 10 is the highest.
+    own = row.method == "lookup" or excerpts is None
+    values = None
+    if excerpts is not None:
+        known = [excerpt for excerpt in excerpts if excerpt in shown]
+        digits = four_digits(np.array([excerpts[excerpt] for excerpt in known]))
+        values = dict(zip(map(str, known), digits, strict=True))
     return {
         "explanation": row.id,
         "simulator": row.simulator,
         "version": row.simulation,
         "full": _number(highest) if own else MODELS_FULL,
         "sign": 1 if row.side == TOP else -1,
-        "values": dict(zip(map(str, known), values, strict=True)),
+        "values": values,
     }
 
 

@@ -2,6 +2,7 @@
 
 GET /api/neuron/NAME         `report.page.page_data`
 GET /api/baselines/NAME      `report.baselines.baselines_data`
+GET /api/ruled/NAME/ID        `report.ruled.RuledExcerpts.data`, of a rule by its id
 GET /api/similar/NAME        `report.similar.similar_data`
 GET /api/context/EXCERPT     `report.excerpts.context_data`; `?before=1&after=1`
 GET /api/request/NAME/ID     `report.asked.request_data`, of an explanation by its id
@@ -25,6 +26,7 @@ from fastexplain.report.asked import request_data
 from fastexplain.report.baselines import baselines_data
 from fastexplain.report.excerpts import context_data
 from fastexplain.report.page import page_data
+from fastexplain.report.ruled import RuledExcerpts
 from fastexplain.report.similar import similar_data
 from fastexplain.viewer.viewed import Viewed
 
@@ -38,7 +40,7 @@ server has each page took as long, with as many buffers and connections."""
 def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     """The module's text lists them."""
     run = viewed.run
-    one = threading.Lock()
+    one, rules = threading.Lock(), RuledExcerpts(run)
 
     # It reads the random excerpts' activations of all sites: 0.3 GB for 46,080 neurons. So one is
     # worked on at a time.
@@ -59,6 +61,10 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     def baselines(request: Request) -> JSONResponse:
         return JSONResponse(baselines_data(run, request.path_params["name"]))
 
+    def ruled(request: Request) -> JSONResponse:
+        name, rule = request.path_params["name"], _number(request.path_params["id"])
+        return JSONResponse(rules.data(name, rule))
+
     def similar(request: Request) -> JSONResponse:
         return JSONResponse(similar_of(request.path_params["name"]))
 
@@ -76,6 +82,7 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     return [
         Route("/api/neuron/{name}", neuron),
         Route("/api/baselines/{name}", baselines),
+        Route("/api/ruled/{name}/{id}", ruled),
         Route("/api/similar/{name}", similar),
         Route("/api/context/{excerpt}", context),
         Route("/api/request/{name}/{id}", asked),

@@ -53,7 +53,7 @@ def test_a_page_has_all_that_is_known_of_a_neuron(explained: Run) -> None:
     assert data["rows"][0]["token"] == "cat" and data["rows"][0]["previous"] is None
     by_table = simulate_by_lookup(explained, record)
     values = {each["simulator"]: each["values"] for each in data["simulations"]}
-    assert set(values) == {"lookup", "list"}
+    assert values.keys() == {"lookup", "list", "rule"} and values["rule"] is None
     for excerpt, own in by_table.items():
         shown = np.array(values["lookup"][str(excerpt)], float)
         np.testing.assert_allclose(shown, own, rtol=5e-4)

@@ -76,6 +76,9 @@ def test_a_page_shows_a_neuron_and_its_keys_work(
     expect(page.get_by_role("group", name="simulated, excerpt")).not_to_have_count(0)
     assert "by=" in page.url
     expect(page.get_by_label("Simulated by")).to_be_focused()
+    page.get_by_label("Simulated by").select_option(label="the rule: 'cat'")
+    simulated = page.get_by_role("group", name="simulated, excerpt").first
+    expect(simulated.locator(".token[style]", has_text="cat").first).to_be_visible()
     check_accessible(page)
 
     page.get_by_role("tab", name="By quantile").click()

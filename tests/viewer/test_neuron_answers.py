@@ -40,6 +40,8 @@ def test_a_neuron_and_what_its_page_loads_later(planted_run: Run) -> None:
         ("neuron/0:999", "there is no neuron 0:999"),
         ("neuron/cat", "'cat' does not name a neuron"),
         ("similar/9:0", "layer 9 was not swept"),
+        ("ruled/9:0/5", "layer 9 was not swept"),
+        ("ruled/0:0/5", "explanation 5 is no rule of 0:0"),
         ("baselines/9:0", "layer 9 was not swept"),
         ("context/x", "'x' is no number"),
         ("context/3?after=-1", "'-1' is no number"),

@@ -13,7 +13,7 @@ const KINDS = {
 };
 
 /** The section with its tabs; `remember(tab, by)` keeps what is chosen in the address. */
-export function exemplarsSection(data, chosen, remember) {
+export function exemplarsSection(data, chosen, remember, signal) {
   const panel = element("div", { id: "excerpts", role: "tabpanel", tabindex: -1 });
   const filled = Object.keys(KINDS).filter((kind) => rowsOf(data, kind).length);
   const tabs = Object.fromEntries(filled.map((kind) => [kind, tabButton(kind, () => open(kind))]));
@@ -27,6 +27,7 @@ export function exemplarsSection(data, chosen, remember) {
     panel.setAttribute("aria-labelledby", `tab-${kind}`);
     remember(kind, kind === "simulated" ? simulationName(by) : null);
     const rows = kind === "simulated" ? comparedRows(data, by) : rowsOf(data, kind).map((row) => excerptRow(data, kind, row));
+    const list = element("ol", { class: "excerpts" }, rows.map((row) => element("li", {}, row)));
     panel.replaceChildren(
       element("p", { class: "quiet" }, KINDS[kind][2]),
       kind === "simulated" ? simulationChoice(data, by, (next) => {
@@ -34,8 +35,9 @@ export function exemplarsSection(data, chosen, remember) {
         open(kind);
         document.getElementById("simulation").focus(); // it was made anew
       }) : "",
-      element("ol", { class: "excerpts" }, rows.map((row) => element("li", {}, row))),
+      list,
     );
+    if (kind === "simulated" && !by.values) predictByRule(data, by, list, signal);
   }
 
   if (filled.length) open(filled.includes(chosen.tab) ? chosen.tab : filled[0]);
@@ -53,8 +55,25 @@ export function exemplarsSection(data, chosen, remember) {
   };
 }
 
+/** What a rule predicts is made when it is asked for. */
+async function predictByRule(data, rule, list, signal) {
+  list.replaceChildren(element("li", { class: "quiet", role: "status" }, "Finding where the rule holds…"));
+  try {
+    const found = await load(`ruled/${data.neuron}/${rule.explanation}`, signal);
+    rule.values = found.values;
+    list.replaceChildren(...comparedRows(data, rule).map((row) => element("li", {}, row)));
+  } catch (error) {
+    if (!signal.aborted) list.replaceChildren(element("li", { class: "failure", role: "alert" }, error.message));
+  }
+}
+
 function rowsOf(data, kind) {
-  return kind === "simulated" ? data.simulations : data.exemplars[kind];
+  return kind === "simulated" ? simulationsOf(data) : data.exemplars[kind];
+}
+
+/** Those that are there, or that the server can make. */
+function simulationsOf(data) {
+  return data.simulations.filter(({ values }) => values || live());
 }
 
 function tabButton(kind, chosen) {
@@ -153,21 +172,22 @@ function simulationName(simulation) {
 }
 
 function simulationOf(data, name) {
-  return data.simulations.find((each) => simulationName(each) === name) ?? data.simulations[0];
+  const all = simulationsOf(data);
+  return all.find((each) => simulationName(each) === name) ?? all[0];
 }
 
 function simulationChoice(data, by, chosen) {
   const texts = Object.fromEntries(data.explanations.map((each) => [each.id, each.text]));
-  const options = data.simulations.map((each, place) => {
+  const options = simulationsOf(data).map((each, place) => {
     const text = texts[each.explanation] ?? "";
-    const simulator = { lookup: "the whole table", list: "the list as it is shown" }[each.simulator] ?? `${each.simulator} (${each.version})`;
+    const simulator = { lookup: "the whole table", list: "the list as it is shown", rule: "the rule" }[each.simulator] ?? `${each.simulator} (${each.version})`;
     return element("option", { value: place, selected: each === by }, `${simulator}: ${text.slice(0, 80)}`);
   });
   return element(
     "p",
     {},
     element("label", { for: "simulation" }, "Simulated by "),
-    element("select", { id: "simulation", on: { change: (event) => chosen(data.simulations[event.target.value]) } }, options),
+    element("select", { id: "simulation", on: { change: (event) => chosen(simulationsOf(data)[event.target.value]) } }, options),
   );
 }
 
@@ -175,7 +195,7 @@ function simulationChoice(data, by, chosen) {
 export function comparedRows(data, simulation) {
   const { sign } = simulation; // of the bottom, what is below 0 is simulated
   const most = sign > 0 ? data.scale.highest : -data.scale.lowest;
-  return Object.entries(simulation.values).map(([excerpt, values]) => {
+  return Object.entries(simulation.values ?? {}).map(([excerpt, values]) => {
     const { tokens } = data.excerpts[excerpt];
     const known = knownValues(data, Number(excerpt)) ?? [];
     const truth = known.map((value) => value && sign * Math.max(sign * value, 0));

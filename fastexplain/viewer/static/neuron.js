@@ -23,6 +23,7 @@ export async function neuronPage(content, { parts, query, signal }) {
       // Whoever steps on sees the same of the next neuron.
       for (const link of steps.links) link.href = `${link.dataset.to}?tab=${tab}`;
     },
+    signal,
   );
   content.replaceChildren(
     heading(data, steps.links),

@@ -1,0 +1,47 @@
+"""Rules' simulations, made anew from what is stored of them."""
+
+import numpy as np
+import planted
+import pytest
+
+from fastexplain import Run
+from fastexplain.errors import UsageError
+from fastexplain.explainers.rules import store_rules
+from fastexplain.records import NeuronId
+from fastexplain.report.ruled import RuledExcerpts
+from fastexplain.results import StoredExplanation
+
+
+@pytest.fixture
+def ruled(run: Run) -> Run:
+    store_rules(run)
+    return run
+
+
+def rule_of(run: Run, neuron: NeuronId) -> StoredExplanation:
+    with run.database(read_only=True) as database:
+        [row] = database.explanations(neuron)
+    return row
+
+
+def test_a_rules_simulation_has_its_stored_score(ruled: Run) -> None:
+    predicted = RuledExcerpts(ruled)
+    for index in (planted.CAT, planted.DIGIT, planted.MOON_AFTER_BRIGHT):
+        neuron = NeuronId(0, index)
+        row, record = rule_of(ruled, neuron), ruled.neuron(neuron)
+        found = predicted.data(str(neuron), row.id)["values"]
+        activations = {each.excerpt: each.activations for each in record.top}
+        top = [int(excerpt) for excerpt in found if int(excerpt) in activations]
+        assert all(found[str(excerpt)][: ruled.skip] == [None] * ruled.skip for excerpt in top)
+        true = np.concatenate([np.maximum(activations[each], 0)[ruled.skip :] for each in top])
+        said = np.concatenate([found[str(each)][ruled.skip :] for each in top]).astype(float)
+        assert np.corrcoef(true, said)[0, 1] == pytest.approx(row.scores.top_only, abs=1e-3)
+
+
+def test_a_rule_that_can_not_be_told_is_said(ruled: Run) -> None:
+    neuron = NeuronId(0, planted.CAT)
+    row = rule_of(ruled, neuron)
+    predicted = RuledExcerpts(ruled)
+    predicted._features.phrases.append(row.data[0]["term"])
+    with pytest.raises(UsageError, match="several tokens that look alike"):
+        predicted.data(str(neuron), row.id)
