@@ -219,7 +219,7 @@ def test_a_key_word_that_is_typed_fires_its_neuron(
 
     # The form is there as soon as a neuron is named, with what was typed.
     page.get_by_label("Neuron", exact=True).fill("0:11")
-    expect(page.get_by_role("heading", level=2)).to_have_text("A list of your own for 0:11")
+    expect(page.get_by_role("heading", level=2).last).to_have_text("A list of your own for 0:11")
     expect(page.get_by_label("Tokens and their mean activations")).to_have_value("'cat' 4; else 0")
     page.get_by_label("Neuron", exact=True).fill("")
     expect(page.get_by_role("heading", level=2)).to_have_count(0)
