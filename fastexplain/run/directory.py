@@ -36,7 +36,7 @@ from fastexplain.run.statistics import SUMMED, moments_of
 from fastexplain.run.table import NeuronTable, neuron_table
 from fastexplain.run.tables import Tables
 from fastexplain.run.weights import NeuronWeights, StoredWeights, stored_weights, written_weights
-from fastexplain.text.vocabulary import texts
+from fastexplain.text.vocabulary import Texts
 
 if TYPE_CHECKING:
     from fastexplain.run.database import Database
@@ -178,14 +178,7 @@ class Run:
 
     def token_texts(self, tokens: Iterable[int]) -> list[str]:
         """Consecutive tokens as text, none empty; U+FFFD is a part of a character of later ones."""
-        blob, ends = self._vocabulary
-
-        def bytes_of(token: int) -> bytes:
-            # A model may have more rows than its tokenizer tokens.
-            known = 0 <= token < len(ends) - 1
-            return blob[ends[token] : ends[token + 1]] if known else b""
-
-        return texts(tokens, bytes_of)
+        return self._texts(tokens)
 
     @cached_property
     def vocabulary(self) -> list[bytes]:
@@ -269,6 +262,17 @@ class Run:
             histogram_edges=histogram_edges().astype(np.float64),
             histogram_excerpts=self.array(site, "histogram.excerpts", index),
         )
+
+    @cached_property
+    def _texts(self) -> Texts:
+        blob, ends = self._vocabulary
+
+        def bytes_of(token: int) -> bytes:
+            # A model may have more rows than its tokenizer tokens.
+            known = 0 <= token < len(ends) - 1
+            return blob[ends[token] : ends[token + 1]] if known else b""
+
+        return Texts(bytes_of)
 
     @cached_property
     def _vocabulary(self) -> tuple[bytes, list[int]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from fastexplain.text.vocabulary import texts, token_bytes
+from fastexplain.text.vocabulary import Texts, texts, token_bytes
 
 WORDS = [
     *["the", "river", "stone", "gardens", "don't", "12.5%", "Größe", "naïve", "stop!", "a,b"],
@@ -195,3 +195,17 @@ def test_added_tokens_read_as_they_are_written(kind):
     known = token_bytes(tokenizer)
     for content in ("<tool>", "größer\u2581"):
         assert known[tokenizer.convert_tokens_to_ids(content)].decode().strip() == content
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.binary(max_size=3), min_size=1, max_size=8),
+    st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=6),
+)
+def test_texts_that_are_kept_are_those_that_are_not(tokens, asked):
+    def bytes_of(id_: int) -> bytes:
+        return tokens[id_] if id_ < len(tokens) else b""
+
+    kept = Texts(bytes_of)
+    for ids in (*asked, *asked):
+        assert kept(iter(ids)) == texts(ids, bytes_of)
