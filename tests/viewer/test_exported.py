@@ -193,6 +193,49 @@ def test_a_whole_run_has_its_overview(
     assert shown == explained.statistics(0)["maximum"].astype("float32").tolist()
 
 
+def test_the_overview_of_a_whole_run_works_as_with_a_server(
+    address_of: Callable[[Path], str],
+    whole: Path,
+    explained: Run,
+    open_page: Callable[..., Page],
+    check_accessible: Callable[[Page], None],
+) -> None:
+    address = address_of(whole)
+    page = open_page(f"{address}index.html")
+    asked = asked_for(page)
+    expect(page.get_by_role("heading", name="By layer")).to_be_visible()
+    assert page.locator("figure .chart").count() > 2
+
+    # The lists: a hostile text is a text.
+    listed = page.locator(".lists li").filter(has_text="</script><script>alert(1)</script><!--")
+    expect(listed.first).to_contain_text("0:3")
+
+    # The picture: coloured by what the address names, and each cell a neuron.
+    picture, pointed = page.locator("canvas.picture"), page.locator(".pointed")
+    before = picture.screenshot()
+    page.get_by_label("Colour by").select_option("other.top_and_random")
+    expect(page.locator(".legend")).to_contain_text("Without a value: 118 neurons")
+    assert "map=other.top_and_random" in page.url and picture.screenshot() != before
+    picture.focus()
+    page.keyboard.press("End")
+    expect(pointed.get_by_role("link")).to_have_text(f"0:{explained.width(0) - 1}")
+    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    expect(pointed).to_contain_text("0:3")
+    expect(pointed).to_contain_text("</script><script>")  # its best explanation
+    check_accessible(page)
+    page.reload()  # an address that was kept opens the same
+    expect(page.get_by_label("Colour by")).to_have_value("other.top_and_random")
+    expect(page.locator(".legend")).to_contain_text("Without a value: 118 neurons")
+
+    listed.first.get_by_role("link").first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:3")
+    page.keyboard.press("h")
+    expect(page.get_by_role("heading", name="By layer")).to_be_visible()
+    assert all("/data/" in each or each.endswith("index.html") for each in asked)
+
+
 def test_the_page_of_one_neuron_needs_nothing_beside_it(
     explained: Run, probed: None, tmp_path: Path, open_page: Callable[..., Page]
 ) -> None:
