@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sqlite3
 import subprocess
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from opened import open_files
 
 from fastexplain.errors import RunError
 from fastexplain.records import NeuronId
@@ -40,15 +40,6 @@ def path(tmp_path: Path) -> Path:
     with Database(path) as database:
         database.add_explanations([said("first")])
     return path
-
-
-def open_files(path: Path) -> list[str]:
-    """What this process has open of a database: the file itself, its log and the log's index."""
-    files = []
-    for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
-            files.append(str(link.readlink()))
-    return [each for each in files if each.startswith(str(path))]
 
 
 def at_once(call: Callable[[], object]) -> list[object]:
