@@ -173,3 +173,11 @@ def test_a_program_that_was_put_in_meanwhile_is_refused(path: Path) -> None:
         with pytest.raises(RunError, match="view 'lure' that fastexplain did not make"):
             reader.explanations(NEURON)
         sqlite.close()
+
+
+def test_one_that_is_kept_lets_writers_empty_their_log(path: Path) -> None:
+    with Database(path, read_only=True) as reader, Database(path) as writer:
+        writer.add_explanations([said("second")])
+        assert at_once(lambda: texts(reader)) == [["first", "second"]] * THREADS
+        assert writer.query("PRAGMA wal_checkpoint(TRUNCATE)") == [(0, 0, 0)]
+        assert texts(reader) == ["first", "second"]
