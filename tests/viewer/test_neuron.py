@@ -19,7 +19,7 @@ from fastexplain import Run, open_run
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.explainers.rules import store_rules
 from fastexplain.records import NeuronId
-from fastexplain.results import ExplanationRow
+from fastexplain.results import ExplanationRow, Raised, Steering
 
 pytestmark = pytest.mark.browser
 
@@ -123,6 +123,44 @@ def hostile(run: Run) -> Run:
             [ExplanationRow(NeuronId(0, 0), "human", text, "1", text * 3) for text in HOSTILE]
         )
     return made
+
+
+def test_lists_run_from_left_to_right_whatever_their_tokens(
+    run: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    neuron = NeuronId(0, 0)
+    texts = {
+        "list": "' ש'·לום 0.5, 'ע' 3; else 0",
+        "rule": "'ש'; a digit after 'ע'",
+        "said": "מילים בעברית",
+    }
+    with run.database() as database:
+        database.add_explanations(
+            [ExplanationRow(neuron, "human", name, "1", text) for name, text in texts.items()]
+        )
+        tokens = [Raised(7, " moon", 0.0123, 0.2)]
+        database.add_steering(neuron, [Steering(10, 2.5, 1e-3, 4, tokens)])
+    page = open_page(f"{serve(run)}#/neuron/0:0")
+    for name, text in texts.items():
+        said = page.locator(".said > bdi", has_text=text)
+        expect(said).to_have_attribute("dir", "rtl" if name == "said" else "ltr")
+    # Where the first token, its number and the second one begin, from the left.
+    places = page.locator(".said > bdi", has_text="else").evaluate(
+        """said => ["ש", "0.5", "ע", "3"].map((part) => {
+            const walker = document.createTreeWalker(said, NodeFilter.SHOW_TEXT);
+            while (walker.nextNode()) {
+                const at = walker.currentNode.data.indexOf(part);
+                if (at < 0) continue;
+                const range = new Range();
+                range.setStart(walker.currentNode, at);
+                range.setEnd(walker.currentNode, at + part.length);
+                return range.getBoundingClientRect().left;
+            }
+        })"""
+    )
+    assert places == sorted(places)
+    steering = page.get_by_role("region", name="Steering")
+    expect(steering.get_by_role("row").nth(1)).to_contain_text("' moon' +1.2%")
 
 
 def test_hostile_text_is_text_and_fits_a_narrow_page(

@@ -1,7 +1,7 @@
 // Two explainers, or two runs, neuron by neuron: how their scores differ, and where by most.
 
 import { setAddress } from "./addresses.js";
-import { element, number } from "./dom.js";
+import { element, explanation, number } from "./dom.js";
 import { pointCloud } from "./cloud.js";
 import { live, load, loadPacked, neuronAt, neuronRanges } from "./source.js";
 import { tokenView } from "./tokens.js";
@@ -155,8 +155,8 @@ class Comparison {
               "tr",
               {},
               element("th", { scope: "row" }, element("a", { href: `#/neuron/${row.neuron}` }, row.neuron)),
-              element("td", {}, number(row.a), element("bdi", { class: "explained" }, row.text_a ?? "")),
-              element("td", {}, number(row.b), element("bdi", { class: "explained" }, row.text_b ?? "")),
+              element("td", {}, number(row.a), explanation(row.text_a ?? "", { class: "explained" })),
+              element("td", {}, number(row.b), explanation(row.text_b ?? "", { class: "explained" })),
             ),
           ),
         ),
@@ -203,12 +203,12 @@ class Comparison {
   }
 }
 
-function sidePart({ label, explanation, exemplar }) {
+function sidePart({ label, explanation: stored, exemplar }) {
   return element(
     "section",
     { class: "explanation", "aria-label": label },
     element("h3", {}, label),
-    element("p", {}, element("bdi", { class: "explained" }, explanation?.explanation ?? "Not explained by it.")),
+    element("p", {}, explanation(stored?.explanation ?? "Not explained by it.", { class: "explained" })),
     exemplar &&
       tokenView({
         tokens: exemplar.tokens,

@@ -46,6 +46,23 @@ export function visible(text) {
   return text.replace(STEERING, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
+// Letters of writing from right to left, and what stands between them; quoted tokens.
+const LEFTWARD = "[\\u0590-\\u08ff\\ufb1d-\\ufdff\\ufe70-\\ufefc\\u{10800}-\\u{10fff}\\u{1e800}-\\u{1efff}]";
+const LEFTWARD_RUNS = new RegExp(`(${LEFTWARD}(?:[^A-Za-z0-9'";,]*${LEFTWARD})?)`, "u");
+const QUOTED = /'[^']*'|"[^"]*"/g;
+const LIST_ENTRY = /['"]\S* -?[\d.]+(?:e[-+]?\d+)?[,;]/; // a token, the rest of its word, a number
+
+/**
+ * An explanation. Lists and rules run from left to right whatever their tokens are: each run of
+ * letters that does not stands for itself, or numbers would change places between tokens.
+ */
+export function explanation(text, attributes = {}) {
+  const own = text.replace(QUOTED, "").match(/\p{L}/u)?.[0] ?? "";
+  if (new RegExp(LEFTWARD, "u").test(own) && !LIST_ENTRY.test(text)) return element("bdi", { ...attributes, dir: "rtl" }, text);
+  const parts = text.split(LEFTWARD_RUNS).map((part, place) => (place % 2 ? element("bdi", {}, part) : part));
+  return element("bdi", { ...attributes, dir: "ltr" }, parts);
+}
+
 /** Say something to those who don't see the page, and show nothing. */
 export function announce(text) {
   document.getElementById("status").textContent = visible(text);

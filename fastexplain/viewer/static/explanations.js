@@ -1,6 +1,6 @@
 // What is said of a neuron, how well that fits, and where it came from.
 
-import { element, number } from "./dom.js";
+import { element, explanation, number } from "./dom.js";
 import { live, load, offers } from "./source.js";
 
 const FIRST_SHOWN = 6;
@@ -61,7 +61,7 @@ function explanationCard(data, each) {
   return element(
     "article",
     { class: "explanation" },
-    element("p", { class: "said" }, each.text === null ? element("span", { class: "failure" }, `failed: ${each.failure ?? "no text"}`) : element("bdi", {}, each.text.length > LONGEST_SAID ? `${each.text.slice(0, LONGEST_SAID)}…` : each.text)),
+    element("p", { class: "said" }, each.text === null ? element("span", { class: "failure" }, `failed: ${each.failure ?? "no text"}`) : explanation(each.text.length > LONGEST_SAID ? `${each.text.slice(0, LONGEST_SAID)}…` : each.text)),
     element("p", { class: "quiet" }, element("bdi", {}, each.method === each.model ? each.method : `${each.method}, ${each.model}`), each.cost ? ` · $${number(each.cost)}` : ""),
     correlations.length ? correlationTable(correlations) : element("p", { class: "quiet" }, "It has no score."),
     element(

@@ -3,7 +3,7 @@
 import { setAddress } from "./addresses.js";
 import { barRows, distributionChart } from "./charts.js";
 import { colourScale, palette } from "./colours.js";
-import { announce, element, number } from "./dom.js";
+import { announce, element, explanation, number } from "./dom.js";
 import { neuronPicture } from "./picture.js";
 import { load, loadPacked, offers, run } from "./source.js";
 
@@ -171,7 +171,7 @@ function described(name, value, glance) {
     element("a", { href: `#/neuron/${name}` }, name),
     ` ${number(value)} `,
     glance?.text
-      ? element("span", { class: "explained" }, cut(glance.text), ` (${glance.method}, ${number(glance.score, 2)})`)
+      ? element("span", { class: "explained" }, explanation(cut(glance.text)), ` (${glance.method}, ${number(glance.score, 2)})`)
       : element("span", { class: "quiet" }, glance ? "not explained" : ""),
   ];
 }
@@ -245,7 +245,7 @@ function listed({ neuron, score, lookup, text, model, method }) {
     lookup === null || method === "lookup"
       ? null
       : element("span", { class: "quiet" }, `lookup ${number(lookup, 2)} `),
-    element("span", { class: "explained", title: model }, cut(text, 120)),
+    explanation(cut(text, 120), { class: "explained", title: model }),
   );
 }
 

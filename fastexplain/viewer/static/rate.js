@@ -1,7 +1,7 @@
 // Judging explanations blind: true activations, and texts in an order by chance.
 
 import { setAddress } from "./addresses.js";
-import { announce, element } from "./dom.js";
+import { announce, element, explanation } from "./dom.js";
 import { live, send } from "./source.js";
 import { tokenView } from "./tokens.js";
 
@@ -193,7 +193,7 @@ class Rating {
       return element("label", {}, input, String(value + 1));
     });
     const legend = element("legend", { class: "unseen" }, `Explanation ${place + 1}`);
-    return element("li", {}, element("p", {}, text), element("fieldset", {}, legend, radios));
+    return element("li", {}, element("p", {}, explanation(text)), element("fieldset", {}, legend, radios));
   }
 
   buttons(judging) {

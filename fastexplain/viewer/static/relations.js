@@ -1,6 +1,6 @@
 // What drives a neuron, what it does, and the neurons it has to do with.
 
-import { element, number } from "./dom.js";
+import { element, explanation, number } from "./dom.js";
 import { scrolledTable } from "./explanations.js";
 import { live, load } from "./source.js";
 import { quotedToken, tokenText } from "./tokens.js";
@@ -24,7 +24,7 @@ export function driversSection(data) {
 function entryCells(entry) {
   const place = [element("span", { class: "quiet" }, tokenText(entry.before)), element("mark", {}, tokenText(entry.own)), element("span", { class: "quiet" }, tokenText(entry.after))];
   const from = entry.source ? element("small", { class: "quiet" }, ` ${entry.source}`) : "";
-  return [entry.text, number(entry.mean), entry.count, [element("bdi", { class: "place" }, place), from], number(entry.activation)];
+  return [explanation(entry.text), number(entry.mean), entry.count, [element("bdi", { class: "place" }, place), from], number(entry.activation)];
 }
 
 function rowsDetails(rows, title) {
@@ -52,12 +52,12 @@ export function effectsSection(data) {
     { "aria-labelledby": "effects" },
     element("h2", { id: "effects" }, "What it does"),
     data.weights ? effectsDetails("Tokens that its weights raise and lower", data.weights.output, true) : null,
-    data.steering.length ? scrolledTable("Steering", ["Raised to", "Divergence", "Tokens that become likelier"], data.steering.map(steeringCells)) : null,
+    data.steering.length ? scrolledTable("Steering", ["Raised to", "Divergence, nats", "Tokens that become likelier"], data.steering.map(steeringCells)) : null,
   );
 }
 
 function steeringCells({ activation, divergence, tokens }) {
-  return [number(activation), `${number(divergence)} nats`, tokens.map(({ token, rise }) => [quotedToken(token), " ", element("small", {}, `+${number(rise)}`), " "])];
+  return [number(activation), number(divergence), tokens.map(({ token, rise }) => [quotedToken(token), " ", element("small", {}, `+${number(100 * rise, 2)}%`), " "])];
 }
 
 /** Neurons that feed it, that it feeds, and that are like it. */

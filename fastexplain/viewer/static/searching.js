@@ -1,6 +1,6 @@
 // Search: the field in the header with its list, and the page with all that was found.
 
-import { announce, element, number } from "./dom.js";
+import { announce, element, explanation, number } from "./dom.js";
 import { load } from "./source.js";
 
 const DELAY = 120; // ms after the last key
@@ -40,7 +40,7 @@ function groupsOf(found) {
 function entryOf({ name, text, note }) {
   return [
     element("span", { class: "name" }, name),
-    text ? element("span", { class: "explained" }, text) : null,
+    text ? explanation(text, { class: "explained" }) : null,
     note ? element("span", { class: "quiet number" }, note) : null,
   ];
 }

@@ -1,6 +1,6 @@
 // An explanation of one's own in the syntax of lists, simulated on a neuron's test excerpts.
 
-import { element, number } from "./dom.js";
+import { element, explanation, number } from "./dom.js";
 import { send } from "./source.js";
 import { tokenView } from "./tokens.js";
 
@@ -40,7 +40,7 @@ export function listForm(neuron, signal) {
 
 function listResult(found) {
   return [
-    element("p", {}, "Understood as ", element("bdi", { class: "explained" }, found.text)),
+    element("p", {}, "Understood as ", explanation(found.text, { class: "explained" })),
     scoresTable(found, "your list"),
     element("ol", { class: "excerpts" }, found.excerpts.map((each) => excerptItem(found, each))),
   ];
@@ -80,7 +80,7 @@ function scoreRow([by, text, both, random]) {
     element("th", { scope: "row" }, by),
     element("td", {}, withInterval(both)),
     element("td", {}, withInterval(random)),
-    element("td", {}, element("bdi", { class: "explained" }, text ?? "")),
+    element("td", {}, explanation(text ?? "", { class: "explained" })),
   );
 }
 

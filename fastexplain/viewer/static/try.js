@@ -2,7 +2,7 @@
 // and an explanation of one's own, a list or in words, simulated and scored.
 
 import { setAddress } from "./addresses.js";
-import { element, number } from "./dom.js";
+import { element, explanation, number } from "./dom.js";
 import { listForm } from "./simulate.js";
 import { live, load, send } from "./source.js";
 import { quotedToken, tokenView } from "./tokens.js";
@@ -194,7 +194,7 @@ class Trial {
 
   explanationCell(neuron) {
     const cell = element("td", { class: "one-line" });
-    this.explained.get(neuron).then((text) => cell.append(element("bdi", { title: text }, text.slice(0, 200))));
+    this.explained.get(neuron).then((text) => cell.append(explanation(text.slice(0, 200), { title: text })));
     return cell;
   }
 
