@@ -81,6 +81,9 @@ def glance_data(run: Run, database: Database, name: str) -> dict[str, Any]:
     return {"neuron": str(neuron)} | own
 
 
+_QUOTED = re.compile(r"""\s*(['"])(.+)\1\s*""", re.DOTALL)
+
+
 class TokenSearch:
     """Which neurons a token drives most, from the tables.
 
@@ -98,7 +101,10 @@ class TokenSearch:
         self._deviation = by_site(run, deviation)
 
     def find(self, text: str, limit: int) -> dict[str, Any] | None:
-        """See `search_data`; letters' case and spaces around do not matter."""
+        """See `search_data`; case, spaces around and quotes, as in lists, do not matter."""
+        quoted = _QUOTED.fullmatch(text)
+        if quoted and form(text, -1) not in self._rows:
+            text = quoted[2]
         rows = self._rows.get(form(text, -1))
         if rows is None:
             return None

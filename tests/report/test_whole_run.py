@@ -174,6 +174,7 @@ def test_neurons_are_found_by_the_beginning_of_their_name(find) -> None:
 
 def test_the_neurons_that_a_token_drives_come_first(find, run: Run) -> None:
     found = find("Cat ")["token"]
+    assert find("' cat'")["token"] == found  # as in a list
     assert found["text"] == "cat"
     assert found["neurons"][0]["neuron"] == "0:0"  # planted to fire on this word alone
     assert found["neurons"][0]["told"] > 0.9
