@@ -75,10 +75,22 @@ def test_all_neurons_of_a_large_run(
     expect(again.locator(".legend")).to_contain_text("Without a value: 299,520 neurons")
     expect(again.get_by_role("heading", name="By layer")).to_be_visible()
 
+    # Going back shows the same part as large.
     picture.focus()
-    page.keyboard.press("Home")
+    for key in ("0", "Home", "+", "+"):
+        page.keyboard.press(key)
+    page.wait_for_function("() => history.state?.picture?.zoom === 2.25")
+    part = page.evaluate("history.state.picture")
     page.keyboard.press("Enter")
     page.wait_for_url("**#/neuron/0:0")
+    page.go_back()
+    expect(page.locator(".legend")).to_contain_text("Without a value")
+    page.wait_for_function("() => document.querySelector('.legend').ariaBusy === 'false'")
+    assert page.evaluate("history.state.picture") == part
+    before = page.locator("canvas.picture").screenshot()
+    page.keyboard.press("-")
+    page.wait_for_function("() => history.state?.picture?.zoom === 1.5")
+    assert page.locator("canvas.picture").screenshot() != before
 
 
 def test_search_by_touch_and_without_a_viewer(

@@ -1,5 +1,5 @@
-// The page's address, and how far it was scrolled: kept with each place in the browser's history,
-// since pages are made anew when somebody goes back to them.
+// The page's address, and how far it was scrolled and enlarged: kept with each place in the browser's
+// history, since pages are made anew when somebody goes back to them.
 
 const STILL = 100; // ms without scrolling before it is kept
 
@@ -10,10 +10,20 @@ export function setAddress(address) {
   history.replaceState(history.state, "", address);
 }
 
+/** Keep something of a page for going back to it: `keptState(name)` is it then. */
+export function keepState(name, value) {
+  history.replaceState({ ...history.state, [name]: value }, "");
+}
+
+/** What was kept with this place in the history; undefined for a new one. */
+export function keptState(name) {
+  return history.state?.[name];
+}
+
 /** Pixels that this place in the history was scrolled by when it was left; 0 for a new one. */
 export function scrolledBefore() {
   clearTimeout(waiting);
-  return history.state?.scrolled ?? 0;
+  return keptState("scrolled") ?? 0;
 }
 
 /** Scroll to there, though parts of the content may still be loading. */
@@ -29,7 +39,7 @@ export function keepScrolled(content) {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
       if (content.getAttribute("aria-busy") === "true") return;
-      history.replaceState({ ...history.state, scrolled: Math.round(scrollY) }, "");
+      keepState("scrolled", Math.round(scrollY));
     }, STILL);
   });
 }

@@ -4,12 +4,14 @@
 // their own, row by row; blocks stand in rows, in ascending order. One image has a pixel for each
 // neuron, and the canvas shows a part of it, larger or smaller.
 
+import { keepState, keptState } from "./addresses.js";
 import { element } from "./dom.js";
 import { blankColour, palette } from "./colours.js";
 
 const GAP = 3; // pixels of the image between blocks
 const LABEL = 10; // and above each, for its name
 const LARGEST = 40; // pixels of a cell at the most
+const RESTING = 150; // ms without a change before what is shown is kept for going back
 
 /** Where each neuron's cell is: blocks, and the size of it all, in cells. */
 export function blocksOf(sites, ratio) {
@@ -71,7 +73,7 @@ export function cellOf(laid, place) {
 export function neuronPicture(sites, { pointed, chosen }, signal) {
   const canvas = element("canvas", { class: "picture", tabindex: 0, role: "application" });
   const image = document.createElement("canvas");
-  const view = { zoom: 1, x: 0, y: 0 };
+  const view = keptState("picture") ?? { zoom: 1, x: 0, y: 0 };
   const shown = {};
   let laid;
   let cursor = 0;
@@ -122,7 +124,12 @@ export function neuronPicture(sites, { pointed, chosen }, signal) {
     }
   }
 
+  let resting;
+  signal.addEventListener("abort", () => clearTimeout(resting));
+
   function draw() {
+    clearTimeout(resting);
+    resting = setTimeout(() => keepState("picture", { ...view }), RESTING);
     if (queued) return;
     queued = true;
     requestAnimationFrame(() => {
