@@ -62,7 +62,7 @@ def ablate(
     Explanations by a model need simulations of the calibration split too: explain with --scorers
     correlation,ablation.
     """
-    from fastexplain.cli import jobs
+    from fastexplain.cli import run_jobs
     from fastexplain.pipeline import ablating
     from fastexplain.run.directory import open_run
     from fastexplain.run.selection import select_neurons
@@ -70,7 +70,7 @@ def ablate(
     opened = open_run(run)
     chosen = select_neurons(opened, neurons or [], sample=sample, seed=seed, where=where)
     if explainer == "lookup" and chosen:
-        jobs.explain_by_lookup(opened)
+        run_jobs.explain_by_lookup(opened)
     with _stored(chosen, "Ablating") as report:
         found = ablating.ablate(
             opened, chosen, explainer=explainer, subject=subject, device=device, dtype=dtype,

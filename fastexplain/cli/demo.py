@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fastexplain.cli import jobs, requests
+from fastexplain.cli import jobs, requests, run_jobs
 from fastexplain.cli.tables import explanations_table, score_text
 from fastexplain.cli.terminal import out, print_line
 from fastexplain.errors import RunError, UsageError
@@ -46,7 +46,7 @@ def run_demo(run: Path, *, excerpts: int, neurons: int, show: bool) -> dict[str,
         check_free(run)
         opened = jobs.sweep_corpus(jobs.load("smollm2"), ["stdlib"], run, excerpts=excerpts)
     jobs.report_sweep(opened)
-    jobs.explain_by_lookup(opened)
+    run_jobs.explain_by_lookup(opened)
     with opened.database() as database:
         means = database.layer_means("lookup")
         some = min(neurons, len(means))  # of the layers, spread evenly
@@ -136,7 +136,7 @@ def _report(run: Run) -> dict[str, Any] | None:
     except UsageError as error:
         print_line(f"No report is written: {error}.")
         return None
-    figures, [page, *_] = jobs.write_report(run, run.path / "report")
+    figures, [page, *_] = run_jobs.write_report(run, run.path / "report")
     print_line(f"All scores beside their baselines, by layer: {page}")
     return figures
 

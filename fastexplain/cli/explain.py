@@ -193,9 +193,9 @@ def explain(
         if side != "top":
             raise UsageError(NOT_BY_LOOKUP)
         _reject_model_options(context)
-        from fastexplain.cli import jobs
+        from fastexplain.cli import run_jobs
 
-        jobs.explain_by_lookup(opened, fresh=fresh, entries=entries)
+        run_jobs.explain_by_lookup(opened, fresh=fresh, entries=entries)
         _print_explained(opened, chosen, ("lookup", explainer, None), as_json)
         return
 

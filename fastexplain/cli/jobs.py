@@ -1,8 +1,10 @@
-"""The jobs of the command line: the library's calls with their progress on the terminal."""
+"""Sweeps and benchmarks of the command line: the library's calls with progress shown."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,6 @@ from fastexplain.bench import turns as bench
 from fastexplain.bench.geometries import random_subject
 from fastexplain.cli.terminal import interrupts, messages, print_line, progress, working
 from fastexplain.errors import RunError
-from fastexplain.explainers.lists import check_entries
-from fastexplain.explainers.lookup import lookup_is_stored, store_lookup
-from fastexplain.explainers.rules import rules_are_stored, store_rules
-from fastexplain.report.figures import run_figures, steps
-from fastexplain.report.pages import write_report as write_pages
 from fastexplain.run.directory import Run
 from fastexplain.subject.model import Subject, load_subject
 from fastexplain.sweeping.loop import sweep
@@ -101,35 +98,20 @@ def run_bench(
     """
     with messages.status(f"Making {escape(geometry)} of random numbers") as status:
         subject = random_subject(geometry, layers=layers, device=device, dtype=dtype)
+        if record is not None:
+            with _writing(record):  # before the minutes of measuring
+                record.parent.mkdir(parents=True, exist_ok=True)
         result = bench.measure(subject, report=status.update, **settings)
     if record is not None:
-        try:
-            record.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(record):
             record.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-        except OSError as error:
-            raise RunError(f"{record} can't be written: {error.strerror}") from error
     return result
 
 
-def explain_by_lookup(run: Run, *, fresh: bool = False, entries: int | None = None) -> None:
-    """Explain every neuron by lookup and by a rule, where that wasn't done or is wanted `fresh`.
-
-    Args:
-        entries: of a lookup's text, at most; as many as those have that are stored if None.
-    """
-    if entries is not None:
-        check_entries(entries)
-    if fresh or not lookup_is_stored(run, entries):
-        with progress("Explaining by lookup", len(run.layers)) as advance:
-            store_lookup(run, advance, entries=entries)
-    if fresh or not rules_are_stored(run):
-        with progress("Explaining by rules", len(run.layers)) as advance:
-            store_rules(run, advance)
-
-
-def write_report(run: Run, directory: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Make a run's report; returns its figures and its files."""
-    with progress("Scoring the baselines", steps(run)) as advance:
-        figures = run_figures(run, advance)
-    with working("Drawing"):
-        return figures, write_pages(figures, directory)
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise RunError, with the path, where a file can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} can't be written: {error.strerror}") from error

@@ -23,13 +23,13 @@ def report(
     They are shown by layer, in index.html, report.md and pictures as SVG and PNG. It needs
     matplotlib: pip install 'fastexplain[report]'.
     """
-    from fastexplain.cli import jobs
+    from fastexplain.cli import run_jobs
     from fastexplain.report.plots import check_matplotlib
     from fastexplain.run.directory import open_run
 
     opened = open_run(run)
     check_matplotlib()
-    figures, files = jobs.write_report(opened, directory)
+    figures, files = run_jobs.write_report(opened, directory)
     if as_json:
         print_json(figures)
     else:

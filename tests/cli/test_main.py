@@ -25,6 +25,7 @@ from fastexplain.cli.neuron import print_neuron
 from fastexplain.cli.terminal import out as out_console
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.lookup import store_lookup
+from fastexplain.explainers.rules import store_rules
 from fastexplain.results import ExplanationRow, Scores
 from fastexplain.run.selection import parse_layers, select_neurons
 
@@ -41,18 +42,12 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(planted_subject, text, tmp_path_factory) -> Path:
-    """A run of the planted subject, explained by lookup; made through the command line."""
-    out = tmp_path_factory.mktemp("cli") / "run"
-    command = [sys.executable, ROOT / "cli.py"]
-    sweep = ["sweep", planted_subject.name, "--corpus", text, "--out", out, "--json"]
-    shown = subprocess.run(
-        [*command, *map(str, sweep)], check=True, capture_output=True, text=True, cwd=ROOT
-    )
-    result = json.loads(shown.stdout.splitlines()[-1])
-    assert {"tokens", "seconds", "tokens_per_second", "neurons"} <= set(result)
-    assert result["neurons"] == planted.NEURONS
-    subprocess.run([*command, "explain", str(out)], check=True, capture_output=True, cwd=ROOT)
-    return out
+    """A run of the planted subject, explained by lookup and by rules."""
+    corpus = fastexplain.Corpus([text], planted_subject.tokenizer)
+    run = fastexplain.sweep(planted_subject, corpus, tmp_path_factory.mktemp("cli") / "run")
+    store_lookup(run)
+    store_rules(run)
+    return run.path
 
 
 def test_files_that_are_passed_over_are_counted_and_listed_on_request(
@@ -72,17 +67,20 @@ def test_files_that_are_passed_over_are_counted_and_listed_on_request(
 
 
 def test_help_imports_neither_torch_nor_transformers() -> None:
+    """Nor do lookup and reports, which follow."""
     script = (
         "import sys; sys.argv = ['fastexplain', '--help']\n"
         "from fastexplain.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as stopped: assert not stopped.code\n"
-        "print(sorted({'torch', 'transformers', 'numba', 'openai', 'numpy'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'numba', 'openai', 'numpy'} & set(sys.modules)))\n"
+        "import fastexplain.cli.run_jobs\n"
+        "print(sorted({'torch', 'transformers', 'openai'} & set(sys.modules)))"
     )
     shown = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     )
-    assert shown.stdout.splitlines()[-1] == "[]"
+    assert shown.stdout.splitlines()[-2:] == ["[]", "[]"]
     for command in ("sweep", "explain", "show", "top", "doctor", "bench", "demo", "report"):
         assert f"  {command} " in shown.stdout
 
@@ -422,7 +420,7 @@ def test_show_names_both_scores_and_each_entrys_place(cli, swept) -> None:
 
 def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:
     done: list[int] = []
-    monkeypatch.setattr("fastexplain.cli.jobs.store_lookup", lambda *_, **__: done.append(1))
+    monkeypatch.setattr("fastexplain.cli.run_jobs.store_lookup", lambda *_, **__: done.append(1))
     assert cli("explain", swept)[0] == 0 and done == []
     assert cli("explain", swept, "--fresh")[0] == 0 and done == [1]
 
@@ -430,7 +428,9 @@ def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.scale)]
 )
-def test_a_signal_in_a_sweep_loses_nothing(planted_subject, text, tmp_path, name, code) -> None:
+def test_a_signal_in_a_sweep_loses_nothing(
+    cli, planted_subject, text, tmp_path, name, code
+) -> None:
     """A real signal to a real process, at the moment when its first batch is done."""
     script = (
         "import os, signal, sys\n"
@@ -441,22 +441,22 @@ def test_a_signal_in_a_sweep_loses_nothing(planted_subject, text, tmp_path, name
         "    summaries.Exemplars.update = update\n"
         f"    os.kill(os.getpid(), signal.{name})\n"
         "    update(*arguments)\n"
-        "if '--interrupt' in sys.argv:\n"
-        "    sys.argv.remove('--interrupt')\n"
-        "    summaries.Exemplars.update = once\n"
+        "summaries.Exemplars.update = once\n"
         "main.main()\n"
     )
-    command = [
-        sys.executable, "-c", script, "sweep", planted_subject.name, "--corpus", str(text),
-        "--out", str(tmp_path / "run"), "--batch-size", "100", "--json",
+    sweep = [
+        "sweep", planted_subject.name, "--corpus", str(text), "--out", str(tmp_path / "run"),
+        "--batch-size", "100", "--json",
     ]  # fmt: skip
-    first = subprocess.run([*command, "--interrupt"], capture_output=True, text=True)
+    first = subprocess.run([sys.executable, "-c", script, *sweep], capture_output=True, text=True)
     assert first.returncode == code and "Stopped after 100 of" in first.stderr
     assert "Traceback" not in first.stderr
     assert (tmp_path / "run" / "checkpoints" / "100").is_dir()
-    second = subprocess.run(command, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
-    assert json.loads(second.stdout.splitlines()[-1])["excerpts"] == 312
+    code, out, errors = cli(*sweep)
+    assert code == 0, errors
+    result = json.loads(out.splitlines()[-1])
+    assert {"tokens", "seconds", "tokens_per_second"} <= set(result)
+    assert (result["excerpts"], result["neurons"]) == (312, planted.NEURONS)
 
 
 def test_sigterm_stops_a_process_that_ignores_ctrl_c(swept, monkeypatch, cli) -> None:
