@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fastexplain.errors import RunError
 from fastexplain.report.names import SPLITS, measure_name, name_of, shown, split_name
-from fastexplain.report.plots import pictures
+from fastexplain.report.plots import check_matplotlib, pictures
 from fastexplain.report.summaries import QUANTILES
 
 _HEADER = (
@@ -67,15 +67,17 @@ def write_report(figures: dict[str, Any], directory: Path) -> list[Path]:
         UsageError: matplotlib is not installed.
         RunError: the directory can't be written.
     """
-    drawn = pictures(figures)
-    files: dict[str, bytes] = {
-        "index.html": html_page(figures, {name: svg for name, (svg, _) in drawn.items()}).encode(),
-        "report.md": markdown_page(figures, list(drawn)).encode(),
-    }
-    for name, (svg, png) in drawn.items():
-        files |= {f"{name}.svg": svg, f"{name}.png": png}
+    check_matplotlib()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)  # before the seconds of drawing
+        drawn = pictures(figures)
+        svgs = {name: svg for name, (svg, _) in drawn.items()}
+        files: dict[str, bytes] = {
+            "index.html": html_page(figures, svgs).encode(),
+            "report.md": markdown_page(figures, list(drawn)).encode(),
+        }
+        for name, (svg, png) in drawn.items():
+            files |= {f"{name}.svg": svg, f"{name}.png": png}
         for name, content in files.items():
             (directory / name).write_bytes(content)
     except OSError as error:

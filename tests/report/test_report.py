@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
 import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import planted
@@ -14,6 +17,7 @@ import pytest
 
 import fastexplain
 from fastexplain import open_run
+from fastexplain.cli.main import main
 from fastexplain.errors import RunError
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.explainers.rules import store_rules
@@ -51,8 +55,25 @@ def figures(scored):
 
 
 @pytest.fixture(scope="module")
-def drawn(figures):
-    return pictures(figures)
+def written(scored, tmp_path_factory) -> tuple[Path, dict]:
+    """The folder that the command writes a report to, and what it prints."""
+    folder = tmp_path_factory.mktemp("written") / "out"
+    command = ["fastexplain", "report", str(scored.path), "--out", str(folder), "--json"]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as shown:
+        patch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert not stopped.value.code
+    return folder, json.loads(shown.getvalue().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def drawn(written) -> dict[str, tuple[bytes, bytes]]:
+    """The report's pictures by name: SVG and PNG."""
+    return {
+        svg.stem: (svg.read_bytes(), svg.with_suffix(".png").read_bytes())
+        for svg in written[0].glob("*.svg")
+    }
 
 
 def numbers(found: dict) -> list[float]:
@@ -97,11 +118,15 @@ def test_errors_over_excerpts_are_those_stored_with_the_mean(scored, figures, pr
             assert found["error_excerpts"] == pytest.approx((mean.high - mean.low) / 2 / 1.96, 1e-4)
 
 
-def test_a_report_holds_every_figure_in_both_pages(figures, tmp_path) -> None:
-    files = write_report(figures, tmp_path / "report")
-    assert files[0].name == "index.html" and all(file.stat().st_size for file in files)
+def test_the_command_reports_every_figure_in_both_pages(figures, written) -> None:
+    folder, shown = written
+    assert shown == figures
+    files = sorted(folder.iterdir())
+    assert all(file.stat().st_size for file in files)
     assert {file.suffix for file in files} == {".html", ".md", ".svg", ".png"}
-    page, text = files[0].read_text(), files[1].read_text().replace("\\", "")
+    page = (folder / "index.html").read_text()
+    markdown = (folder / "report.md").read_text()
+    text = markdown.replace("\\", "")
     for measure in figures["measures"]:
         for found in (measure["all"], *measure["layers"]):
             cells = [
@@ -111,8 +136,10 @@ def test_a_report_holds_every_figure_in_both_pages(figures, tmp_path) -> None:
             ]
             assert all(f"<td>{cell}</td>" in page for cell in cells)
             assert all(f" {cell} |" in text for cell in cells)
-    for name in re.findall(r"!\[.*?\]\((.*?)\)", files[1].read_text()):
-        assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")
+    names = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
+    assert len(names) == 6
+    for name in names:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_names_of_models_do_nothing_in_a_page(figures, drawn) -> None:
@@ -130,8 +157,9 @@ def test_names_of_models_do_nothing_in_a_page(figures, drawn) -> None:
 
 @pytest.mark.scale
 def test_pictures_of_one_run_are_the_same_each_time(figures, drawn) -> None:
-    assert pictures(figures) == drawn
-    assert list(drawn) == [
+    again = pictures(figures)
+    assert again == drawn
+    assert list(again) == [
         "baselines", "entries", "distributions-top_and_random", "distributions-random_only",
         "distributions-top_only", "distributions-corpus",
     ]  # fmt: skip
@@ -152,18 +180,13 @@ def test_a_run_without_scores_and_tables_has_nothing_to_report(
         run_figures(run)
 
 
-def test_a_directory_that_is_a_file_is_said_in_a_line(figures, tmp_path) -> None:
+def test_a_directory_that_is_a_file_is_said_in_a_line(figures, tmp_path, monkeypatch) -> None:
+    """Before anything is drawn, which takes seconds."""
+    monkeypatch.setattr("fastexplain.report.pages.pictures", lambda _: pytest.fail("drawn"))
     (tmp_path / "report").write_text("mine")
     with pytest.raises(RunError, match="report can't be written: "):
         write_report(figures, tmp_path / "report")
     assert (tmp_path / "report").read_text() == "mine"
-
-
-def test_the_command(cli, scored, figures, tmp_path) -> None:
-    code, shown, errors = cli("report", scored.path, "--out", tmp_path / "out", "--json")
-    assert code == 0, errors
-    assert json.loads(shown.splitlines()[-1]) == figures
-    assert (tmp_path / "out" / "index.html").exists()
 
 
 def test_without_matplotlib_nothing_is_begun(cli, run, tmp_path, monkeypatch) -> None:
