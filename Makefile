@@ -11,6 +11,10 @@ SERVER ?= vllm
 demo: $(VENV)/ready
 	$(BIN)/fastexplain demo --out $(RUN)
 
+# Two processes share the tests. Were each to compute on all cores, its threads would spin waiting
+# for one another: tests/subject/test_interventions.py took ten times the CPU seconds.
+test test-scale: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m "not server and not scale and not browser" -n 2
 
