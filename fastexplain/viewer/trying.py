@@ -75,7 +75,9 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     def by_model(asked: dict[str, Any], *, cost: bool = False) -> dict[str, Any]:
         neuron, text = _neuron(viewed, asked), _text(asked, "explanation")
         if simulations is None:
-            raise UsageError("the viewer has no simulator; start it again with --simulator MODEL")
+            raise UsageError(
+                "the viewer has no simulator; start it as: fastexplain view RUN --simulator MODEL"
+            )
         return (simulations.estimate if cost else simulations.ask)(neuron, text)
 
     def answering(act: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:

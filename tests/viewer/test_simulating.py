@@ -246,7 +246,7 @@ def test_without_a_simulator_the_page_is_told_how_to_have_one(run: Run, server: 
         assert ask("simulator")["model"] is None
         for path in ("simulate/cost", "simulate/model"):
             line = ask(path, {"neuron": CAT, "explanation": "cat"}, status=400)["error"]
-            assert "start it again with --simulator MODEL" in line
+            assert "start it as: fastexplain view RUN --simulator MODEL" in line
     fastexplain.explain(run, CAT, explainer=Model("m", server.url), simulation="json")
     last = without_simulator(run)["start"]
     assert last == f"fastexplain view {run.path} --simulator m --base-url {server.url}"
