@@ -91,6 +91,7 @@ def test_the_installed_command_runs(environment, tmp_path) -> None:
     assert facts["torch"] and "kernels on the" in facts["path"]
 
 
+@pytest.mark.scale
 def test_every_installed_module_is_imported_from_there(environment, tmp_path) -> None:
     script = (
         "import importlib, json, pkgutil, fastexplain\n"

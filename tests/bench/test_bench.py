@@ -50,6 +50,7 @@ def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 SHORT = ("--layers", 1, "--batch-size", 2, "--batches", 1, "--device", "cpu")
 
 
+@pytest.mark.scale
 @pytest.mark.usefixtures("small")
 def test_the_command_measures_a_cut_geometry(cli, tmp_path: Path) -> None:
     record = tmp_path / "new" / "result.json"

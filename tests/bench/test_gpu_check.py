@@ -53,6 +53,7 @@ def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedP
     )  # fmt: skip
 
 
+@pytest.mark.scale
 def test_it_runs_from_a_bare_checkout_and_imports_no_server_library(bare: Path) -> None:
     code = (
         "import checkout, device_checks, device_torch, device_timings, gpu_check\n"

@@ -425,9 +425,8 @@ def test_lookup_is_not_done_twice_unless_asked(cli, swept, monkeypatch) -> None:
     assert cli("explain", swept, "--fresh")[0] == 0 and done == [1]
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.scale)]
-)
+@pytest.mark.scale
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_in_a_sweep_loses_nothing(
     cli, planted_subject, text, tmp_path, name, code
 ) -> None:

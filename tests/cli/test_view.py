@@ -27,6 +27,7 @@ from fastexplain.viewer.guard import TOKEN_HEADER
 Command = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.scale
 def test_it_serves_a_run_and_what_is_beside_it_until_it_is_ended(planted_run: Run, run: Run):
     code = "import sys; from fastexplain.cli.main import main; sys.argv[0] = 'fastexplain'; main()"
     arguments = ["view", str(run.path), "--port", "0", "--no-browser"]

@@ -222,6 +222,7 @@ def chat(question, **changes):
 QUESTIONS = ["Name a river.", "What do people in France speak?", "Count from 1 to 5."]
 
 
+@pytest.mark.scale
 def test_chats_together_are_answered_as_alone(smollm2_local):
     requests = [
         chat(q, max_tokens=n, integers=n == 3) for q, n in zip(QUESTIONS, (30, 3, 30), strict=True)
@@ -236,6 +237,7 @@ def test_chats_together_are_answered_as_alone(smollm2_local):
     assert all(n <= each.max_tokens for n, each in zip(tokens, requests, strict=True))
 
 
+@pytest.mark.scale
 def test_a_chat_is_answered_as_by_generate(smollm2_local):
     from fastexplain.models.smollm2 import smollm2_directory
 
@@ -272,6 +274,7 @@ def test_of_an_answer_that_is_cut_off_the_whole_lines_count(smollm2_local):
     assert found == [False, True, True]
 
 
+@pytest.mark.scale
 def test_a_sample_is_of_its_seed_whatever_is_written_beside_it(smollm2_local):
     plain = chat(QUESTIONS[0], max_tokens=24)
     sampled = [replace(plain, temperature=0.7, seed=seed) for seed in range(3)]

@@ -82,7 +82,14 @@ def forbid_writing(path: Path) -> None:
     path.chmod(0o555)
 
 
-@pytest.mark.parametrize("log", ["no log", "a log", "a log without its index"])
+@pytest.mark.parametrize(
+    "log",
+    [
+        "no log",
+        pytest.param("a log", marks=pytest.mark.scale),
+        pytest.param("a log without its index", marks=pytest.mark.scale),
+    ],
+)
 def test_what_needs_no_writing_works_where_nothing_can_be_written(explained, log: str) -> None:
     if log != "no log":
         leave_a_log(explained)
