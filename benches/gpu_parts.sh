@@ -1,8 +1,8 @@
 #!/bin/bash
 # All that is to be measured on a GPU that is lent for minutes, in three calls that fit into fifteen:
 #   bash benches/gpu_parts.sh first|second|third COMMIT
-# They should take 250, 270 and 80 seconds, and end after 400, 400 and 120 in any case. What tells most comes
-# first: the machine may be gone after a call.
+# They should take 250, 270 and 80 seconds, and end after 400, 400 and 120 in any case. What tells
+# most comes first: the machine may be gone after a call.
 # Every part has its own process and limit, so that a fault of the device ends that part alone, and
 # writes its own JSON file into $OUT as it goes. `python benches/gpu_parts.py FILES` merges them.
 #
@@ -29,7 +29,7 @@ find_numpy() {
     local folder
     folder=$(mktemp -d)
     python3 -m zipfile -e .nvvm/numpy-*.whl "$folder" || echo "== no NumPy: bash benches/gpu_parts.sh pack"
-    export PYTHONPATH=$folder
+    export PYTHONPATH=$folder${PYTHONPATH:+:$PYTHONPATH}
 }
 
 # Numba finds the library by the loader, and what it links to code beside CUDA_HOME.
@@ -42,6 +42,11 @@ find_nvvm() {
     export CUDA_HOME=$folder LD_LIBRARY_PATH=$folder/lib:$LD_LIBRARY_PATH
 }
 
+unpack() {
+    find_numpy
+    find_nvvm
+}
+
 check() { # seconds, then what gpu_check.py takes
     local limit=$1
     shift
@@ -52,8 +57,7 @@ check() { # seconds, then what gpu_check.py takes
 case "$1 ${commit:+COMMIT}" in
 "pack ") pack ;;
 "first COMMIT")
-    find_numpy
-    find_nvvm
+    unpack
     nvidia-smi -L
     python3 -m pip list 2>/dev/null | grep -iE '^(numba|llvmlite|numpy|torch|triton|cuda|nvidia-(nv|cuda-nv))'
     check 150 kernels --seconds 20
@@ -61,15 +65,13 @@ case "$1 ${commit:+COMMIT}" in
     check 170 gpt2-xl
     ;;
 "second COMMIT")
-    find_numpy
-    find_nvvm
+    unpack
     check 200 llama-8b
     check 95 profile
     check 100 torch
     ;;
 "third COMMIT")
-    find_numpy
-    find_nvvm
+    unpack
     check 60 tune
     # Two launches of the first form that is tuned, past the first, which warms up. What it times is
     # not kept: the profiler runs along.

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fastexplain.cli.common import AsJson, Device, RunPath, Seed, SubjectPlace, Trust
+from fastexplain.cli.common import AsJson, Device, RunPath, Seed, SubjectPlace, Trust, Where
 from fastexplain.cli.terminal import out, print_json, print_line, progress, visible
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ Neurons = Annotated[
 ]
 Sample = Annotated[
     int | None, typer.Option(metavar="N", help="Take N of the neurons, drawn at random.")
-]
-Where = Annotated[
-    str | None, typer.Option(metavar="CONDITION", help="Only neurons that meet this.")
 ]
 Precision = Annotated[
     str, typer.Option(help="float32, or a coarser one that tells fewer changes from rounding.")

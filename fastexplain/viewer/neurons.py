@@ -53,6 +53,7 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         return JSONResponse(page_data(run, name, viewed.database))
 
     pages = ThreadPoolExecutor(_PAGES, "page")
+    viewed.at_end.callback(pages.shutdown)
 
     async def neuron(request: Request) -> JSONResponse:
         name = request.path_params["name"]
