@@ -42,6 +42,8 @@ make_llamacpp() {
 serve_vllm() {
     local model
     model=$("$python" -c 'from fastexplain.models.smollm2 import smollm2_directory as d; print(d())')
+    # Elsewhere than here, where its transformers would take our `kernels` for the package of that name.
+    cd "$home"
     VLLM_TARGET_DEVICE=cpu VLLM_CPU_KVCACHE_SPACE=2 OMP_NUM_THREADS=2 \
         VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 \
         exec "$venv/bin/vllm" serve "$model" --served-model-name smollm2 --host 127.0.0.1 \
