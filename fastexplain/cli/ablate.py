@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fastexplain.cli.common import AsJson, Device, RunPath, Seed, SubjectPlace, Trust, Where
+from fastexplain.cli.common import Anew, AsJson, Device, RunPath, Seed, SubjectPlace, Trust, Where
 from fastexplain.cli.terminal import out, print_json, print_line, progress, visible
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ Sample = Annotated[
 Precision = Annotated[
     str, typer.Option(help="float32, or a coarser one that tells fewer changes from rounding.")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Do again what is already stored.")]
 
 
 def ablate(
@@ -48,7 +47,7 @@ def ablate(
     subject: SubjectPlace = None,
     device: Device = None,
     dtype: Precision = "float32",
-    fresh: Fresh = False,
+    fresh: Anew = False,
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -96,7 +95,7 @@ def steer(
     subject: SubjectPlace = None,
     device: Device = None,
     dtype: Precision = "float32",
-    fresh: Fresh = False,
+    fresh: Anew = False,
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:

@@ -112,6 +112,8 @@ Where = Annotated[
     typer.Option(metavar="CONDITION", help="Only neurons that meet this, as 'lookup_score < 0.3'."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Ask again for what is already stored.")]
+# Of commands that compute.
+Anew = Annotated[bool, typer.Option("--fresh", help="Do again what is already stored.")]
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

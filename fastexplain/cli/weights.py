@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from fastexplain.cli.ablate import Fresh
-from fastexplain.cli.common import AsJson, Device, RunPath, SubjectPlace, Trust
+from fastexplain.cli.common import Anew, AsJson, Device, RunPath, SubjectPlace, Trust
 from fastexplain.cli.terminal import out, print_json, progress
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def weights(
     run: RunPath,
     subject: SubjectPlace = None,
     device: Device = None,
-    fresh: Fresh = False,
+    fresh: Anew = False,
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
