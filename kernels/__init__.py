@@ -1,7 +1,8 @@
-"""The hot loops: five names, one contract each, three implementations; and four of scores.
+"""The hot loops: six names, one contract each, three implementations; and four of scores.
 
 `reference.py` (NumPy, obvious) is the truth. `cpu/` (Numba) and `cuda/` (Numba CUDA) hold the same:
-`capture.py` the first, `neurons.py` the other four, which work on all neurons at once. A call goes
+`capture.py` and `signs.py` the first two, `neurons.py` the others, which work on all neurons at
+once. A call goes
 where its arrays live: device arrays (anything with `__cuda_array_interface__`) to the device, NumPy
 arrays to the CPU. What is returned lives there too, as NumPy's or Numba's arrays.
 
@@ -33,6 +34,7 @@ from fastexplain.kernels.checks import (
     check_floating,
     check_lookup,
     check_merge,
+    check_signs,
     check_weights,
 )
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fastexplain.kernels.measuring import Binary, Bootstrap, ExcerptSums
+    from fastexplain.kernels.signs import Signs
     from fastexplain.kernels.summary import (
         Agreement,
         Batch,
@@ -53,6 +56,7 @@ __all__ = [
     "best_threshold",
     "bootstrap",
     "capture",
+    "capture_signs",
     "correlate",
     "discretize",
     "excerpt_sums",
@@ -93,6 +97,25 @@ def capture(
     """
     check_capture(acts, batch, summary, pre)
     _run("capture.capture", acts, (acts, batch, summary, pre), stream)
+
+
+def capture_signs(
+    acts: Any, batch: Batch, signs: Signs, pre: Preactivations, *, stream: int = 0
+) -> None:
+    """Fold one gated layer's activations of one batch into its sign classes, in place.
+
+    To be called after `capture`, which has made `acts` `[B, L, F]` of `pre`; of `pre` only the
+    factor, up, is read. Counted tokens enter their class's count and sums, and of each class the E
+    excerpts with the largest |activation| above 0 on such a token are kept; equal ones by lower
+    excerpt id. On a device sums are float32 within an excerpt. Activations that are not finite are
+    `capture`'s to report. Nothing here waits for a device.
+
+    Raises:
+        ValueError: shapes do not fit together, `pre` has no factor, or no position is counted.
+        TypeError: the dtype is another than the one that `signs` was made for.
+    """
+    check_signs(acts, batch, signs, pre)
+    _run("signs.capture_signs", acts, (acts, batch, signs, pre), stream)
 
 
 def merge(a: Summary, b: Summary, *, stream: int = 0) -> Summary:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastexplain.kernels.measuring import MOST_EXCERPTS, SUMS, Binary, ExcerptSums
 from fastexplain.kernels.scalars import BINS, NO_ID, NONLINEARITIES
+from fastexplain.kernels.signs import CLASSES, Signs
 from fastexplain.kernels.summary import (
     MOMENTS,
     Batch,
@@ -36,6 +37,10 @@ SUMMARY: Layout = {
     "token_sums": ("float32", "VF"), "pair_sums": ("float32", "PF"),
     "triple_sums": ("float32", "UF"), "fault": ("int32", "1"),
 }  # fmt: skip
+_SIGNS: Layout = {
+    "keys": ("float32", "FCE"), "ids": ("int32", "FCE"), "acts": ("acts", "FCET"),
+    "ups": ("uint8", "FCEW"), "tokens": ("int64", "CF"), "sums": ("float64", "2CF"),
+}  # fmt: skip
 _BATCH: Layout = {
     "ids": ("int32", "B"), "random_slots": ("int32", "B"), "positions": ("int32", "N"),
     "segment_starts": ("int32", "Z"), "segment_rows": ("int32", "S"),
@@ -55,7 +60,9 @@ _EXCERPT_SUMS: Layout = {"sums": ("float64", "NEM"), "ranked": ("int16", "NZ")}
 
 ACTIVATIONS = ("float32", "float16", "uint16")
 """Dtypes of activations; uint16 is bfloat16, as are int16 and PyTorch's own."""
-_DTYPES = {name: np.dtype(name) for name in (*ACTIVATIONS, "float64", "int16", "int32", "int64")}
+_DTYPES = {
+    name: np.dtype(name) for name in (*ACTIVATIONS, "uint8", "float64", "int16", "int32", "int64")
+}
 _BFLOAT16 = ("int16", "bfloat16")
 
 
@@ -67,16 +74,51 @@ def dtype_of(array: Any) -> str:
 
 def check_capture(acts: Any, batch: Batch, summary: Summary, pre: Preactivations | None) -> None:
     """Raise ValueError or TypeError unless `capture` can take these; its docs say what they are."""
+    dtype, sizes = _activations(acts, summary.top_acts)
+    _fit(SUMMARY, summary, sizes | {"M": MOMENTS, "H": BINS, "1": 1}, dtype)
+    sizes |= {"T": summary.top_acts.shape[2], "R": len(summary.random_ids)}
+    _check_batch(batch, sizes)
+    _check_sources(acts, pre, sizes, dtype)
+    if isinstance(batch.ids, np.ndarray):
+        tables = summary.token_sums, summary.pair_sums, summary.triple_sums
+        in_range("random_slots", batch.random_slots, -1, sizes["R"])
+        in_range("positions", batch.positions, 0, sizes["B"] * sizes["T"])
+        in_range("segment_starts", batch.segment_starts[[0, -1]], 0, len(batch.positions) + 1)
+        lengths = np.diff(batch.segment_starts)
+        in_range("lengths of segments", lengths, 0, len(batch.positions) + 1)
+        rows = sum(map(len, tables))
+        in_range("segment_rows", batch.segment_rows[lengths > 0], 0, rows)
+
+
+def check_signs(acts: Any, batch: Batch, signs: Signs, pre: Preactivations) -> None:
+    """Raise ValueError or TypeError unless `capture_signs` can take these."""
+    dtype, sizes = _activations(acts, signs.acts)
+    _fit(_SIGNS, signs, sizes | {"C": len(CLASSES), "2": 2}, dtype)
+    if signs.ups.shape[3] != -(-signs.acts.shape[3] // 8):
+        raise ValueError(f"ups has {signs.ups.shape[3]} bytes for {signs.acts.shape[3]} tokens")
+    if signs.keys.shape[2] == 0:
+        raise ValueError("a class has no exemplars; 1 at least")
+    sizes["T"] = signs.acts.shape[3]
+    _check_batch(batch, sizes)
+    if pre.up is None:
+        raise ValueError("without a factor, up, there are no classes")
+    _check_sources(acts, pre, sizes, dtype)
+
+
+def _activations(acts: Any, kept: Any) -> tuple[np.dtype, dict[str, int]]:
+    """The dtype of activations, which must be that of those kept, and their B, L and F."""
     name = dtype_of(acts)
-    if name not in ACTIVATIONS or name != dtype_of(summary.top_acts):
-        raise TypeError(f"activations are {acts.dtype}, the summary {summary.top_acts.dtype}")
-    dtype = _DTYPES[name]
-    sizes = {"M": MOMENTS, "H": BINS, "1": 1}
+    if name not in ACTIVATIONS or name != dtype_of(kept):
+        raise TypeError(f"activations are {acts.dtype}, the summary {kept.dtype}")
     if len(acts.shape) != 3:
         raise ValueError(f"activations are {list(acts.shape)}; expected three axes, [B, L, F]")
-    sizes["B"], sizes["L"], sizes["F"] = acts.shape
-    _fit(SUMMARY, summary, sizes, dtype)
-    _fit(_BATCH, batch, sizes, dtype)
+    return _DTYPES[name], dict(zip("BLF", acts.shape, strict=True))
+
+
+def _check_batch(batch: Batch, known: dict[str, int]) -> None:
+    """Raise ValueError unless a batch is one of B excerpts of T tokens in L positions."""
+    sizes = dict(known)
+    _fit(_BATCH, batch, sizes)
     excerpts, length, tokens = sizes["B"], sizes["L"], sizes["T"]
     if length < tokens or not 0 <= batch.skip < max(tokens, 1):
         raise ValueError(
@@ -89,9 +131,17 @@ def check_capture(acts: Any, batch: Batch, summary: Summary, pre: Preactivations
             f"{excerpts * tokens} positions and a segment's start more than rows, not "
             f"{sizes['N']}, {sizes['Z']} and {sizes['S']}"
         )
+    if isinstance(batch.ids, np.ndarray):
+        in_range("ids", batch.ids, 0, int(NO_ID))
+
+
+def _check_sources(
+    acts: Any, pre: Preactivations | None, sizes: dict[str, int], dtype: np.dtype
+) -> None:
+    """Raise ValueError unless activations `[B, L, F]` can be made of these, and lie in a row."""
     for name, array, start in _sources(pre):
         shape = tuple(array.shape)
-        if dtype_of(array) != dtype.name or shape[:2] != (excerpts, length) or len(shape) != 3:
+        if dtype_of(array) != dtype.name or len(shape) != 3 or shape[:2] != tuple(acts.shape[:2]):
             raise ValueError(
                 f"{name} is {array.dtype} {list(shape)}, the activations {acts.dtype} "
                 f"{list(acts.shape)}"
@@ -103,15 +153,6 @@ def check_capture(acts: Any, batch: Batch, summary: Summary, pre: Preactivations
     for name, array in [("acts", acts), *((name, array) for name, array, _ in _sources(pre))]:
         if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
             raise ValueError(f"{name} must be contiguous")
-    if isinstance(batch.ids, np.ndarray):
-        in_range("ids", batch.ids, 0, int(NO_ID))
-        in_range("random_slots", batch.random_slots, -1, sizes["R"])
-        in_range("positions", batch.positions, 0, excerpts * tokens)
-        in_range("segment_starts", batch.segment_starts[[0, -1]], 0, sizes["N"] + 1)
-        lengths = np.diff(batch.segment_starts)
-        in_range("lengths of segments", lengths, 0, sizes["N"] + 1)
-        rows = sizes["V"] + sizes["P"] + sizes["U"]
-        in_range("segment_rows", batch.segment_rows[lengths > 0], 0, rows)
 
 
 def check_merge(a: Summary, b: Summary) -> None:

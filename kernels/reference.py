@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from fastexplain.kernels.scalars import (
     remaining,
     token_estimate,
 )
+from fastexplain.kernels.signs import CLASSES, Signs, classes_of
 from fastexplain.kernels.summary import (
     Agreement,
     Batch,
@@ -50,10 +52,10 @@ def capture(
     for position, excerpt in enumerate(batch.ids):
         for neuron in range(acts.shape[2]):
             exemplar = acts[position, :, neuron]
-            _keep(summary.top_keys, summary.top_ids, summary.top_acts, neuron,
-                  largest[position, neuron], excerpt, exemplar)  # fmt: skip
-            _keep(summary.bottom_keys, summary.bottom_ids, summary.bottom_acts, neuron,
-                  -smallest[position, neuron], excerpt, exemplar)  # fmt: skip
+            top = summary.top_keys, summary.top_ids, summary.top_acts
+            _keep(top, neuron, (largest[position, neuron], excerpt, exemplar))
+            bottom = summary.bottom_keys, summary.bottom_ids, summary.bottom_acts
+            _keep(bottom, neuron, (-smallest[position, neuron], excerpt, exemplar))
             _count(summary, neuron, largest[position, neuron], excerpt)
         if batch.random_slots[position] >= 0:
             summary.random_acts[batch.random_slots[position]] = acts[position]
@@ -76,6 +78,27 @@ def capture(
                 if 0 <= place < len(table):
                     table[place] += total
                 place -= len(table)
+
+
+def capture_signs(acts: np.ndarray, batch: Batch, signs: Signs, pre: Preactivations) -> None:
+    """See `fastexplain.kernels.capture_signs`."""
+    neurons, _, _, tokens = signs.acts.shape
+    assert pre.up is not None
+    acts, up = acts[:, -tokens:], pre.up[:, -tokens:, pre.up_start : pre.up_start + neurons]
+    values, ups = widen(acts), widen(up) > 0  # [B, T, F]
+    packed = np.packbits(ups, axis=1, bitorder="little")
+    classes = classes_of(values, ups)
+    classes[:, : batch.skip] = len(CLASSES)  # none
+    for place in range(len(CLASSES)):
+        own = classes == place
+        exact = np.where(own, values, 0).astype(np.float64)
+        signs.tokens[place] += own.sum(axis=(0, 1))
+        signs.sums[:, place] += [exact.sum(axis=(0, 1)), (exact**2).sum(axis=(0, 1))]
+        kept = tuple(each[:, place] for each in (signs.keys, signs.ids, signs.acts, signs.ups))
+        for (position, neuron), key in np.ndenumerate(np.abs(exact).max(axis=1)):
+            if key > 0:
+                whole = acts[position, :, neuron], packed[position, :, neuron]
+                _keep(kept, neuron, (np.float32(key), batch.ids[position], *whole))
 
 
 def activations(pre: Preactivations, neurons: int) -> np.ndarray:
@@ -103,17 +126,19 @@ def activations(pre: Preactivations, neurons: int) -> np.ndarray:
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
-def _keep(keys, ids, acts, neuron: int, key: float, excerpt: int, values: np.ndarray) -> None:
+def _keep(kept: tuple[np.ndarray, ...], neuron: int, new: tuple[Any, ...]) -> None:
     """Put an exemplar in its place among the K best of a neuron, if it is one of them.
 
-    `keys` and `ids` are `[F, K]`, `acts` `[F, K, T]`; `values` `[T]` are the exemplar's.
+    `kept` is keys and ids `[F, K]` and what else is kept of each, `[F, K, ...]`; `new` is the
+    exemplar's key, id and the rest.
     """
-    slots = keys.shape[1]
-    if slots == 0 or not precedes(key, excerpt, keys[neuron, 0], ids[neuron, 0]):
+    keys, ids, *_ = kept
+    if keys.shape[1] == 0 or not precedes(*new[:2], keys[neuron, 0], ids[neuron, 0]):
         return
-    keys[neuron, 0], ids[neuron, 0], acts[neuron, 0] = key, excerpt, values
+    for array, value in zip(kept, new, strict=True):
+        array[neuron, 0] = value
     worst_first = np.lexsort((-ids[neuron].astype(np.int64), keys[neuron]))
-    for array in (keys, ids, acts):
+    for array in kept:
         array[neuron] = array[neuron][worst_first]
 
 

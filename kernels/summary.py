@@ -13,7 +13,7 @@ import numpy as np
 
 from fastexplain.kernels.scalars import BINS, NO_ID, excerpt_hash
 
-_Record = TypeVar("_Record", "Summary", "Batch", "Preactivations", "LookupTables", "HeldOut")
+_Record = TypeVar("_Record", bound=tuple[Any, ...])
 
 MOMENTS = 5
 """Rows of `Summary.sums`: x, x**2, x**3, x**4 and max(x, 0)."""

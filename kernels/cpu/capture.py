@@ -78,25 +78,27 @@ def _calls(
 
 
 @njit
-def _insert(keys, ids, rows, neuron, key, excerpt, acts, position, lead):
-    """Replace the worst exemplar, in slot 0, and bring the new worst there.
+def insert(keys, ids, rows, key, excerpt, acts, position, lead, neuron):
+    """Replace a neuron's worst exemplar, in slot 0, and bring the new worst there.
 
-    `keys` and `ids` are float32 and int32 `[F, K]`, `rows` `[F, K, T]`, `acts` `[B, L, F]`. `key`
-    is a float32, `excerpt` an int32; `neuron`, `position` and `lead` (L - T) are indices.
+    `keys` and `ids` are float32 and int32 `[K]`, `rows` `[K, T]`, `acts` `[B, L, F]`. `key` is a
+    float32, `excerpt` an int32; `position`, `lead` (L - T) and `neuron` are indices. Returns the
+    slot of the new one: what was there before, if it is another than 0, is in slot 0 now.
     """
-    slots, tokens = rows.shape[1], rows.shape[2]
+    slots, tokens = rows.shape
     worst = 0
     worst_key, worst_id = key, excerpt
     for slot in range(1, slots):
-        if _precedes(worst_key, worst_id, keys[neuron, slot], ids[neuron, slot]):
-            worst, worst_key, worst_id = slot, keys[neuron, slot], ids[neuron, slot]
+        if _precedes(worst_key, worst_id, keys[slot], ids[slot]):
+            worst, worst_key, worst_id = slot, keys[slot], ids[slot]
     if worst > 0:
-        keys[neuron, 0], ids[neuron, 0] = worst_key, worst_id
+        keys[0], ids[0] = worst_key, worst_id
         for t in range(tokens):
-            rows[neuron, 0, t] = rows[neuron, worst, t]
-    keys[neuron, worst], ids[neuron, worst] = key, excerpt
+            rows[0, t] = rows[worst, t]
+    keys[worst], ids[worst] = key, excerpt
     for t in range(tokens):
-        rows[neuron, worst, t] = acts[position, lead + t, neuron]
+        rows[worst, t] = acts[position, lead + t, neuron]
+    return worst
 
 
 @njit
@@ -267,16 +269,16 @@ def _fold_by(nonlinearity: str | None) -> Any:
                     if top_keys.shape[1] > 0 and _precedes(
                         key, excerpt, top_keys[neuron, 0], top_ids[neuron, 0]
                     ):
-                        _insert(
-                            top_keys, top_ids, top_acts,
-                            neuron, key, excerpt, acts, position, lead,
+                        insert(
+                            top_keys[neuron], top_ids[neuron], top_acts[neuron],
+                            key, excerpt, acts, position, lead, neuron,
                         )  # fmt: skip
                     if bottom_keys.shape[1] > 0 and _precedes(
                         negated, excerpt, bottom_keys[neuron, 0], bottom_ids[neuron, 0]
                     ):
-                        _insert(
-                            bottom_keys, bottom_ids, bottom_acts,
-                            neuron, negated, excerpt, acts, position, lead,
+                        insert(
+                            bottom_keys[neuron], bottom_ids[neuron], bottom_acts[neuron],
+                            negated, excerpt, acts, position, lead, neuron,
                         )  # fmt: skip
                     maximum[neuron] = max(maximum[neuron], key)
                     minimum[neuron] = min(minimum[neuron], smallest[j])

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastexplain import kernels
 from fastexplain.kernels.measuring import Binary
+from fastexplain.kernels.signs import Signs
 from fastexplain.kernels.summary import Batch, HeldOut, LookupTables, Preactivations, Summary
 
 NEURONS, TOKENS, EXCERPTS, ROWS = 40, 6, 5, (4, 3, 2)
@@ -33,6 +34,10 @@ def arguments_of(kernel: str, rng: np.random.Generator) -> list[Any]:
         batch = Batch.make(ids, *rows, skip=1, random_ids=ids[:2], table_rows=ROWS)
         pre = Preactivations("silu", acts, acts.copy()) if rng.random() < 0.5 else None
         return [acts, batch, summary, pre]
+    if kernel == "capture_signs":
+        batch = Batch.make(ids, *rows, skip=1, random_ids=ids[:2], table_rows=ROWS)
+        signs = Signs.empty(NEURONS, TOKENS, acts.dtype, exemplars=2)
+        return [acts, batch, signs, Preactivations("silu", acts, acts.copy())]
     if kernel == "merge":
         return [summary, summary]
     if kernel == "discretize":
