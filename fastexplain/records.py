@@ -147,6 +147,41 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class SignClass:
+    """A gated MLP's neuron, f(gate) * up, on the tokens at which its factors have certain signs.
+
+    Attributes:
+        name: whether f(gate) is above 0, then whether up is: `++`, `+-`, `-+` or `--`. With silu
+            and gelu f(gate) is above 0 where gate is. A token whose activation is 0 counts as one
+            whose f(gate) is not above 0.
+        tokens: counted tokens of the class.
+        share: of all counted tokens.
+        mean, variance: of the activation on them; NaN without any.
+        mass: of what the neuron is above 0 (in `++` and `--`) or below 0 (in `+-` and `-+`), summed
+            over all counted tokens, the share that is on those of the class; NaN of nothing.
+        extreme: the activation farthest from 0; 0 without any.
+        exemplars: excerpts by largest |activation| above 0 on a counted token of the class, best
+            first, with all of their activations.
+        members: of each exemplar, bool `[tokens]`: which of its tokens are of the class.
+    """
+
+    name: str
+    tokens: int
+    share: float
+    mean: float
+    variance: float
+    mass: float
+    extreme: float
+    exemplars: list[Exemplar] = field(repr=False)
+    members: list[np.ndarray] = field(repr=False)
+
+    @property
+    def above(self) -> bool:
+        """Whether the neuron is above 0 on the class's tokens: the two signs are the same."""
+        return self.name[0] == self.name[1]
+
+
+@dataclass(frozen=True)
 class NeuronRecord:
     """All that a run holds of one neuron.
 

@@ -15,8 +15,8 @@ from fastexplain.kernels.scalars import NO_ID
 CLASSES = ("++", "+-", "-+", "--")
 """The classes in the order of their axis: whether f(gate) is above 0, then whether up is."""
 
-EXEMPLARS_A_CLASS = 4
-"""The top's exemplars for each of a class's: all four together have as many as the top."""
+TOP_A_CLASS = 4
+"""The top's exemplars for each one of a class: all four together have as many as the top."""
 
 
 class Signs(NamedTuple):

@@ -176,6 +176,13 @@ def sweep(
     bottom: Annotated[
         bool, typer.Option("--bottom", help="Keep the most negative exemplars too.")
     ] = False,
+    signs: Annotated[
+        bool,
+        typer.Option(
+            "--signs",
+            help="Keep of gated MLPs, f(gate) times up, what neurons do by the signs of the two.",
+        ),
+    ] = False,
     layers: Annotated[str | None, typer.Option(help="Such as 0-5,8; all if left out.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Excerpts in a forward pass; by free memory if left out.")
@@ -241,6 +248,7 @@ def sweep(
         top_k=top_k,
         random=random,
         bottom=bottom,
+        signs=signs,
         layers=chosen,
         batch_size=batch_size,
         skip=skip_positions,
@@ -263,6 +271,9 @@ def show(
     run: RunPath,
     neuron: Annotated[str, typer.Argument(metavar="NEURON", help="Such as 5:131.")],
     count: Annotated[int, typer.Option(min=1, help="Exemplars of each kind.")] = 5,
+    signs: Annotated[
+        bool, typer.Option("--signs", help="Exemplars of the sign classes too (sweep --signs).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a neuron: explanations, exemplars and simulations."""
@@ -275,7 +286,7 @@ def show(
     if as_json:
         print_json(neuron_data(opened, record, count))
     else:
-        print_neuron(out, opened, record, count)
+        print_neuron(out, opened, record, count, signs=signs)
 
 
 @app.command()

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from fastexplain.cli import terminal
+from fastexplain.cli.excerpts import LABEL, print_exemplars, print_line_of
+from fastexplain.cli.signs import print_sign_exemplars, signs_table
 from fastexplain.cli.tables import (
     entries_table,
-    excerpt_text,
     explained_by,
     explanations_table,
     interval_text,
     judges_table,
 )
-from fastexplain.cli.terminal import visible
 from fastexplain.cli.weights import weights_table
+from fastexplain.errors import UsageError
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.entries import shown_entries, whole_words
 from fastexplain.report.neuron import Simulated, explanations_of
@@ -25,12 +23,23 @@ from fastexplain.results import DOCUMENTS, SIDES, TOP, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.run.sides import of_side
 
-# Columns of what stands before an excerpt: a value, or who simulated.
-_LABEL, _LONGEST_LABEL = 8, 18
+_LONGEST_LABEL = 18  # columns of who simulated
 
 
-def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -> None:
-    """Print a neuron: what is said of it, then exemplars, true above simulated."""
+def print_neuron(
+    console: Console, run: Run, record: NeuronRecord, count: int, *, signs: bool = False
+) -> None:
+    """Print a neuron: what is said of it, then exemplars, true above simulated.
+
+    Args:
+        signs: print the exemplars of its sign classes too.
+
+    Raises:
+        UsageError: the run has no sign classes.
+    """
+    classes = run.signs(record.id)
+    if signs and classes is None:
+        raise UsageError(f"{run.path} has no sign classes; sweep again with `signs`")
     rows, simulated = explanations_of(run, record)
     found = record.statistics
     console.print(
@@ -54,6 +63,9 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
     if (weights := run.weights(record.id)) is not None:
         console.print()
         console.print(weights_table(weights))
+    if classes is not None:
+        console.print()
+        console.print(signs_table(classes))
     largest = max(found.maximum, 0)
     for kind in ("top", "random"):
         print_exemplars(console, kind, getattr(record, kind)[:count], largest, record.skip)
@@ -65,6 +77,8 @@ def print_neuron(console: Console, run: Run, record: NeuronRecord, count: int) -
         print_exemplars(
             console, "bottom, by -activation", negated, max(-found.minimum, 0), record.skip
         )
+    if signs and classes is not None:
+        print_sign_exemplars(console, classes, count, record.skip)
     for side in SIDES:
         if own := [each for each in simulated if each[0].side == side]:
             _print_simulations(console, of_side(record, side), own, side, count)
@@ -106,11 +120,11 @@ def _print_simulations(
     tops = [(side, e) for e in record.top if e.excerpt in tested]
     seen = {exemplar.excerpt for _, exemplar in tops}
     others = [("random", e) for e in record.random if e.excerpt in tested - seen]
-    width = max(_LABEL, *(min(len(explained_by(row)), _LONGEST_LABEL) for row, _ in simulated))
+    width = max(LABEL, *(min(len(explained_by(row)), _LONGEST_LABEL) for row, _ in simulated))
     chosen = tops[: max(-(-count // 2), count - len(others))]
     for kind, exemplar in chosen + others[: count - len(chosen)]:
         console.print(f"\n[bold]{kind} excerpt of the test split{turned}[/]")
-        _print_line(
+        print_line_of(
             console, "true", exemplar.tokens, exemplar.activations, largest, record.skip, width
         )
         for row, excerpts in simulated:
@@ -118,7 +132,7 @@ def _print_simulations(
                 values = excerpts[exemplar.excerpt]
                 scale = _scale(row, excerpts, largest)
                 by = explained_by(row)
-                _print_line(console, by, exemplar.tokens, values, scale, record.skip, width)
+                print_line_of(console, by, exemplar.tokens, values, scale, record.skip, width)
 
 
 def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: float) -> float:
@@ -131,38 +145,3 @@ def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: flo
     if (row.simulation or "").endswith("contrast"):
         return max(float(np.nanmax(values)) for values in excerpts.values())
     return 10.0
-
-
-def print_exemplars(
-    console: Console, title: str, exemplars: list[Exemplar], scale: float, skip: int
-) -> None:
-    """Print exemplars, each after its largest counted activation; `scale` gets the full colour."""
-    console.print(f"\n[bold]{title}[/]")
-    for exemplar in exemplars:
-        strongest = float(exemplar.activations[skip:].max())
-        label = f"{strongest:.2f}"
-        _print_line(console, label, exemplar.tokens, exemplar.activations, scale, skip)
-
-
-def _print_line(
-    console: Console,
-    label: str,
-    tokens: list[str],
-    activations: np.ndarray,
-    scale: float,
-    skip: int,
-    width: int = _LABEL,
-) -> None:
-    """Print an excerpt: a line in a file, else beside its label; the label's width is given."""
-    counted = activations.copy()
-    counted[:skip] = 0  # what counts for nothing gets no colour
-    text = excerpt_text(console, tokens, counted, scale)
-    label = visible(label)
-    if not (console.is_terminal or terminal.LAID_OUT):
-        console.print(Text.assemble(f"{label:>{width}}  ", text), soft_wrap=True)
-        return
-    line = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    line.add_column(width=width, justify="right", style="dim", overflow="fold")
-    line.add_column(ratio=1, overflow="fold")
-    line.add_row(Text(label), text)
-    console.print(line)

@@ -213,7 +213,7 @@ class _Dialogue:
         out.print("Nothing is left: all neurons are judged or skipped.")
 
     def _show(self, task: Task) -> None:
-        from fastexplain.cli.neuron import print_exemplars
+        from fastexplain.cli.excerpts import print_exemplars
         from fastexplain.cli.tables import words_text
 
         self._task = task

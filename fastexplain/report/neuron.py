@@ -10,7 +10,7 @@ import numpy as np
 
 from fastexplain.explainers.lists import simulate_list
 from fastexplain.explainers.lookup import simulate_by_lookup
-from fastexplain.records import Exemplar, NeuronRecord
+from fastexplain.records import Exemplar, NeuronRecord, SignClass
 from fastexplain.report.judged import judged_of
 from fastexplain.results import LIST, Steering, StoredExplanation
 from fastexplain.run.database import Database
@@ -39,6 +39,7 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
         "judged": _judged_data(run, record, rows),
         "steering": steering_data(steering),
         "weights": weights_data(run.weights(record.id)),
+        "signs": signs_data(run.signs(record.id), count),
         **{
             kind: [_exemplar_data(exemplar) for exemplar in getattr(record, kind)[:count]]
             for kind in ("top", "bottom", "random")
@@ -54,6 +55,29 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
             for excerpt, values in excerpts.items()
         ],
     }
+
+
+def signs_data(classes: Sequence[SignClass] | None, count: int) -> list[dict[str, Any]] | None:
+    """A neuron's sign classes as `--json` gives them, with so many exemplars each."""
+    if classes is None:
+        return None
+    return [
+        {
+            "signs": each.name,
+            "tokens": each.tokens,
+            **{
+                name: _number(getattr(each, name))
+                for name in ("share", "mean", "variance", "mass", "extreme")
+            },
+            "exemplars": [
+                _exemplar_data(exemplar) | {"members": members.tolist()}
+                for exemplar, members in zip(
+                    each.exemplars[:count], each.members[:count], strict=True
+                )
+            ],
+        }
+        for each in classes
+    ]
 
 
 def _judged_data(

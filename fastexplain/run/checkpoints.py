@@ -3,7 +3,7 @@
     RUN/checkpoints/1024/
         state.json                 the settings, by which a sweep knows its own, how far it has got,
                                    and the hashes of the other files; the last line is its own
-        00.safetensors ...         each layer's summary
+        00.safetensors ...         each layer's summary, and what is kept by sign classes
 
 A checkpoint is written under a temporary name, synced and renamed, and only then the one before is
 removed: there is always a whole one. The last may be of the end of the pass, where some layers'
@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fastexplain.errors import RunError
+from fastexplain.kernels.signs import Signs
 from fastexplain.kernels.summary import Summary
 from fastexplain.run.manifest import is_count
 from fastexplain.run.pieces import hash_of, hashes_of
@@ -31,6 +32,7 @@ from fastexplain.run.sealed import sealed, unsealed
 
 DIRECTORY = "checkpoints"
 _STATE = "state.json"
+_SIGNS = "signs."  # before the names of a `Signs`'s arrays
 _KEYS = {"settings", "done", "seconds", "batch_size", "layers", "files", "seed", "written"}
 
 
@@ -43,6 +45,7 @@ class Checkpoint:
         seconds: spent on them.
         batch_size: excerpts in each of its forward passes, and in those to come.
         summaries: by layer; without those whose file is written.
+        signs: by layer, where they are kept.
         written: the run's files that are written, each with its hash; see `RunWriter.written`.
     """
 
@@ -50,6 +53,7 @@ class Checkpoint:
     seconds: float
     batch_size: int
     summaries: dict[int, Summary]
+    signs: dict[int, Signs] = dataclasses.field(default_factory=dict)
     written: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -83,13 +87,16 @@ class Checkpoints:
                 f"{self._directory.parent} holds an unfinished sweep with other settings; "
                 "repeat its command to finish it, or remove the directory"
             )
-        summaries = {}
+        summaries, signs = {}, {}
         for layer, (name, hash) in zip(state["layers"], state["files"].items(), strict=True):
             file = directory / name
             try:
                 if hash is not None and hash_of(hashes_of(file)) != hash:
                     raise _damaged(directory, f"{name} is not what was written")
                 arrays = load_file(file)
+                own = {each: arrays.pop(each) for each in list(arrays) if each.startswith(_SIGNS)}
+                if own:
+                    signs[layer] = Signs(**{k.removeprefix(_SIGNS): v for k, v in own.items()})
                 if arrays["histogram_ids"].ndim == 2:
                     # A version before kept one excerpt a bin; so does the rest of its sweep.
                     arrays["histogram_ids"] = arrays["histogram_ids"][None]
@@ -101,7 +108,12 @@ class Checkpoints:
             except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
                 raise _damaged(directory, f"{name}: {error}") from error
         return Checkpoint(
-            state["done"], state["seconds"], state["batch_size"], summaries, state["written"]
+            state["done"],
+            state["seconds"],
+            state["batch_size"],
+            summaries,
+            signs,
+            state["written"],
         )
 
     def save(
@@ -109,7 +121,7 @@ class Checkpoints:
         done: int,
         seconds: float,
         batch_size: int,
-        summaries: Iterable[tuple[int, Summary]],
+        summaries: Iterable[tuple[int, Summary, Signs | None]],
         written: dict[str, str] | None = None,
     ) -> None:
         """Save a checkpoint in place of the one before; summaries are taken one by one.
@@ -124,9 +136,11 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             layers, files, seed = [], {}, 0
-            for layer, summary in summaries:
+            for layer, summary, signs in summaries:
                 arrays = summary._asdict()
                 seed = arrays.pop("seed")
+                if signs is not None:
+                    arrays |= {f"{_SIGNS}{name}": array for name, array in signs._asdict().items()}
                 file = temporary / f"{layer:02}.safetensors"
                 save_file(arrays, file)
                 layers.append(layer)

@@ -27,11 +27,12 @@ from safetensors import SafetensorError, safe_open
 from fastexplain.errors import RunError, UsageError
 from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
-from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
+from fastexplain.records import Exemplar, NeuronId, NeuronRecord, SignClass, Statistics
 from fastexplain.run.arrays import ArrayFile
 from fastexplain.run.layout import ADDED, check_excerpts, check_site, check_values, lacking
 from fastexplain.run.manifest import EXCERPTS, HASHES, read_manifest, site_file
 from fastexplain.run.pieces import hash_of
+from fastexplain.run.signs import signs_of
 from fastexplain.run.statistics import SUMMED, moments_of
 from fastexplain.run.table import NeuronTable, neuron_table
 from fastexplain.run.tables import Tables
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
     from fastexplain.run.database import Database
 
 # Arrays of a site's file with neurons along the first axis; in the others they are along the last.
-_NEURONS_FIRST = ("top.", "bottom.", "histogram")
+_NEURONS_FIRST = (
+    "top.", "bottom.", "histogram", "signs.ids", "signs.activations", "signs.ups",
+)  # fmt: skip
 
 
 def open_run(path: str | Path) -> Run:
@@ -63,6 +66,7 @@ class Run:
         sites: what was swept, by name, in ascending order.
         layers: those whose MLP neurons were swept, ascending.
         skip: the first counted token of every excerpt.
+        has_signs: whether the sweep kept sign classes; see `signs`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,6 +74,7 @@ class Run:
         self.manifest, self.sites = read_manifest(self.path)
         self.skip: int = self.manifest["settings"]["skip"]
         self.layers = [site.layer for site in self.sites.values() if site.kind == "mlp"]
+        self.has_signs: bool = self.manifest["settings"].get("signs") is True
         self._files: dict[str, ArrayFile] = {}
         # What was stored, and that opened; it may be stored anew while a run is open.
         self._weights: tuple[object, StoredWeights | None] = (None, None)
@@ -145,17 +150,29 @@ class Run:
         neuron = self.check(NeuronId.parse(name) if isinstance(name, str) else name)
         site, index = neuron.site, neuron.index
         kept = {
-            end: self._exemplars(
+            end: self.exemplars(
                 self.array(site, f"{end}.ids", index), self.array(site, f"{end}.activations", index)
             )
             for end in ("top", "bottom")
         }
         random_ids, random = self.array(site, "random.ids"), []
         if len(random_ids):
-            random = self._exemplars(random_ids, self.array(site, "random.activations", index))
+            random = self.exemplars(random_ids, self.array(site, "random.activations", index))
         return NeuronRecord(
             neuron, self.skip, kept["top"], kept["bottom"], random, self._statistics(neuron)
         )
+
+    def signs(self, name: str | NeuronId) -> list[SignClass] | None:
+        """A neuron by the signs of its gate and its factor; None where the sweep kept no classes.
+
+        They are `++`, `+-`, `-+` and `--`, in this order; see `SignClass` and `sweep`.
+
+        Raises:
+            UsageError: the name is no neuron's, or no neuron of this run.
+            RunError: a file is missing or damaged.
+        """
+        neuron = self.check(NeuronId.parse(name) if isinstance(name, str) else name)
+        return signs_of(self, neuron) if self.has_signs else None
 
     def weights(self, name: str | NeuronId) -> NeuronWeights | None:
         """What a neuron's weights say of it; None where nobody looked (`fastexplain.weights`).
@@ -242,7 +259,8 @@ class Run:
 
         return Database(self.path / "run.sqlite", read_only=read_only)
 
-    def _exemplars(self, ids: np.ndarray, acts: np.ndarray) -> list[Exemplar]:
+    def exemplars(self, ids: np.ndarray, acts: np.ndarray) -> list[Exemplar]:
+        """Exemplars by their ids, int32 `[n]`, -1 for none, and activations `[n, tokens]`."""
         found = []
         for excerpt, own in zip(ids, widen(acts), strict=True):
             if excerpt >= 0:
@@ -311,7 +329,7 @@ class Run:
                 tables[name].shape[0] if name in tables else 0
                 for name in ("tables.tokens", "tables.pairs", "tables.triples", "tables.situations")
             ]
-            check_site(file, self.sites[site].units, tokens, rows, schema)
+            check_site(file, self.sites[site].units, tokens, rows, schema, self.has_signs)
         else:
             check_excerpts(file, sweep["excerpts"], tokens, schema)
         return file

@@ -1,8 +1,8 @@
 """What a run's files of arrays have to hold: names, types, shapes, and ids that there are.
 
 Letters: S excerpts, T tokens of each, F units of a site, K top and B bottom exemplars, R random
-ones, H bins, D excerpts that a bin keeps, V, P, Q and Z rows of the tables, A the type of
-activations, C tokens or neurons that the weights have of each kind.
+ones, E exemplars of a sign class, H bins, D excerpts that a bin keeps, V, P, Q and Z rows of the
+tables, A the type of activations, C tokens or neurons that the weights have of each kind.
 """
 
 from __future__ import annotations
@@ -51,6 +51,16 @@ _SITE = {
     "tables.situations": "F32 Z F",
 }
 
+_SIGNS = {
+    "signs.ids": "I32 F 4 E",
+    "signs.activations": "A F 4 E T",
+    "signs.ups": "U8 F 4 E W",
+    "signs.tokens": "I64 4 F",
+    "signs.sums": "F64 2 4 F",
+    "signs.extremes": "F32 4 F",
+}
+"""What a site's file has beyond where a sweep kept sign classes; W bytes hold T bits."""
+
 ADDED = (
     "tables.situations", "tables.situation_counts", "tables.triples", "tables.triple_counts",
 )  # fmt: skip
@@ -73,6 +83,7 @@ _LEAST = {
     "tables.pair_counts": 0, "tables.triples": 0, "tables.triple_counts": 0,
     "tables.situations": 0, "tables.situation_counts": 0,
     "vocabulary.ends": 0, "positive": 0, "histogram": 0,
+    "signs.tokens": 0, "signs.ids": _NO_ID,
     "top.ids": _NO_ID, "bottom.ids": _NO_ID, "random.ids": _NO_ID, "histogram.excerpts": _NO_ID,
 }  # fmt: skip
 
@@ -83,12 +94,22 @@ def check_excerpts(file: ArrayFile, excerpts: int, tokens: int, schema: int) -> 
 
 
 def check_site(
-    file: ArrayFile, units: int, tokens: int, table_rows: Sequence[int], schema: int
+    file: ArrayFile,
+    units: int,
+    tokens: int,
+    table_rows: Sequence[int],
+    schema: int,
+    signs: bool,
 ) -> None:
-    """Raise RunError unless a site's file has what it must, for F, T, and V, P, Q and Z."""
+    """Raise RunError unless a site's file has what it must, for F, T, and V, P, Q and Z.
+
+    Args:
+        signs: whether there must be what is kept by sign classes.
+    """
     sizes = dict(zip("VPQZ", table_rows, strict=True))
-    sizes |= {"F": units, "T": tokens, "H": BINS, "M": MOMENTS}
-    _check(file, _of_schema(file, _SITE, schema), sizes)
+    sizes |= {"F": units, "T": tokens, "W": -(-tokens // 8), "H": BINS, "M": MOMENTS}
+    expected = _SITE | _SIGNS if signs else _SITE
+    _check(file, _of_schema(file, expected, schema), sizes)
 
 
 def _of_schema(file: ArrayFile, expected: dict[str, str], schema: int) -> dict[str, str]:

@@ -228,6 +228,13 @@ class Subject:
         names = (None if form is None else form.elementwise.nonlinearity for form in forms)
         return list(dict.fromkeys(names))
 
+    def why_no_factors(self, layer: int) -> str | None:
+        """Why a sweep can't tell f(gate) and up of a layer's neurons apart; None where it can."""
+        form = self._fused(layer)
+        if form is None:
+            return "what is between the linear layers is not known, or a hook watches it"
+        return None if form.elementwise.up else "there is no gate"
+
     def _fused(self, layer: int) -> FusedMlp | None:
         """An MLP's fused form; None where the elementwise part is not one of the kernels'.
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from fastexplain.errors import RunError, SweepError
+from fastexplain.kernels.signs import TOP_A_CLASS, Signs
 from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
 from fastexplain.progress import Report, reported
 from fastexplain.run.checkpoints import Checkpoint, Checkpoints
@@ -59,6 +60,7 @@ def sweep(
     skip: int | None = None,
     table_bytes: int = TABLE_BYTES,
     compile: bool = False,
+    signs: bool = False,
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     progress: bool | Report | None = None,
 ) -> Run:
@@ -80,12 +82,16 @@ def sweep(
         table_bytes: memory for the tables of all layers; 0 leaves them out, and with them the
             lookup explainer.
         compile: compile the model's layers first: a minute at the start, faster on a GPU.
+        signs: keep of gated MLPs, whose neurons are f(gate) * up, also what they do by the signs of
+            the two: statistics, and exemplars by largest |activation|, a quarter of `top_k` for
+            each of the four classes; see `Run.signs`.
         checkpoint_seconds: time between two checkpoints.
         progress: True shows a bar. A function is called with the number of excerpts done, after
             each batch; if it raises KeyboardInterrupt, a checkpoint is saved first.
 
     Raises:
-        UsageError: an argument makes no sense, such as a layer that the subject doesn't have.
+        UsageError: an argument makes no sense, such as a layer that the subject doesn't have, or
+            `signs` of MLPs that are not gated.
         RunError: `out` can't be written, or holds something already.
         SubjectError: the model's layers can't be compiled.
         SweepError: activations are not finite; says at which layer and excerpt.
@@ -101,6 +107,7 @@ def sweep(
         skip=skip,
         table_bytes=table_bytes,
         compile=compile,
+        signs=signs,
     )
     check_causal(subject)
     with RunWriter(out) as writer:
@@ -133,7 +140,7 @@ def _swept(
         tables = tables.without_situations()
     settings = replace(settings, batch_size=last.batch_size)
     device = kernel_device(subject.device)
-    size = sum(summary.nbytes for summary in last.summaries.values())
+    size = sum(own.nbytes for own in (*last.summaries.values(), *last.signs.values()))
     size += sum(own.nbytes for own in (corpus.tokens, corpus.documents, corpus.offsets))
     size += _BYTES_A_TOKEN * subject.vocabulary_size
     writer.keep_room(size, len(last.summaries) + 2)
@@ -141,7 +148,8 @@ def _swept(
     bar = reported(progress, "Sweeping", len(corpus), "excerpts", done=last.done)
     with prepared(subject.device), bar as report:
         exemplars = {
-            layer: Exemplars(last.summaries.pop(layer), device) for layer in list(last.summaries)
+            layer: Exemplars(last.summaries.pop(layer), device, last.signs.pop(layer, None))
+            for layer in list(last.summaries)
         }
         batches = batches_from(corpus, tables, kinds, settings, random_ids, last.done)
         done, started = last.done, time.perf_counter()
@@ -179,7 +187,7 @@ def _swept(
             raise
         writer.give_up_room()
         end = "it goes on from the end of the pass"
-        kept = ((layer, own.summary()) for layer, own in exemplars.items())
+        kept = ((layer, own.summary(), own.signs()) for layer, own in exemplars.items())
         try:
             checkpoints.save(len(corpus), seconds, last.batch_size, kept, writer.written())
         except RunError as second:
@@ -213,11 +221,18 @@ def empty_start(
         )
         for layer in settings.layers
     }
+    signs = {}
+    if settings.signs:
+        dtype, count = kernel_dtype(subject.dtype), -(-settings.top_k // TOP_A_CLASS)
+        signs = {
+            layer: Signs.empty(subject.widths[layer], tokens, dtype, exemplars=count)
+            for layer in settings.layers
+        }
     batch_size = settings.batch_size
     if batch_size is None:
-        kept = sum(summary.nbytes for summary in summaries.values())
+        kept = sum(own.nbytes for own in (*summaries.values(), *signs.values()))
         batch_size = choose_batch_size(subject, settings.layers, tokens, kept)
-    return Checkpoint(0, 0.0, batch_size, summaries)
+    return Checkpoint(0, 0.0, batch_size, summaries, signs)
 
 
 def batches_from(
@@ -279,7 +294,7 @@ def _save(
     otherwise: str,
 ) -> None:
     """Save a checkpoint; where that fails, warn that the sweep does otherwise."""
-    summaries = ((layer, kept.summary()) for layer, kept in exemplars.items())
+    summaries = ((layer, kept.summary(), kept.signs()) for layer, kept in exemplars.items())
     try:
         checkpoints.save(done, seconds, batch_size, summaries)
     except RunError as error:  # a full disk, say: no reason to lose what is in memory

@@ -42,6 +42,8 @@ def _identity(
     """All that a sweep's results depend on, to the last bit, but the batch size."""
     kept = asdict(settings)
     del kept["batch_size"]
+    if not settings.signs:  # as versions had it that knew of none
+        del kept["signs"]
     return {
         "subject": [fingerprint, lead, str(subject.dtype), str(subject.device)],
         "corpus": [corpus.fingerprint, corpus.seed],

@@ -33,6 +33,7 @@ class Settings:
     skip: int
     table_rows: int
     compile: bool
+    signs: bool = False
 
 
 def check_settings(
@@ -47,6 +48,7 @@ def check_settings(
     random: int,
     bottom: bool,
     compile: bool,
+    signs: bool = False,
 ) -> Settings:
     if not isinstance(corpus, Corpus):
         raise UsageError("the corpus is no Corpus; make one, for example by Corpus.from_texts")
@@ -90,6 +92,8 @@ def check_settings(
             "`compile` is for a subject on the CPU, or on a GPU that the kernels run on too; "
             "fastexplain doctor says why they don't"
         )
+    if signs:
+        _check_factors(subject, chosen)
     widths = [subject.widths[layer] for layer in chosen]
     row = sum(widths) * np.dtype(np.float32).itemsize
     if 0 < table_bytes < row:
@@ -98,7 +102,33 @@ def check_settings(
             "or 0 for no tables"
         )
     rows = table_bytes // row
-    return Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows, compile)
+    return Settings(chosen, widths, top_k, random, bottom, batch_size, skip, rows, compile, signs)
+
+
+def _check_factors(subject: Subject, layers: list[int]) -> None:
+    """Raise UsageError unless the kernels see both factors of all of these layers' neurons."""
+    if not fuses(subject):
+        raise UsageError(
+            "`signs` is for a subject on the CPU, or on a GPU that the kernels run on too; "
+            "fastexplain doctor says why they don't"
+        )
+    lacking: dict[str, list[int]] = {}
+    for layer in layers:
+        if (why := subject.why_no_factors(layer)) is not None:
+            lacking.setdefault(why, []).append(layer)
+    if lacking:
+        found = "; ".join(f"in {_named(own, layers)}, {why}" for why, own in lacking.items())
+        raise UsageError(
+            f"`signs` is for MLPs whose neurons are f(gate) * up, and {subject.name} has others: "
+            f"{found}; leave `signs` out, or choose `layers` that have both"
+        )
+
+
+def _named(some: list[int], layers: list[int]) -> str:
+    """Some of the layers by their numbers, as a message has them."""
+    if some == layers:
+        return "each layer"
+    return f"layer{'s' if len(some) > 1 else ''} {', '.join(map(str, some))}"
 
 
 def _names_past(subject: Subject, corpus: Corpus) -> str:

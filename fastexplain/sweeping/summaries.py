@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from fastexplain.errors import SubjectError
-from fastexplain.kernels import capture
+from fastexplain.kernels import capture, capture_signs
 from fastexplain.kernels.scalars import NO_ID
+from fastexplain.kernels.signs import Signs
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, moved
 from fastexplain.models.gpu import why_no_kernels
 
@@ -45,14 +46,19 @@ class Exemplars:
     Args:
         summary: an empty or a partly filled summary, in host memory.
         device: where the activations will be, and the kernels run: the CPU or a CUDA device.
+        signs: the same of its sign classes, where these are kept.
     """
 
-    def __init__(self, summary: Summary, device: torch.device) -> None:
-        if device.type == "cuda":
+    def __init__(self, summary: Summary, device: torch.device, signs: Signs | None = None) -> None:
+        def there(record: Any) -> Any:
             # Not by way of pinned memory: PyTorch keeps that, and this is gigabytes in all.
-            summary = moved(summary, lambda array: torch.from_numpy(array).to(device))
-        self._summary = summary
+            return moved(record, lambda array: torch.from_numpy(array).to(device))
+
+        on_gpu = device.type == "cuda"
+        self._summary = there(summary) if on_gpu else summary
+        self._signs = there(signs) if on_gpu and signs is not None else signs
         self._arrays = for_kernels(self._summary)
+        self._sign_arrays = None if signs is None else for_kernels(self._signs)
 
     def update(self, acts: torch.Tensor, batch: Batch, pre: Preactivations | None = None) -> None:
         """Fold in a batch's activations `[B, L, F]`; returns before a device is done with it.
@@ -75,6 +81,9 @@ class Exemplars:
         if acts.device.type == "cuda":
             stream = torch.cuda.current_stream(acts.device).cuda_stream
         capture(array, batch, self._arrays, pre, stream=stream)
+        if self._sign_arrays is not None:
+            assert pre is not None  # as `check_settings` has seen
+            capture_signs(array, batch, self._sign_arrays, pre, stream=stream)
 
     def restart(self, other: Exemplars) -> None:
         """Keep what another of the same shape keeps, in the memory that there is.
@@ -93,6 +102,10 @@ class Exemplars:
     def summary(self) -> Summary:
         """What is kept so far, in host memory; waits for the device."""
         return on_host(self._summary)
+
+    def signs(self) -> Signs | None:
+        """The same of the sign classes; None where they are not kept."""
+        return None if self._signs is None else on_host(self._signs)
 
     def finalize(self, pairs: int) -> dict[str, np.ndarray]:
         """The layer's file: arrays by name, exemplars in order, best first.
@@ -124,7 +137,27 @@ class Exemplars:
             arrays[f"{end}.activations"] = np.take_along_axis(acts, order[..., None], axis=1)
         for name in ("top.ids", "bottom.ids", "random.ids", "histogram.excerpts"):
             arrays[name] = np.where(arrays[name] == NO_ID, np.int32(-1), arrays[name])
-        return arrays
+        signs = self.signs()
+        return arrays if signs is None else arrays | _signs_arrays(signs)
+
+
+def _signs_arrays(signs: Signs) -> dict[str, np.ndarray]:
+    """What a layer's file has of its sign classes, by name, exemplars best first."""
+    order = np.lexsort((signs.ids, -signs.keys), axis=2)
+    ids, keys = (np.take_along_axis(own, order, axis=2) for own in (signs.ids, signs.keys))
+    acts, ups = (
+        np.take_along_axis(own, order[..., None], axis=2) for own in (signs.acts, signs.ups)
+    )
+    # The best exemplar has the class's extreme; the second and third class are below 0.
+    extremes = np.maximum(keys[..., 0], 0) * np.array([1, -1, -1, 1], np.float32)
+    return {
+        "signs.ids": np.where(ids == NO_ID, np.int32(-1), ids),
+        "signs.activations": acts,
+        "signs.ups": ups,
+        "signs.tokens": signs.tokens,
+        "signs.sums": signs.sums,
+        "signs.extremes": extremes.T,
+    }
 
 
 def on_device(record: Any, device: torch.device) -> Any:
