@@ -45,7 +45,7 @@ from fastexplain.kernels.cuda.after_fold import add_up, copy, insert_kernel, tab
 from fastexplain.kernels.cuda.bins import bins_kernel
 from fastexplain.kernels.cuda.fold import fold_kernel
 from fastexplain.kernels.cuda.queue import current_device, queue_of, view
-from fastexplain.kernels.cuda.words import MOST_PAIRED
+from fastexplain.kernels.cuda.words import MOST_PAIRED, lanes_of
 from fastexplain.kernels.summary import (
     MOMENTS,
     MOST_ON_DEVICE,
@@ -142,26 +142,15 @@ def capture(
     """
     acts, batch, summary = view(acts), moved(batch, view), moved(summary, view)
     pre = None if pre is None else moved(pre, view)
-    lanes = _lanes(acts, summary.random_acts, pre)
+    arrays, starts = [acts, summary.random_acts], 0
+    if pre is not None:
+        arrays += [pre.gate] if pre.up is None else [pre.gate, pre.up]
+        starts = pre.gate_start | pre.up_start
+    lanes = lanes_of(acts.shape[2] | starts, arrays, _WORD_BYTES)
     queue = queue_of(stream)
     launches = _launches(acts, batch, summary, pre, lanes, _capability(), _scratch)
     for kernel, blocks, threads, arguments in launches:
         kernel[blocks, threads, queue](*arguments)
-
-
-def _lanes(acts: Any, random_acts: Any, pre: Preactivations | None) -> int:
-    """How many neurons a thread can take at a time, by their number and the arrays' alignment."""
-    arrays, neurons = [acts, random_acts], acts.shape[2]
-    if pre is not None:
-        arrays += [pre.gate] if pre.up is None else [pre.gate, pre.up]
-        neurons |= pre.gate_start | pre.up_start
-    places = neurons * acts.dtype.itemsize
-    for array in arrays:
-        places |= array.shape[2] * acts.dtype.itemsize
-        if hasattr(array, "__cuda_array_interface__"):
-            places |= array.__cuda_array_interface__["data"][0]
-    word = min(_WORD_BYTES, places & -places)
-    return max(1, word // acts.dtype.itemsize)
 
 
 def _flat(array: Any) -> Any:

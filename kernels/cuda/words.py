@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,21 @@ from fastexplain.kernels.cuda import ptx
 def word_type_of(name: str, lanes: int) -> Any:
     """Numba's type of a word of activations."""
     return {2: uint16, 4: uint32, 8: uint64}[(4 if name == "float32" else 2) * lanes]
+
+
+def lanes_of(places: int, arrays: Sequence[Any], most: int) -> int:
+    """How many neurons of such arrays a thread can take at a time, in a word of `most` bytes.
+
+    `places` has a bit of each number of neurons and first column, `arrays` are `[.., .., W]` of one
+    dtype: what all of these and the arrays' places in memory are multiples of.
+    """
+    itemsize = arrays[0].dtype.itemsize
+    bits = places * itemsize
+    for array in arrays:
+        bits |= array.shape[2] * itemsize
+        if hasattr(array, "__cuda_array_interface__"):
+            bits |= array.__cuda_array_interface__["data"][0]
+    return max(1, min(most, bits & -bits) // itemsize)
 
 
 def lane_reader(name: str) -> Any:

@@ -25,6 +25,7 @@ import device_checks as checks
 
 from fastexplain import kernels
 from fastexplain.kernels import reference
+from fastexplain.kernels.signs import Signs
 from fastexplain.kernels.summary import HeldOut, LookupTables, moved
 
 MOST_LAUNCHES = 8
@@ -113,6 +114,18 @@ def test_a_capture_launches_its_kernels_on_the_stream_it_is_given(case) -> None:
     on_default = launches_of(lambda: kernels.capture(acts, batch, summary, pre))
     assert names(on_default) == names(found)
     assert {launch.stream for launch in on_default} <= {None, 1, 2}  # the handles of the default
+
+
+def test_sign_classes_are_launched_on_the_stream_they_are_given() -> None:
+    acts, batch, _, pre = arrays(CASES[2])
+    signs = Signs.empty(CASES[2].neurons, CASES[2].tokens, np.dtype(np.uint16), exemplars=2)
+    signs, stream = moved(signs, checks.to_device), int(cuda.stream().handle)
+    found = launches_of(lambda: kernels.capture_signs(acts, batch, signs, pre, stream=stream))
+    assert len(found) == 3 and {launch.stream for launch in found} == {stream}
+    for kernel in ("fold", "add_up", "insert"):
+        assert kernel in names(found)
+    bare = moved(signs, signed), moved(pre, signed)
+    assert len(launches_of(lambda: kernels.capture_signs(signed(acts), batch, *bare))) == 3
 
 
 def test_arrays_that_are_not_numbas_are_taken_by_their_interface() -> None:

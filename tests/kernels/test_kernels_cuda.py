@@ -18,7 +18,7 @@ TARGETS = [(8, 0), (9, 0), (10, 0)]
 
 
 @pytest.mark.scale
-@pytest.mark.parametrize("module", ["cudasim_kernels.py", "cudasim_neurons.py"])
+@pytest.mark.parametrize("module", ["cudasim_kernels.py", "cudasim_neurons.py", "cudasim_signs.py"])
 def test_kernels_equal_the_reference_in_the_simulator(module: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     finished = subprocess.run(
@@ -148,6 +148,7 @@ def launches(
     `fused` is the nonlinearity and whether there is a factor.
     """
     from fastexplain.kernels.cuda import capture as kernels
+    from fastexplain.kernels.cuda.words import lanes_of
     from fastexplain.kernels.summary import Preactivations
 
     acts, batch, summary = capture_arrays(dtype, neurons)
@@ -158,7 +159,7 @@ def launches(
     def scratch(*shape):
         return kernels._Scratch.make(np.empty, *shape)
 
-    lanes = kernels._lanes(acts, summary.random_acts, pre)
+    lanes = lanes_of(neurons, [acts], kernels._WORD_BYTES)
     return list(kernels._launches(acts, batch, summary, pre, lanes, target, scratch))
 
 
@@ -223,6 +224,43 @@ def test_a_captures_kernels_compile(
 ) -> None:
     launched = [(each[0], each[3]) for each in launches(dtype, neurons, target, fused)]
     assert_compiled_for(target, list(assembled(launched, target, monkeypatch)))
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("dtype", "neurons", "target"),
+    [
+        ("uint16", 8, (9, 0)),
+        *(pytest.param(*case, marks=pytest.mark.scale) for case in (
+            ("uint16", 8, (8, 0)), ("uint16", 8, (10, 0)), ("uint16", 3, (9, 0)),
+            ("float16", 8, (9, 0)), ("float32", 8, (9, 0)),
+        )),
+    ],
+)  # fmt: skip
+def test_the_kernels_of_sign_classes_compile(
+    dtype: str, neurons: int, target: tuple[int, int], monkeypatch
+) -> None:
+    from fastexplain.kernels.cuda import signs as kernels
+    from fastexplain.kernels.signs import Signs
+
+    def scratch(*shape):
+        return kernels._Scratch.make(np.empty, *shape)
+
+    acts, batch, _ = capture_arrays(dtype, neurons)
+    signs = Signs.empty(neurons, 64, acts.dtype, exemplars=5)
+    found = kernels._launches(acts, batch, signs, np.zeros_like(acts), 0, scratch)
+    launched = [(each[0], each[3]) for each in found]
+    assert_compiled_for(target, list(assembled(launched, target, monkeypatch)))
+
+
+def test_more_exemplars_of_a_class_than_a_device_can_keep_are_refused() -> None:
+    from fastexplain.kernels.cuda import signs as kernels
+    from fastexplain.kernels.signs import Signs
+
+    acts, batch, _ = capture_arrays("float32", 8)
+    signs = Signs.empty(8, 64, acts.dtype, exemplars=2049)
+    with pytest.raises(ValueError, match="2048 exemplars at most"):
+        next(kernels._launches(acts, batch, signs, acts, 0, np.empty))
 
 
 @pytest.mark.usefixtures("compiler")
