@@ -45,7 +45,11 @@ def sweep_corpus(
     """
     with (
         progress(f"Reading {', '.join(sources)}", 100, percent=True) as advance,
-        compiled_beside(subject, tables=settings.get("table_bytes") != 0),
+        compiled_beside(
+            subject,
+            tables=settings.get("table_bytes") != 0,
+            signs=bool(settings.get("signs")),
+        ),
     ):
         corpus = Corpus(
             sources, subject.tokenizer, excerpts=excerpts, seed=seed, column=column,

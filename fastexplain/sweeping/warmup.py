@@ -21,17 +21,23 @@ _MODULE = "fastexplain.kernels.cpu.ahead"
 
 
 @contextlib.contextmanager
-def compiled_beside(subject: Subject, *, tables: bool) -> Iterator[None]:
+def compiled_beside(subject: Subject, *, tables: bool, signs: bool) -> Iterator[None]:
     """Have what a sweep of the subject will run compiled meanwhile; the end waits for it.
 
     If it fails, the sweep compiles for itself. An exception within ends it at once.
 
     Args:
         tables: whether the sweep will keep any.
+        signs: whether it will keep sign classes.
     """
     process = None
     if kernel_device(subject.device).type == "cpu":
-        command = [sys.executable, "-m", _MODULE, json.dumps(needs(subject, tables=tables))]
+        command = [
+            sys.executable,
+            "-m",
+            _MODULE,
+            json.dumps(needs(subject, tables=tables, signs=signs)),
+        ]
         nothing = subprocess.DEVNULL  # it is quiet, also where Ctrl-C reaches both
         with contextlib.suppress(OSError):
             process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
@@ -45,7 +51,7 @@ def compiled_beside(subject: Subject, *, tables: bool) -> Iterator[None]:
             process.wait()
 
 
-def needs(subject: Subject, *, tables: bool) -> dict[str, Any]:
+def needs(subject: Subject, *, tables: bool, signs: bool) -> dict[str, Any]:
     """What a sweep of the subject runs on the CPU, for `kernels.cpu.ahead.compile_kernels`."""
     here = subject.device.type == "cpu"
     return {
@@ -53,4 +59,5 @@ def needs(subject: Subject, *, tables: bool) -> dict[str, Any]:
         # Activations of another device come ready made.
         "nonlinearities": subject.nonlinearities() if here else [None],
         "tables": tables,
+        "signs": signs,
     }

@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, typeof
 
 from fastexplain.kernels import scalars
 from fastexplain.kernels.cpu.capture import insert
@@ -22,12 +24,24 @@ _precedes = njit(scalars.precedes)
 
 def capture_signs(acts: np.ndarray, batch: Batch, signs: Signs, pre: Preactivations) -> None:
     """See `fastexplain.kernels.capture_signs`."""
+    _fold(*_arguments(acts, batch, signs, pre))
+
+
+def compile_signs(acts: np.ndarray, batch: Batch, signs: Signs, pre: Preactivations) -> None:
+    """Compile what `capture_signs` of such arrays, of any shape, will run; nothing is run."""
+    _fold.compile(tuple(map(typeof, _arguments(acts, batch, signs, pre))))
+
+
+def _arguments(
+    acts: np.ndarray, batch: Batch, signs: Signs, pre: Preactivations
+) -> tuple[Any, ...]:
+    """Those of `_fold`."""
     bits, half = host_bits(acts)
     assert pre.up is not None
     up, _ = host_bits(pre.up)
     kept = moved(signs, lambda array: host_bits(array)[0])
     width = block_width_of(acts.shape[2])
-    _fold(width, bits, half, up, pre.up_start, batch.ids, batch.skip, *kept)
+    return width, bits, half, up, pre.up_start, batch.ids, batch.skip, *kept
 
 
 @njit
