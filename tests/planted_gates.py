@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
@@ -15,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastexplain import Subject
+from fastexplain import Corpus, Subject
 
 WORDS = ["the", "cat", "sees", "dog", "near", "old", "wall", "sun"]
 
@@ -56,3 +57,12 @@ def gated_subject(
     backend.decoder = Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     return Subject.from_model(model, tokenizer, name="gated")
+
+
+def gated_corpus() -> Corpus:
+    """300 excerpts of random words; "cat" and "dog" in the first and the second half."""
+    rng = np.random.default_rng(0)
+    token_ids = rng.choice([0, 2, 4, 5, 6, 7], (300, 64)).astype(np.int32)
+    for excerpts, word in ((slice(0, 150), "cat"), (slice(150, 300), "dog")):
+        token_ids[excerpts, 9] = WORDS.index(word)
+    return Corpus.from_excerpts(token_ids)

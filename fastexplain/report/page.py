@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastexplain.records import NeuronId, NeuronRecord
+from fastexplain.records import NeuronId, NeuronRecord, SignClass
 from fastexplain.report.columns import first_places
 from fastexplain.report.entries import entries_in, text_of_entries
 from fastexplain.report.excerpts import banded, excerpts_data, four_digits, histogram_data
@@ -44,7 +44,7 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
         activation), `sign` (-1 where it is of the bottom, whose values are -activation) and
         `values` by excerpt, null of rules (see `ruled.RuledExcerpts`); `rows`, the tables'
         strongest tokens and pairs, each with `token`, `previous` (null for a token), `mean` and
-        `count`; `steering` and `weights` as `report.neuron` has them.
+        `count`; `steering` and `weights` as `report.neuron` has them; `signs` (see `_signs`).
 
     Raises:
         UsageError: the name is no neuron's, or no neuron of this run.
@@ -64,7 +64,7 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
             for row in rows
         }
         steering = database.steering(record.id)
-    found = record.statistics
+    found, signs = record.statistics, _signs(run.signs(record.id))
     exemplars: dict[str, list[dict[str, Any]]] = {
         kind: [
             {"excerpt": each.excerpt, "values": values}
@@ -80,7 +80,8 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
     }
     exemplars["quantile"] = banded(found)
     known = {each.excerpt: each.tokens for each in (*record.top, *record.bottom, *record.random)}
-    shown = {each["excerpt"] for kept in exemplars.values() for each in kept}
+    of_signs = [own["exemplars"] for own in signs]
+    shown = {each["excerpt"] for kept in (*exemplars.values(), *of_signs) for each in kept}
     explanations = {row.id: row for row in reversed(rows)}
     return {
         "neuron": str(record.id),
@@ -105,7 +106,35 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
         "rows": _table_rows(run, record),
         "steering": steering_data(steering),
         "weights": weights_data(run.weights(record.id)),
+        "signs": signs,
     }
+
+
+def _signs(classes: Sequence[SignClass] | None) -> list[dict[str, Any]]:
+    """The sign classes, none where the sweep kept none.
+
+    Returns:
+        `signs`, `tokens`, `share`, `mean`, `mass`, `extreme` (see `SignClass`); and `exemplars`,
+        each of `excerpt` and `values`, one a token, null on the tokens of other classes.
+    """
+    return [
+        {
+            "signs": each.name,
+            "tokens": each.tokens,
+            **{name: _number(getattr(each, name)) for name in ("share", "mean", "mass", "extreme")},
+            "exemplars": [
+                {"excerpt": exemplar.excerpt, "values": values}
+                for exemplar, values in zip(each.exemplars, four_digits(_alone(each)), strict=True)
+            ],
+        }
+        for each in classes or ()
+    ]
+
+
+def _alone(found: SignClass) -> np.ndarray:
+    """A class's exemplars, float32 `[exemplars, tokens]`, NaN on the tokens of other classes."""
+    own = zip(found.exemplars, found.members, strict=True)
+    return np.array([np.where(members, each.activations, np.nan) for each, members in own])
 
 
 def _neighbours(run: Run, neuron: NeuronId) -> dict[str, str | None]:

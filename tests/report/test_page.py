@@ -90,7 +90,7 @@ def test_a_dead_neuron_has_a_page(explained: Run) -> None:
 def test_a_run_without_explanations_has_pages(planted_run: Run) -> None:
     data = page_data(planted_run, CAT)
     assert data["explanations"] == data["simulations"] == data["steering"] == []
-    assert data["weights"] is None and data["exemplars"]["top"]
+    assert data["weights"] is None and data["exemplars"]["top"] and data["signs"] == []
 
 
 def test_a_unit_of_another_site_has_a_page(run: Run) -> None:

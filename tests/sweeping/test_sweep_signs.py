@@ -29,12 +29,7 @@ def gated() -> Subject:
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    """300 excerpts of random words; "cat" and "dog" in the first and the second half."""
-    rng = np.random.default_rng(0)
-    token_ids = rng.choice([0, 2, 4, 5, 6, 7], (300, 64)).astype(np.int32)
-    for excerpts, word in ((slice(0, 150), "cat"), (slice(150, 300), "dog")):
-        token_ids[excerpts, 9] = WORDS.index(word)
-    return Corpus.from_excerpts(token_ids)
+    return planted_gates.gated_corpus()
 
 
 @pytest.fixture(scope="module")

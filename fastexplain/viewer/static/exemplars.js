@@ -1,6 +1,7 @@
 // A neuron's excerpts: by the kinds that the sweep kept, and true beside simulated.
 
 import { element, number } from "./dom.js";
+import { signLists } from "./signs.js";
 import { live, load } from "./source.js";
 import { tokenView } from "./tokens.js";
 
@@ -9,6 +10,7 @@ const KINDS = {
   bottom: ["Bottom", "b", "The excerpts with the most negative activations, most negative first."],
   quantile: ["By quantile", "q", "Random excerpts from the parts of the neuron's own distribution. Where they are no top or random ones, only the range of their largest activation is stored."],
   random: ["Random", "r", "Random excerpts, the same for all neurons."],
+  signs: ["By signs", "g", "By whether the neuron's two factors, f(gate) and up, are above 0: the excerpts with the largest |activation| in each class. Only tokens of the class have their values."],
   simulated: ["True and simulated", "s", "The excerpts that score explanations: what the neuron does, what is predicted, and the difference."],
 };
 
@@ -26,8 +28,7 @@ export function exemplarsSection(data, chosen, remember, signal) {
     }
     panel.setAttribute("aria-labelledby", `tab-${kind}`);
     remember(kind, kind === "simulated" ? simulationName(by) : null);
-    const rows = kind === "simulated" ? comparedRows(data, by) : rowsOf(data, kind).map((row) => excerptRow(data, kind, row));
-    const list = element("ol", { class: "excerpts" }, rows.map((row) => element("li", {}, row)));
+    const list = kind === "signs" ? signLists(data, (row) => excerptRow(data, kind, row)) : excerptList(kind === "simulated" ? comparedRows(data, by) : rowsOf(data, kind).map((row) => excerptRow(data, kind, row)));
     panel.replaceChildren(
       element("p", { class: "quiet" }, KINDS[kind][2]),
       kind === "simulated" ? simulationChoice(data, by, (next) => {
@@ -55,6 +56,10 @@ export function exemplarsSection(data, chosen, remember, signal) {
   };
 }
 
+export function excerptList(rows) {
+  return element("ol", { class: "excerpts" }, rows.map((row) => element("li", {}, row)));
+}
+
 /** What a rule predicts is made when it is asked for. */
 async function predictByRule(data, rule, list, signal) {
   list.replaceChildren(element("li", { class: "quiet", role: "status" }, "Finding where the rule holds…"));
@@ -68,6 +73,7 @@ async function predictByRule(data, rule, list, signal) {
 }
 
 function rowsOf(data, kind) {
+  if (kind === "signs") return data.signs;
   return kind === "simulated" ? simulationsOf(data) : data.exemplars[kind];
 }
 
@@ -108,12 +114,18 @@ function excerptRow(data, kind, row) {
   const { tokens } = data.excerpts[row.excerpt];
   const values = row.values ?? knownValues(data, row.excerpt);
   const counted = (values ?? []).slice(data.skip).filter((value) => value !== null);
-  const peak = kind === "bottom" ? Math.min(...counted) : Math.max(...counted);
+  const peak = counted.reduce((most, value) => (farther(kind, value, most) ? value : most), counted[0]);
   const says = kind === "quantile" ? `${share(row.share)}: ${range(row)}` : number(peak);
   return [
     element("span", { class: "peak" }, says),
     textAround(data, row.excerpt, view(data, tokens, values ?? tokens.map(() => null), `excerpt ${row.excerpt}`)),
   ];
+}
+
+/** Whether a value goes before another as an exemplar's: the largest, the smallest, by size. */
+function farther(kind, value, other) {
+  if (kind === "signs") return Math.abs(value) > Math.abs(other);
+  return kind === "bottom" ? value < other : value > other;
 }
 
 /** The activations on an excerpt that is an exemplar of another kind too. */
