@@ -16,6 +16,7 @@ from fastexplain.kernels.scalars import excerpt_hash
 from fastexplain.records import NeuronId, plain_name
 from fastexplain.run.conditions import Condition
 from fastexplain.run.directory import Run
+from fastexplain.run.signs import COLUMNS, named_columns
 
 if TYPE_CHECKING:
     from fastexplain.run.database import Database
@@ -49,7 +50,8 @@ CONDITION_NAMES = ("layer", "index", *_STATISTICS, *_LOOKUP, *_TEXT, *_MODEL)
 `lookup_score` and `lookup_random_score` are the correlations of the lookup's tables on top and
 random and on random excerpts, `text_score` and `text_random_score` those of its text, `score` and
 `random_score` those of the newest explanation by a language model, and `explained` is whether there
-is one. The others are the statistics of `Statistics`.
+is one. The others are the statistics of `Statistics`. In a run with sign classes it may speak of
+`signs.COLUMNS` too.
 """
 
 
@@ -105,7 +107,8 @@ def select_neurons(
     if not len(codes):
         raise UsageError(f"{', '.join(names)} names no neurons")
     if where is not None:
-        codes = _fulfilling(run, codes, Condition(where, CONDITION_NAMES))
+        columns = (*CONDITION_NAMES, *(COLUMNS if run.has_signs else ()))
+        codes = _fulfilling(run, codes, Condition(where, columns))
     if sample is not None:
         codes = _sample(codes, sample, seed)
     layers, indices = codes >> np.uint64(_INDEX_BITS), codes & np.uint64(2**_INDEX_BITS - 1)
@@ -238,6 +241,8 @@ def _values(run: Run, database: Database, layer: int, names: set[str]) -> dict[s
     values = {"layer": np.full(width, float(layer)), "index": np.arange(width, dtype=np.float64)}
     if not names.isdisjoint(_STATISTICS):
         values |= run.statistics(layer)
+    if not names.isdisjoint(COLUMNS):
+        values |= named_columns(run, str(layer))
     for columns, of in (
         (_LOOKUP, {"lookup": True}),
         (_TEXT, {"lookup": True, "text": True}),

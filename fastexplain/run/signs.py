@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from fastexplain.run.directory import Run
 
 
+_PREFIXES = ("pp", "pm", "mp", "mm")  # the classes, where a name can't have their signs
+_NAMED = ("share", "mean", "mass", "extreme")
+
+COLUMNS = tuple(f"{prefix}_{name}" for prefix in _PREFIXES for name in _NAMED)
+"""Of the classes' statistics those that are columns: `pp_share` is the `share` of `++`, `pm_` is of
+`+-`, and so on."""
+
+
 def signs_of(run: Run, neuron: NeuronId) -> list[SignClass]:
     """A neuron's four classes; see `Run.signs`."""
     site, index = neuron.site, neuron.index
@@ -34,6 +42,16 @@ def signs_of(run: Run, neuron: NeuronId) -> list[SignClass]:
             SignClass(name, int(tokens[place]), **own, exemplars=exemplars, members=members)
         )
     return found
+
+
+def named_columns(run: Run, site: str) -> dict[str, np.ndarray]:
+    """`COLUMNS` of a site's neurons, float64 `[neurons]` each."""
+    found = sign_columns(run, site)
+    return {
+        f"{prefix}_{name}": found[name][place]
+        for place, prefix in enumerate(_PREFIXES)
+        for name in _NAMED
+    }
 
 
 def sign_columns(run: Run, site: str, neurons: slice = slice(None)) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastexplain.errors import UsageError
+from fastexplain.run.signs import named_columns
 
 if TYPE_CHECKING:
     from fastexplain.run.directory import Run
@@ -28,7 +29,8 @@ class NeuronTable:
             `lookup_top_and_random` and `model_top_and_random`: the scores that `Scores` describes,
             NaN where there is none or it is undefined. Where a neuron has several explanations by
             a method, or several simulators, they are those with the best `top_and_random`, and of
-            equals the latest.
+            equals the latest. Where the sweep kept sign classes, their `share`, `mean`, `mass` and
+            `extreme` are columns too: see `run.signs.COLUMNS`.
     """
 
     columns: dict[str, np.ndarray]
@@ -64,6 +66,9 @@ def neuron_table(run: Run) -> NeuronTable:
         "index": np.concatenate([np.arange(count, dtype=np.int32) for count in units]),
     }
     statistics = [run.statistics(site.name) for site in sites]
+    if run.has_signs:
+        for site, own in zip(sites, statistics, strict=True):
+            own |= named_columns(run, site.name)
     columns |= {name: np.concatenate([own[name] for own in statistics]) for name in statistics[0]}
     return NeuronTable(columns | _scores(run))
 

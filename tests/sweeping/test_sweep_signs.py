@@ -17,6 +17,7 @@ import fastexplain
 from fastexplain import Corpus, Run, Subject, load_subject, open_run
 from fastexplain.errors import RunError, UsageError
 from fastexplain.run.checking import damages
+from fastexplain.run.selection import select_neurons
 from fastexplain.sweeping import manifest, settings
 
 WORDS = planted_gates.WORDS
@@ -270,3 +271,18 @@ def test_a_model_from_disk_is_the_same(gated: Subject, tmp_path) -> None:
     gated.model.save_pretrained(tmp_path)
     gated.tokenizer.save_pretrained(tmp_path)
     assert load_subject(str(tmp_path)).why_no_factors(0) is None
+
+
+def test_the_classes_are_columns_and_conditions(signs_run: Run, planted_run: Run) -> None:
+    table = signs_run.table()
+    for neuron in (0, 1, 2):
+        classes = signs_run.signs(f"0:{neuron}") or []
+        for prefix, each in zip(("pp", "pm", "mp", "mm"), classes, strict=True):
+            for name in ("share", "mean", "mass", "extreme"):
+                found = table[f"{prefix}_{name}"][neuron]
+                np.testing.assert_equal(found, getattr(each, name))
+    mixed = select_neurons(signs_run, [], where="pp_mass > 0.1 and mm_mass > 0.1")
+    assert [str(each) for each in mixed] == ["0:0"]
+    assert "pp_mass" not in planted_run.table().columns
+    with pytest.raises(UsageError, match="there is no 'pp_mass'"):
+        select_neurons(planted_run, [], where="pp_mass > 0.1")
