@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import checkout  # noqa: F401, first: it makes fastexplain importable
 import device_checks as checks
+import device_signs
 import numpy as np
 import torch
 
@@ -109,7 +110,7 @@ class Record:
 
 
 def check_kernels(record: Record, rng: np.random.Generator, seconds: float) -> None:
-    """The five kernels against the reference; captures go on for some seconds, or 60 in all."""
+    """The kernels against the reference; captures go on for some seconds, or 60 in all."""
 
     def seed() -> int:
         return int(rng.integers(2**31))
@@ -135,6 +136,8 @@ def check_kernels(record: Record, rng: np.random.Generator, seconds: float) -> N
         )
     for skip in (0, 1):
         record.run(f"lookup skip {skip}", lambda s=skip: checks.check_lookup((5, 3, 6), s, seed()))
+    for case in device_signs.signs_cases(rng):
+        record.run(f"signs, {case}", lambda c=case: device_signs.check_signs(c))
     began = record.elapsed
     for number, case in enumerate(itertools.islice(checks.capture_cases(rng), 80)):
         if record.elapsed - began > seconds and number >= (8 if checks.SIMULATED else 37):

@@ -90,7 +90,8 @@ class Exemplars:
 
         So a CUDA graph of updates goes on from there.
         """
-        for own, new in zip(self._summary, other._summary, strict=True):
+        ours, theirs = ((*each._summary, *(each._signs or ())) for each in (self, other))
+        for own, new in zip(ours, theirs, strict=True):
             if not isinstance(own, int):
                 own[...] = new
 
