@@ -143,7 +143,7 @@ def fold_kernel(name: str, lanes: int) -> Any:
 
     @cuda.jit(device=True)
     def fold_lane(x, factor, lane, parts, largest, counts):
-        """Fold one activation into its class, as `cpu.signs._fold_row` does."""
+        """Fold one activation into its class, as `cpu.signs._fold_one` does."""
         above = factor > zero
         on = x if above else zero
         off = zero if above else x
