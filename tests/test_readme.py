@@ -116,7 +116,7 @@ def test_server_commands(workplace) -> None:
     if url is None:
         pytest.skip("needs a server: make test-server")
     if not (workplace / "my-run").exists():
-        [sweep] = [command for command in commands() if command.startswith("fastexplain sweep")]
+        [sweep] = [c for c in commands() if c.startswith("fastexplain sweep") and "my-run" in c]
         run_command(sweep, workplace)
         [lookup] = [c for c in commands() if c.startswith("fastexplain explain my-run --entries")]
         run_command(lookup, workplace)  # whose scores --where asks for

@@ -38,7 +38,7 @@ def print_sign_exemplars(
             for exemplar, members in zip(each.exemplars, each.members, strict=True)
         ]
         turned = "" if each.above else ", by -activation"
-        title = f"signs {each.name}{turned}"
+        title = f"signs {each.name}{turned}, in tenths of {abs(each.extreme):.3g}"
         print_exemplars(console, title, own[:count], abs(each.extreme), skip)
 
 
