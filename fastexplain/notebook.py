@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastexplain.records import Exemplar, NeuronRecord
+    from fastexplain.records import Exemplar, NeuronRecord, SignClass
     from fastexplain.results import Scores, StoredExplanation
 
 _SHOWN = 10  # exemplars of each kind: about a screen
@@ -61,6 +61,20 @@ def exemplar_html(exemplar: Exemplar) -> str:
     acts = exemplar.activations
     line = tokens_html(exemplar.tokens, acts, min(acts.min(), 0.0), max(acts.max(), 0.0))
     return f"<div><p><small>excerpt {exemplar.excerpt}</small>&emsp;{line}</p></div>"
+
+
+def sign_class_html(found: SignClass) -> str:
+    """One of a neuron's sign classes; tokens of the others have no colour."""
+    depth = abs(found.extreme)
+    parts = [
+        f"<p><b>{escape(found.name)}</b> &nbsp; {found.share:.1%} of the tokens, mean "
+        f"{number_text(found.mean)}, farthest from 0 {number_text(found.extreme)}</p>"
+    ]
+    for exemplar, members in zip(found.exemplars[:_SHOWN], found.members, strict=False):
+        own = np.where(members, exemplar.activations, np.nan)
+        line = tokens_html(exemplar.tokens, own, -depth, depth)
+        parts.append(f"<p><small>excerpt {exemplar.excerpt}</small>&emsp;{line}</p>")
+    return f"<div>{''.join(parts)}</div>"
 
 
 def explanation_html(row: StoredExplanation) -> str:

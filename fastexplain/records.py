@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastexplain.errors import UsageError
-from fastexplain.notebook import exemplar_html, neuron_html
+from fastexplain.notebook import exemplar_html, neuron_html, sign_class_html
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,10 @@ class SignClass:
     def above(self) -> bool:
         """Whether the neuron is above 0 on the class's tokens: the two signs are the same."""
         return self.name[0] == self.name[1]
+
+    def _repr_html_(self) -> str:
+        """The class as a notebook shows it."""
+        return sign_class_html(self)
 
 
 @dataclass(frozen=True)

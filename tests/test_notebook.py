@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastexplain.notebook import number_text, table_html, token_text, tokens_html
-from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
+from fastexplain.records import Exemplar, NeuronId, NeuronRecord, SignClass, Statistics
 from fastexplain.results import Scores, StoredExplanation
 from fastexplain.subject.activations import Activations
 
@@ -50,6 +50,20 @@ def record(tokens: list[str], skip: int = 0) -> NeuronRecord:
     numbers = [0.5, 0.25, 1.0, 3.0, 0.4, 0.6, -1.0, 2.0]
     statistics = Statistics(64, *numbers, *(np.zeros(1) for _ in range(3)))
     return NeuronRecord(NeuronId(5, 131), skip, [one] * 12, [one], [], statistics)
+
+
+def test_a_sign_class_colours_its_own_tokens_alone() -> None:
+    [one] = record([HOSTILE[0], " b", " c"]).bottom  # -1, 0.5, 2
+    members = [np.array([True, False, True])]
+    found = SignClass("+-", 2, 0.25, -0.5, 0.1, 1.0, -2.0, [one], members)
+    html = found._repr_html_()
+    read = Reader(html)
+    text = "".join(read.texts)
+    assert "+-" in text and "25.0% of the tokens" in text and "farthest from 0 -2" in text
+    assert HOSTILE[0] in text and "script" not in read.tags
+    assert html.count("background:") == 2
+    empty = SignClass("++", 0, 0.0, np.nan, np.nan, np.nan, 0.0, [], [])
+    assert "mean \u2013" in "".join(Reader(empty._repr_html_()).texts)
 
 
 def test_a_neuron_shows_its_statistics_and_exemplars() -> None:
