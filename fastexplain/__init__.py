@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastexplain.pipeline.weighing import weights
     from fastexplain.puzzles.api import solve_puzzles, solve_puzzles_async, tune_simulator
     from fastexplain.puzzles.solving import Solved
-    from fastexplain.records import Exemplar, NeuronId, NeuronRecord, Statistics
+    from fastexplain.records import Exemplar, NeuronId, NeuronRecord, SignClass, Statistics
     from fastexplain.run.directory import Run, open_run
     from fastexplain.run.table import NeuronTable
     from fastexplain.subject.activations import Activations
@@ -50,6 +50,7 @@ _HOMES = {
     "Price": "ledger.prices",
     "Run": "run.directory",
     "Scored": "pipeline.scoring",
+    "SignClass": "records",
     "Solved": "puzzles.solving",
     "Statistics": "records",
     "Subject": "subject.model",
@@ -85,6 +86,7 @@ __all__ = [
     "Price",
     "Run",
     "Scored",
+    "SignClass",
     "Solved",
     "Statistics",
     "Subject",

@@ -1,6 +1,6 @@
 """`capture_signs` on the CPU: Numba, parallel over neurons, vectorised along them.
 
-1. A thread has a block of neurons and goes through the batch's excerpts token by token.
+1. A thread has a block of neurons and goes through the batch's excerpts, two tokens at a time.
 2. Each activation is parted by the sign of up, and each part into what is above and below 0: four
    numbers, of which three are 0, so that no branch is taken.
 3. At an excerpt's end a class's largest meets the block's copy of the worst that is kept.
