@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastexplain.report.columns import KINDS, SPLITS, ScoreColumns
+from fastexplain.run.directory import Run
 
 # Statistics by name: label, what high values mean, and whether the colours go by the logarithm.
 _STATISTICS = {
@@ -28,6 +29,16 @@ _WHOSE = {
 }
 _WHERE = {"top_and_random": "top and random", "random_only": "random only"}
 
+BASELINES = {
+    "token": "Tokens alone",
+    "position": "Place alone",
+    "mismatched": "Another neuron's table",
+    "unrepeated": "Lookup table, without repeats",
+}
+"""Of `explainers.baselines.NAMES`, those that are not stored as scores."""
+
+_OF_TABLES = BASELINES.keys() - {"position"}
+
 DEFAULT = "fraction_positive"
 """What is shown first: statistics need no database."""
 
@@ -35,6 +46,11 @@ DEFAULT = "fraction_positive"
 def score_key(kind: str, split: str) -> str:
     """The key of a column of scores, such as `lookup.random_only`."""
     return f"{kind}.{split}"
+
+
+def baseline_key(name: str, split: str) -> str:
+    """The key of a column of baselines, such as `baseline.token.random_only`."""
+    return f"baseline.{name}.{split}"
 
 
 def maps_data() -> dict[str, Any]:
@@ -62,9 +78,31 @@ def maps_data() -> dict[str, Any]:
     return {"default": DEFAULT, "maps": statistics + scores}
 
 
+def baseline_maps(run: Run) -> list[dict[str, Any]]:
+    """The maps of baselines that a run has, as in `maps_data`; the group is "Baselines"."""
+    tables = len(run.tables.tokens) > 0
+    return [
+        {
+            "key": baseline_key(name, split),
+            "label": f"{label}, {_WHERE[split]}",
+            "group": "Baselines",
+            "high": "predicted better",
+            "logarithmic": False,
+        }
+        for name, label in BASELINES.items()
+        if tables or name not in _OF_TABLES
+        for split in SPLITS
+    ]
+
+
 def is_statistic(key: str) -> bool:
     """Whether a key of `maps_data` is a statistic's."""
     return key in _STATISTICS
+
+
+def is_baseline(key: str) -> bool:
+    """Whether a key is one of `baseline_key`'s, of whatever name."""
+    return key.startswith("baseline.")
 
 
 def score_map(scores: ScoreColumns, key: str) -> np.ndarray:

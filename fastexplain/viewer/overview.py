@@ -2,6 +2,7 @@
 
 GET /api/maps           what the picture can show
 GET /api/map/KEY        a number of all neurons, packed
+GET /api/progress       what of it is made by now
 GET /api/overview       distributions, lists, cost
 GET /api/search?q=      neurons, a token and explanations; `limit=` up to 100 of each
 GET /api/glance/NEURON  a neuron's best explanation
@@ -17,8 +18,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import UsageError
-from fastexplain.report.maps import is_statistic, maps_data, packed, score_map
+from fastexplain.report.maps import (
+    baseline_maps,
+    is_baseline,
+    is_statistic,
+    maps_data,
+    packed,
+    score_map,
+)
 from fastexplain.report.search import glance_data, search_data
+from fastexplain.viewer.baselines import BaselineMaps
 from fastexplain.viewer.kept import Kept
 from fastexplain.viewer.viewed import Viewed
 
@@ -28,21 +37,29 @@ _FEW, _MANY = 8, 100
 def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     """The addresses above; see the functions of `report` that they call for what they give."""
     run, kept = viewed.run, Kept(viewed.run)
+    baselines = BaselineMaps(run)
+    viewed.at_end.callback(baselines.close)
     kept.begun()  # whoever opens the viewer sees the overview first
 
     def maps(_: Request) -> JSONResponse:
-        return JSONResponse(maps_data())
+        found = maps_data()
+        return JSONResponse(found | {"maps": found["maps"] + baseline_maps(run)})
 
     def one_map(request: Request) -> Response:
         key = request.path_params["key"]
         try:
             if is_statistic(key):
                 column = kept.statistics()[key]
+            elif is_baseline(key):
+                column = baselines.column(key)
             else:
                 column = score_map(kept.made().scores, key)
         except KeyError:
             raise UsageError(f"there is no map '{key}'") from None
         return Response(packed(column), media_type="application/octet-stream")
+
+    def progress(_: Request) -> JSONResponse:
+        return JSONResponse({"baselines": baselines.data()})
 
     def overview(_: Request) -> JSONResponse:
         return JSONResponse(kept.made().overview)
@@ -65,6 +82,7 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     return [
         Route("/api/maps", maps),
         Route("/api/map/{key}", one_map),
+        Route("/api/progress", progress),
         Route("/api/overview", overview),
         Route("/api/search", search),
         Route("/api/glance/{neuron}", glance),

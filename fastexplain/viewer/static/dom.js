@@ -63,6 +63,11 @@ export function explanation(text, attributes = {}) {
   return element("bdi", { ...attributes, dir: "ltr" }, parts);
 }
 
+/** The beginning of a long text. */
+export function cut(text, longest = 160) {
+  return text.length > longest ? `${text.slice(0, longest)}…` : text;
+}
+
 /** Say something to those who don't see the page, and show nothing. */
 export function announce(text) {
   document.getElementById("status").textContent = visible(text);

@@ -1,11 +1,10 @@
 // The overview: all neurons as a picture, distributions by layer, lists, and what the run is.
 
-import { setAddress } from "./addresses.js";
 import { barRows, distributionChart } from "./charts.js";
-import { colourScale, palette } from "./colours.js";
-import { announce, element, explanation, number } from "./dom.js";
-import { neuronPicture } from "./picture.js";
-import { load, loadPacked, offers, run } from "./source.js";
+import { cut, element, explanation, number } from "./dom.js";
+import { mapSection } from "./map.js";
+import { load, offers, run } from "./source.js";
+import { watchProgress } from "./watching.js";
 
 const LISTS = {
   best: [(who) => `Best ${who}`, "The highest correlation of predicted and true activations."],
@@ -28,7 +27,8 @@ export async function overviewPage(content, { query, signal }) {
   const maps = offered.maps.filter((each) => offers(`map/${each.key}`));
   const known = new Map(maps.map((each) => [each.key, each]));
   const key = known.has(query.get("map")) ? query.get("map") : offered.default;
-  const map = mapSection(found, maps, key, signal);
+  let look = () => {};
+  const map = mapSection(found, maps, key, () => look(), signal);
   const rest = element("div", { class: "overview-rest" }, element("p", { class: "quiet" }, "Loading…"));
   content.replaceChildren(
     ...runHeading(found),
@@ -38,6 +38,7 @@ export async function overviewPage(content, { query, signal }) {
   );
   await map.show(key);
   fillRest(rest, found, map, signal);
+  look = watchProgress((progress) => map.follow(progress), signal);
   return {
     title: found.name,
     keys: {
@@ -63,141 +64,6 @@ function runHeading(found) {
 
 function corpusName({ corpus }) {
   return (corpus.sources ?? []).join(", ") || "texts";
-}
-
-function mapSection(found, maps, key, signal) {
-  const told = element("p", { class: "pointed", "aria-live": "polite" }, "Point at a neuron.");
-  const legend = element("div", { class: "legend" });
-  const shown = { values: null, key };
-  const glances = new Map();
-  let waiting;
-
-  const picture = neuronPicture(
-    found.sites,
-    {
-      pointed(place) {
-        clearTimeout(waiting);
-        if (place === null || !shown.values) return;
-        const name = picture.name(place);
-        told.dataset.name = name;
-        told.replaceChildren(...described(name, shown.values[place], glances.get(name)));
-        if (glances.has(name)) return;
-        waiting = setTimeout(async () => {
-          const glance = await load(`glance/${name}`, signal).catch(() => null);
-          if (glance === null || signal.aborted) return;
-          glances.set(name, glance);
-          if (told.dataset.name === name) {
-            told.replaceChildren(...described(name, shown.values[place], glance));
-          }
-        }, 120);
-      },
-      chosen(place) {
-        location.hash = `#/neuron/${picture.name(place)}`;
-      },
-    },
-    signal,
-  );
-
-  const choice = element("select", { id: "map-choice" }, [...new Set(maps.map(({ group }) => group))].map(
-    (group) =>
-      element(
-        "optgroup",
-        { label: group },
-        maps
-          .filter((each) => each.group === group)
-          .map((each) => element("option", { value: each.key, selected: each.key === key }, each.label)),
-      ),
-  ));
-
-  async function show(chosen) {
-    const map = maps.find((each) => each.key === chosen);
-    shown.key = chosen;
-    choice.value = chosen;
-    legend.setAttribute("aria-busy", "true");
-    try {
-      const values = new Float32Array(await loadPacked(`map/${chosen}`, signal));
-      if (shown.key !== chosen || signal.aborted) return;
-      const scale = colourScale(values, map.logarithmic);
-      shown.values = values;
-      picture.show(values, scale);
-      picture.canvas.setAttribute(
-        "aria-label",
-        `All neurons by ${map.label}. Arrows move between neurons, Enter opens one, plus and minus ` +
-          "zoom. The lists and charts below have the same numbers.",
-      );
-      legend.replaceChildren(...legendOf(map, scale, values.length));
-    } catch (error) {
-      if (signal.aborted) return;
-      legend.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message));
-    } finally {
-      legend.setAttribute("aria-busy", "false");
-    }
-  }
-
-  choice.addEventListener("change", () => {
-    // The address changes without the page being made anew.
-    setAddress(`#/?map=${encodeURIComponent(choice.value)}`);
-    show(choice.value).then(() => announce(`Coloured by ${choice.selectedOptions[0].label}`));
-  });
-  const button = (text, label, factor) =>
-    element("button", { type: "button", "aria-label": label, on: { click: () => picture.zoom(factor) } }, text);
-  return {
-    section: element(
-      "section",
-      { class: "map", "aria-label": "All neurons" },
-      element(
-        "div",
-        { class: "controls" },
-        element("label", { for: "map-choice" }, "Colour by"),
-        choice,
-        button("+", "Zoom in", 1.5),
-        button("−", "Zoom out", 1 / 1.5),
-      ),
-      legend,
-      picture.canvas,
-      told,
-    ),
-    show,
-    zoom: picture.zoom,
-    /** Disable what no neuron has. */
-    offer(keys) {
-      for (const option of choice.options) option.disabled = !keys.has(option.value);
-    },
-  };
-}
-
-function described(name, value, glance) {
-  return [
-    element("a", { href: `#/neuron/${name}` }, name),
-    ` ${number(value)} `,
-    glance?.text
-      ? element("span", { class: "explained" }, explanation(cut(glance.text)), ` (${glance.method}, ${number(glance.score, 2)})`)
-      : element("span", { class: "quiet" }, glance ? "not explained" : ""),
-  ];
-}
-
-function cut(text, longest = 160) {
-  return text.length > longest ? `${text.slice(0, longest)}…` : text;
-}
-
-function legendOf(map, scale, neurons) {
-  if (!scale.known) return [element("p", { class: "quiet" }, "No neuron has this score.")];
-  const strip = element("canvas", { width: 256, height: 1, class: "strip", role: "img", "aria-label": "Colour scale" });
-  const context = strip.getContext("2d");
-  palette().forEach(([red, green, blue], step) => {
-    context.fillStyle = `rgb(${red} ${green} ${blue})`;
-    context.fillRect(step, 0, 1, 1);
-  });
-  const missing = neurons - scale.known;
-  return [
-    element("span", { class: "scale" }, strip, [0, 0.5, 1].map((share) => element("span", {}, number(scale.at(share), 2)))),
-    element(
-      "span",
-      { class: "quiet" },
-      `High: ${map.high}. `,
-      missing ? `Without a value: ${missing.toLocaleString("en")} neurons.` : "",
-    ),
-  ];
 }
 
 async function fillRest(rest, found, map, signal) {
