@@ -25,14 +25,15 @@ SPLITS = ("top_and_random", "random_only")
 _BLOCK = 256  # numbers of which the smallest is looked for first
 
 # One row for each judge of an explanation.
-_ROWS = f"""SELECT CASE WHEN e.method = 'lookup' THEN s.judge = '{LIST}'
+_ROWS = f"""SELECT CASE WHEN NOT ({OF_TOP}) THEN -1
+            WHEN e.method = 'lookup' THEN s.judge = '{LIST}'
             WHEN e.method = 'rule' AND e.model = 'rule' THEN 2 ELSE 3 END,
         e.unit, e.id, s.value, (SELECT value FROM scores WHERE explanation = e.id
             AND scorer = s.scorer AND judge = s.judge AND version = s.version
             AND split = '{SPLITS[1]}' AND measure = s.measure)
     FROM explanations e JOIN scores s ON s.explanation = e.id AND s.scorer = '{CORRELATION}'
         AND s.measure = '{CORRELATION}' AND s.split = '{SPLITS[0]}'
-    WHERE e.site = ? AND e.text IS NOT NULL AND {OF_TOP}"""
+    WHERE e.site = ? AND e.text IS NOT NULL"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +47,13 @@ class ScoreColumns:
         values: by `(kind, split)` of `KINDS` and `SPLITS`, float32 `[neurons]`; NaN where there is
             no score or it is undefined.
         ids: by kind, int64 `[neurons]`, the explanation's id in the database; 0 for none.
+        headlines: float32 `[ids]`, by the ids of all explanations, of bottoms too, the best
+            headline; NaN where there is none. Ids from its length on had none either.
     """
 
     values: Mapping[tuple[str, str], np.ndarray]
     ids: Mapping[str, np.ndarray]
+    headlines: np.ndarray
 
 
 def neurons_of(run: Run) -> int:
@@ -117,25 +121,35 @@ def score_columns(run: Run, database: Database) -> ScoreColumns:
     total = neurons_of(run)
     values = {(k, split): np.full(total, np.nan, np.float32) for k in KINDS for split in SPLITS}
     ids = {kind: np.zeros(total, np.int64) for kind in KINDS}
+    keys, headlines = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     start = 0
     for site in run.sites.values():
         rows = database.query(_ROWS, (site.name,))
         end = start + site.units
         with database.understood():
             if rows:
-                _fill(
+                own = _fill(
                     {key: column[start:end] for key, column in values.items()},
                     {kind: column[start:end] for kind, column in ids.items()},
                     rows,
                 )
+                keys.append(own[0])
+                headlines.append(own[1])
         start = end
-    return ScoreColumns(values, ids)
+    every = np.concatenate(keys)
+    by_id = np.full(every.max(initial=0) + 1, np.nan, np.float32)
+    np.fmax.at(by_id, every, np.concatenate(headlines))
+    return ScoreColumns(values, ids, by_id)
 
 
 def _fill(
     values: Mapping[tuple[str, str], np.ndarray], ids: Mapping[str, np.ndarray], rows: list[Any]
-) -> None:
-    """Put a site's rows where they belong; raises LookupError for a neuron that there is not."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a site's rows where they belong; raises LookupError for a neuron that there is not.
+
+    Returns:
+        The rows' ids, int64, and headlines, float32; NaN for none.
+    """
     kinds, units, keys, *scores = zip(*rows, strict=True)
     kind_of, unit_of, key_of = (np.array(each, np.int64) for each in (kinds, units, keys))
     if unit_of.min() < 0:
@@ -148,3 +162,4 @@ def _fill(
         ids[kind][unit_of[own]] = key_of[own]
         for split, column in zip(SPLITS, columns, strict=True):
             values[kind, split][unit_of[own]] = column[own]
+    return key_of, columns[0].astype(np.float32)

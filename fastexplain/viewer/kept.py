@@ -73,6 +73,12 @@ class Kept:
         """
         return self.begun().result()
 
+    def headlines(self) -> np.ndarray | None:
+        """See `columns.ScoreColumns`; None where that is not made yet."""
+        made = self.begun()
+        known = made.done() and made.exception() is None
+        return made.result().scores.headlines if known else None
+
     def begun(self) -> Future[Made]:
         """The same, while it may still be made."""
         with self._lock:

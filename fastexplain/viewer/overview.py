@@ -67,7 +67,8 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     def search(request: Request) -> JSONResponse:
         limit = _limit(request.query_params.get("limit", str(_FEW)))
         text = request.query_params.get("q", "")
-        return JSONResponse(search_data(run, viewed.database, kept.tokens, text, limit))
+        headlines = kept.headlines()
+        return JSONResponse(search_data(run, viewed.database, kept.tokens, headlines, text, limit))
 
     def glance(request: Request) -> JSONResponse:
         return JSONResponse(glance_data(run, viewed.database, request.path_params["neuron"]))

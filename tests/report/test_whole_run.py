@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fastexplain import Run
 from fastexplain.errors import UsageError
 from fastexplain.records import NeuronId
+from fastexplain.report import search
 from fastexplain.report.columns import (
     first_places,
     name_at,
@@ -146,7 +147,8 @@ def find(run: Run):
         )
     tokens = TokenSearch(run, statistic_columns(run))
     with run.database(read_only=True) as database:
-        yield lambda text, limit=8: search_data(run, database, tokens, text, limit)
+        headlines = score_columns(run, database).headlines
+        yield lambda text, limit=8: search_data(run, database, tokens, headlines, text, limit)
 
 
 def test_explanations_are_found_while_their_last_word_is_typed(find) -> None:
@@ -161,6 +163,52 @@ def test_explanations_are_found_while_their_last_word_is_typed(find) -> None:
     assert find("something")["explanations"][0]["score"] is None
     assert find("river", limit=1)["more"]
     assert not find("else")["more"]
+
+
+def test_the_best_explanations_come_first_however_many_there_are(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = np.random.default_rng(0).permutation(np.linspace(-0.9, 0.9, 50)).tolist()
+    with run.database() as database:
+        database.add_explanations([explained(n, "model", s, "birds") for n, s in enumerate(scores)])
+        database.add_explanations([explained(60, "model", None, "birds")])
+        database.add_explanations([explained(61, "model_bottom", 0.95, "birds")])
+    order = [f"0:{n}" for n in np.argsort(scores)[::-1]]
+    tokens = TokenSearch(run, statistic_columns(run))
+    with run.database(read_only=True) as database:
+        known = score_columns(run, database).headlines
+
+        def neurons(headlines: np.ndarray | None, limit: int, text: str = "birds") -> list[str]:
+            found = search_data(run, database, tokens, headlines, text, limit)
+            assert found["ranked"] == (headlines is not None or search._RANKED == 1000)
+            return [each["neuron"] for each in found["explanations"]]
+
+        few = neurons(known, 10)
+        assert few[:9] == ["0:61", *order[:8]]
+        assert set(neurons(None, 100)) == {f"0:{n}" for n in [*range(50), 60, 61]}
+        monkeypatch.setattr(search, "_RANKED", 5)
+        assert neurons(known, 10) == few
+        assert neurons(known, 100) == ["0:61", *order, "0:60"]
+        assert neurons(known, 100, "bird") == ["0:61", *order, "0:60"]
+        # Those that are newer than the headlines come last, and without headlines first.
+        assert neurons(known[:3], 100)[:2] == [f"0:{n}" for n in np.argsort(scores[:2])[::-1]]
+        assert neurons(None, 3) == ["0:61", "0:60", "0:49"]
+
+
+def test_a_word_that_fits_better_outweighs_a_somewhat_better_score(run: Run) -> None:
+    with run.database() as database:
+        database.add_explanations(
+            [
+                explained(1, "model", 0.5, "rivers"),
+                explained(2, "model", 0.6, "rivers, boats, towers and nine other things of towns"),
+                *(explained(n, "model", 0.5, "something else") for n in range(3, 30)),
+            ]
+        )
+    tokens = TokenSearch(run, statistic_columns(run))
+    with run.database(read_only=True) as database:
+        headlines = score_columns(run, database).headlines
+        found = search_data(run, database, tokens, headlines, "rivers", 8)
+    assert [each["neuron"] for each in found["explanations"]] == ["0:1", "0:2"]
 
 
 def test_neurons_are_found_by_the_beginning_of_their_name(find) -> None:
