@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def serving(run: Run, beside: Beside | None = None) -> Iterator[str]:
+def serving(run: Run, beside: Beside | None = None, port: int = 0) -> Iterator[str]:
     """The address of a viewer of a run, in a thread of this process."""
-    with listen("127.0.0.1", 0) as socket:
+    with listen("127.0.0.1", port) as socket:
         port = socket.getsockname()[1]
         config = uvicorn.Config(
             application(run, Door.of("127.0.0.1", port), beside),

@@ -161,7 +161,10 @@ class Guard:
         if headers.get("origin") not in (f"http://{host}", f"https://{host}"):
             return _refuse(403, "only the viewer's own pages may do that")
         if not _same(headers.get(TOKEN_HEADER, ""), self._door.token):
-            return _refuse(403, "the viewer was started again; reload the page")
+            # The pages take the new token by themselves.
+            return JSONResponse(
+                {"error": "the viewer was started again; reload the page", "renew": True}, 403
+            )
         if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _refuse(415, "the viewer takes JSON")
         return None

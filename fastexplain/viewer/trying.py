@@ -2,7 +2,8 @@
 
 GET  /api/subject   `Background.state`
 POST /api/subject   the same, once its loading is begun
-POST /api/try       {text, page, neuron?}   all neurons ranked, or one followed
+POST /api/try       {text, page, neuron?}   all neurons ranked, or one followed; `Background.state`
+                                            where the subject was not loaded, which is begun
 POST /api/simulate  {neuron, explanation}   a list, simulated and scored
 GET  /api/simulator        `Simulations.state`, or `simulating.without_simulator`
 POST /api/simulate/cost    {neuron, explanation}   `Simulations.estimate`
@@ -57,6 +58,7 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
             raise UsageError(f"{neuron} is no neuron of a layer's MLP, which alone can be tried")
         if background.state()["state"] != "ready":
             background.begin()
+            return background.state()
         try:
             return _tried(background, viewed, page, text, neuron)
         except OvertakenError:

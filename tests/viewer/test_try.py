@@ -13,7 +13,7 @@ import httpx2 as httpx
 import planted
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from viewing import post, serving
+from viewing import asking, post, serving
 
 from fastexplain import Run
 from fastexplain.errors import SubjectError, UsageError
@@ -169,7 +169,8 @@ def test_texts_are_run_and_bounded(address: str, ask: Callable[..., httpx.Respon
     assert every["over_text"][0]["neuron"] == f"0:{planted.RARE}"
     assert len(every["by_token"]) == len(every["tokens"])
     assert ask("try", body, Origin="http://evil.example").status_code == 403
-    assert ask("try", body, **{TOKEN_HEADER: "guess"}).status_code == 403
+    refused = ask("try", body, **{TOKEN_HEADER: "guess"})
+    assert refused.status_code == 403 and refused.json()["renew"]
     for wrong, line in (
         ({"text": "a " * MOST_CHARACTERS}, "give 4,000 at most"),
         ({"text": " "}, "has no text; type some"),
@@ -182,6 +183,16 @@ def test_texts_are_run_and_bounded(address: str, ask: Callable[..., httpx.Respon
         answer = ask("try", body | wrong)
         assert answer.status_code == 400 and line in answer.json()["error"], wrong
     assert ask("try", body | {"text": "cat \ud800 cat", "neuron": CAT}).status_code == 200
+
+
+def test_a_text_has_the_subject_loaded(planted_run: Run) -> None:
+    with serving(planted_run) as address:
+        ask = asking(address)
+        body = {"text": TEXT, "page": "p", "neuron": CAT}
+        assert ask("try", body)["state"] == "loading"
+        while (found := ask("try", body)).get("state") == "loading":
+            pass
+        assert found["neuron"] == CAT
 
 
 def test_a_list_that_is_typed_has_the_scores_that_it_has_as_an_explanation(run: Run) -> None:

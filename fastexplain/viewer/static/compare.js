@@ -3,7 +3,7 @@
 import { setAddress } from "./addresses.js";
 import { element, explanation, number } from "./dom.js";
 import { pointCloud } from "./cloud.js";
-import { live, load, loadPacked, neuronAt, neuronRanges } from "./source.js";
+import { live, load, loadPacked, neuronAt, neuronRanges, whenBack } from "./source.js";
 import { tokenView } from "./tokens.js";
 
 const SPLIT_NAMES = { top_and_random: "top and random excerpts", random_only: "random excerpts only" };
@@ -199,7 +199,18 @@ class Comparison {
   }
 
   fail(error) {
-    if (!this.signal.aborted) this.figures.replaceChildren(element("span", { class: "failure" }, error.message));
+    if (this.signal.aborted) return;
+    this.figures.replaceChildren(element("span", { class: "failure" }, error.message));
+    if (error.passing) this.wait();
+  }
+
+  /** Show what is chosen when a viewer that did not answer is back. */
+  async wait() {
+    if (this.waiting) return;
+    this.waiting = true;
+    await whenBack(this.signal);
+    this.waiting = false;
+    this.refresh().catch((error) => this.fail(error));
   }
 }
 

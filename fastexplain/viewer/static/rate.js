@@ -2,7 +2,7 @@
 
 import { setAddress } from "./addresses.js";
 import { announce, element, explanation } from "./dom.js";
-import { live, send } from "./source.js";
+import { live, send, whenBack } from "./source.js";
 import { tokenView } from "./tokens.js";
 
 const WAYS = {
@@ -17,8 +17,8 @@ export async function ratePage(content, { query, signal }) {
     content.replaceChildren(...nameForm());
     return { title: "Rate" };
   }
-  const rating = new Rating(content, rater, query.get("by") === "grades" ? "grades" : "ranking");
-  await rating.ask("rate/next", {}, signal);
+  const rating = new Rating(content, rater, query.get("by") === "grades" ? "grades" : "ranking", signal);
+  await rating.ask("rate/next", {}, true);
   const keys = {
     Enter: ["store the judgement", () => rating.store()],
     s: ["skip this neuron", () => rating.skip()],
@@ -58,21 +58,22 @@ function nameForm() {
 
 /** One rater at work. */
 class Rating {
-  constructor(content, rater, way) {
-    Object.assign(this, { content, rater, way, task: null, values: [] });
+  constructor(content, rater, way, signal) {
+    Object.assign(this, { content, rater, way, signal, task: null, values: [] });
   }
 
   /** Ask the server for something, and show the task that it answers with. */
-  async ask(path, body, signal) {
+  async ask(path, body, opening = false) {
     if (this.asking) return;
     this.asking = true;
     try {
-      const { task, left, total } = await send(path, { rater: this.rater, ...body }, signal);
+      const { task, left, total } = await send(path, { rater: this.rater, ...body }, this.signal);
       if (path === "rate/earlier" && !task) this.fail("There is no earlier judgement.");
       else this.show(task, left, total);
     } catch (error) {
-      if (signal) throw error; // the page is being opened
+      if (opening || this.signal.aborted) throw error;
       this.fail(error.message);
+      if (error.passing) this.wait(`${error.message} What you chose stays here.`);
     } finally {
       this.asking = false;
     }
@@ -121,6 +122,21 @@ class Rating {
     for (const input of this.content.querySelectorAll("input[data-place]")) {
       input.checked = this.values[Number(input.dataset.place)] === Number(input.value);
     }
+  }
+
+  /** Say that the viewer is away, and when it is back; what was chosen stands as it was. */
+  async wait(away) {
+    this.fail(away);
+    if (this.waiting) return;
+    this.waiting = true;
+    await whenBack(this.signal);
+    this.waiting = false;
+    // Something else may have been said meanwhile.
+    if (this.failure() === away) this.fail("The viewer is back, and what you chose is still here: store it.");
+  }
+
+  failure() {
+    return this.content.querySelector(".failure")?.textContent;
   }
 
   fail(text) {

@@ -21,6 +21,8 @@ const loading = new Map();
 // Neurons' data that are kept; a file of them has about 1 MB.
 const KEPT_FILES = 16;
 
+const AGAIN = 1000; // ms until a viewer that did not answer is asked again
+
 if (exported) exported.give = (path, data) => given.set(path, data);
 
 /** Whether there is a server that can run the subject, take ratings and the like. */
@@ -98,9 +100,22 @@ export async function loadPacked(path, signal) {
   return answer.arrayBuffer();
 }
 
-/** The answer to what writes or runs something; `body` is sent as JSON. */
+/**
+ * The answer to what writes or runs something; `body` is sent as JSON.
+ *
+ * A viewer that was started again has another token, and has done nothing of what it refused.
+ */
 export async function send(path, body, signal) {
   const { token } = await run();
+  try {
+    return await post(path, body, token, signal);
+  } catch (error) {
+    if (!error.renew) throw error;
+  }
+  return post(path, body, await newToken(), signal);
+}
+
+async function post(path, body, token, signal) {
   const answer = await ask(path, {
     signal,
     method: "POST",
@@ -108,6 +123,19 @@ export async function send(path, body, signal) {
     body: JSON.stringify(body),
   });
   return answer.json();
+}
+
+async function newToken() {
+  const now = await load("run");
+  if (identityOf(now) !== identityOf(await run())) {
+    throw new Error("The viewer shows another run by now; open it anew.");
+  }
+  known = now;
+  return now.token;
+}
+
+function identityOf({ name, subject, corpus, settings, sweep, sites }) {
+  return JSON.stringify([name, subject, corpus, settings, sweep, sites]);
 }
 
 let known;
@@ -121,6 +149,20 @@ export function run() {
   return known;
 }
 
+/** Wait until a viewer that did not answer does; never, if the page is left. */
+export async function whenBack(signal) {
+  for (;;) {
+    await new Promise((resolve) => { setTimeout(resolve, AGAIN); });
+    if (signal.aborted) await new Promise(() => {});
+    try {
+      await load("run", signal);
+      return;
+    } catch {
+      // It is still away.
+    }
+  }
+}
+
 async function ask(path, options) {
   let answer;
   try {
@@ -131,7 +173,7 @@ async function ask(path, options) {
   }
   if (!answer.ok) {
     const said = await answer.json().catch(() => ({}));
-    throw new Error(said.error ?? `The viewer answered ${answer.status}.`);
+    throw Object.assign(new Error(said.error ?? `The viewer answered ${answer.status}.`), { renew: Boolean(said.renew) });
   }
   return answer;
 }

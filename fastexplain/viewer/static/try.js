@@ -4,7 +4,7 @@
 import { setAddress } from "./addresses.js";
 import { element, explanation, number } from "./dom.js";
 import { listForm } from "./simulate.js";
-import { live, load, send } from "./source.js";
+import { live, load, send, whenBack } from "./source.js";
 import { quotedToken, tokenView } from "./tokens.js";
 import { explanationForm } from "./typed.js";
 
@@ -115,7 +115,8 @@ class Trial {
       const signal = AbortSignal.any([this.signal, this.running.signal]);
       const found = await send("try", { text, neuron, page: this.page }, signal);
       if (mine !== this.asked || this.signal.aborted) return; // a newer text was typed meanwhile
-      if (neuron) this.showOne(found);
+      if (found.state) await this.prepare(); // the viewer was started again, without the subject
+      else if (neuron) this.showOne(found);
       else this.showAll(found);
     } catch (error) {
       if (mine === this.asked && !this.signal.aborted) this.fail(error);
@@ -229,6 +230,16 @@ class Trial {
     this.state.className = "try-state failure";
     this.state.replaceChildren(element("span", {}, error.message));
     this.shown.replaceChildren();
+    if (error.passing) this.wait();
+  }
+
+  /** Go on when a viewer that did not answer is back; what was typed stands as it was. */
+  async wait() {
+    if (this.waiting) return;
+    this.waiting = true;
+    await whenBack(this.signal);
+    this.waiting = false;
+    this.prepare();
   }
 }
 

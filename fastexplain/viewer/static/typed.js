@@ -3,7 +3,7 @@
 import { element, number } from "./dom.js";
 import { comparedRows } from "./exemplars.js";
 import { scoresTable } from "./simulate.js";
-import { load, send } from "./source.js";
+import { load, send, whenBack } from "./source.js";
 
 const THINKING = 300; // ms without a key stroke before it is asked what a text would cost
 
@@ -141,6 +141,16 @@ class Guess {
   fail(error) {
     this.cost.className = "try-state failure";
     this.cost.replaceChildren(element("span", {}, error.message));
+    if (error.passing) this.wait();
+  }
+
+  /** Say what the text would cost when a viewer that did not answer is back. */
+  async wait() {
+    if (this.waiting) return;
+    this.waiting = true;
+    await whenBack(this.signal);
+    this.waiting = false;
+    if (!this.running) this.estimate();
   }
 }
 
