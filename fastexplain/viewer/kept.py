@@ -30,10 +30,12 @@ class Made:
     """What the database held at a time.
 
     Attributes:
+        number: from 1; a later one is larger.
         scores: of all neurons.
         overview: see `report.overview.overview_data`.
     """
 
+    number: int
     scores: ScoreColumns
     overview: dict[str, Any]
 
@@ -47,6 +49,7 @@ class Kept:
         self._lock = threading.Lock()
         self._files: tuple[tuple[int, int], ...] = ()
         self._next = 0.0  # when it may be made anew
+        self._number = 0
         self._made: Future[Made] | None = None
         self._newer: Future[Made] | None = None
         self._once = threading.Lock()
@@ -73,11 +76,10 @@ class Kept:
         """
         return self.begun().result()
 
-    def headlines(self) -> np.ndarray | None:
-        """See `columns.ScoreColumns`; None where that is not made yet."""
+    def known(self) -> Made | None:
+        """What `made` gives, or None where that has to be waited for; never raises."""
         made = self.begun()
-        known = made.done() and made.exception() is None
-        return made.result().scores.headlines if known else None
+        return made.result() if made.done() and made.exception() is None else None
 
     def begun(self) -> Future[Made]:
         """The same, while it may still be made."""
@@ -108,7 +110,8 @@ class Kept:
             overview = overview_data(self._run, database, statistics, scores)
         now = time.monotonic()
         self._next = now + (now - began) / _SHARE
-        return Made(scores, overview)
+        self._number += 1
+        return Made(self._number, scores, overview)
 
     def _signature(self) -> tuple[tuple[int, int], ...]:
         """Changes whenever something is committed to the database: times and sizes of its files."""

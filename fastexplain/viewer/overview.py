@@ -2,7 +2,8 @@
 
 GET /api/maps           what the picture can show
 GET /api/map/KEY        a number of all neurons, packed
-GET /api/progress       what of it is made by now
+GET /api/progress       what of it is made by now: `made`, a number that grows with each new
+                        overview (0 for none yet), and `baselines` (`BaselineMaps.data`)
 GET /api/overview       distributions, lists, cost
 GET /api/search?q=      neurons, a token and explanations; `limit=` up to 100 of each
 GET /api/glance/NEURON  a neuron's best explanation
@@ -59,7 +60,9 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         return Response(packed(column), media_type="application/octet-stream")
 
     def progress(_: Request) -> JSONResponse:
-        return JSONResponse({"baselines": baselines.data()})
+        known = kept.known()
+        number = known.number if known else 0
+        return JSONResponse({"made": number, "baselines": baselines.data()})
 
     def overview(_: Request) -> JSONResponse:
         return JSONResponse(kept.made().overview)
@@ -67,7 +70,8 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     def search(request: Request) -> JSONResponse:
         limit = _limit(request.query_params.get("limit", str(_FEW)))
         text = request.query_params.get("q", "")
-        headlines = kept.headlines()
+        known = kept.known()
+        headlines = None if known is None else known.scores.headlines
         return JSONResponse(search_data(run, viewed.database, kept.tokens, headlines, text, limit))
 
     def glance(request: Request) -> JSONResponse:

@@ -53,6 +53,7 @@ def test_former_scores_are_given_while_new_ones_are_made(
     go.set()
     assert score(newer.result()) == 0.5
     assert score(store.made()) == 0.5
+    assert store.made().number == 2
 
 
 def test_a_run_that_is_written_into_is_not_read_all_the_time(run: Run) -> None:
@@ -81,6 +82,8 @@ def test_the_overviews_addresses(run: Run) -> None:
     with TestClient(application(run, Door(None)), raise_server_exceptions=False) as client:
         maps = client.get("/api/maps").json()
         assert maps["default"] in [each["key"] for each in maps["maps"]]
+        assert client.get("/api/overview").status_code == 200  # waits
+        assert client.get("/api/progress").json()["made"] == 1
         for each in maps["maps"]:
             packed = client.get(f"/api/map/{each['key']}")
             assert len(np.frombuffer(packed.content, "<f4")) == 120

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from fastexplain import Run
 from fastexplain.records import NeuronId
 from fastexplain.results import ExplanationRow, Scores
+from fastexplain.viewer import kept
 
 pytestmark = pytest.mark.browser
 
@@ -149,6 +150,91 @@ def test_search_as_one_types(
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     page.wait_for_url("**#/neuron/**")
+
+
+SHIFTS = """() => {
+    window.shifts = [];
+    const told = ({ value, sources }) =>
+        `${value} ${sources.map(({ node }) => node?.outerHTML?.slice(0, 80))}`;
+    new PerformanceObserver((found) => window.shifts.push(...found.getEntries().map(told)))
+        .observe({ type: "layout-shift" });
+}"""
+
+
+def test_what_is_explained_meanwhile_is_shown(
+    run: Run,
+    serve: Callable[..., str],
+    open_page: Callable[..., Page],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept, "_SHARE", float("inf"))  # made anew at once
+
+    def explain(first: int, last: int) -> None:
+        with run.database() as database:
+            database.add_explanations(
+                [
+                    ExplanationRow(
+                        *(NeuronId(0, index), "model", "m", "1", f"text of {index}"),
+                        scores=Scores(*[index / 200] * 3, 5, 5),
+                    )
+                    for index in range(first, last)
+                ]
+            )
+
+    explain(0, 12)
+    page = open_page(
+        f"{serve(run)}#/?map=other.top_and_random", viewport={"width": 390, "height": 600}
+    )
+    best = page.locator(".lists section").first.get_by_role("listitem")
+    expect(best.first).to_contain_text("text of 11")
+    expect(page.locator(".legend")).to_contain_text("Without a value: 108 neurons")
+    page.get_by_text("more", exact=False).locator("visible=true").last.click()  # of the charts
+    picture = page.locator("canvas.picture")
+    picture.focus()
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    page.wait_for_function("() => history.state?.picture?.zoom > 1")
+    part = page.evaluate("history.state.picture")
+    page.evaluate(SHIFTS)
+    explain(12, 60)
+    expect(page.locator(".legend")).to_contain_text("Without a value: 60 neurons", timeout=20_000)
+    expect(best.first).to_contain_text("text of 59")
+    assert page.evaluate("history.state.picture") == part
+    expect(picture).to_be_focused()
+    expect(page.locator(".overview-rest details").last).to_have_attribute("open", "")
+
+    # A link that has the focus keeps it, where it is still there.
+    link = best.nth(3).get_by_role("link")
+    link.focus()
+    name = link.inner_text()
+    explain(60, 61)
+    expect(best.first).to_contain_text("text of 60", timeout=20_000)
+    expect(best.nth(4).get_by_role("link")).to_have_text(name)
+    expect(best.nth(4).get_by_role("link")).to_be_focused()
+    assert page.evaluate("window.shifts") == []
+
+
+def test_a_viewer_that_nobody_looks_at_is_not_asked(
+    run: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    page = open_page(serve(run))
+    page.clock.install()
+    page.reload()
+    expect(page.get_by_role("heading", name="By layer")).to_be_visible()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.rpartition("/api/")[2]))
+    with page.expect_response("**/api/progress"):
+        page.clock.fast_forward(5000)
+    look = """(away) => {
+        Object.defineProperty(document, "hidden", { get: () => away, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(look, True)
+    asked.clear()
+    page.clock.fast_forward(60_000)
+    assert asked == []
+    with page.expect_request("**/api/progress"):
+        page.evaluate(look, False)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

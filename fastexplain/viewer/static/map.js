@@ -104,7 +104,16 @@ export function mapSection(found, maps, key, filled, signal) {
   }
 
   /** Show what has been made since. */
-  function follow({ baselines }) {
+  function follow({ made, baselines }) {
+    followBaselines(baselines);
+    const before = shown.made;
+    shown.made = made;
+    if (before === undefined || made === before) return;
+    glances.clear();
+    if (shown.key.includes(".") && !groups.get(ON_DEMAND)?.contains(choice.selectedOptions[0])) fill();
+  }
+
+  function followBaselines(baselines) {
     const before = shown.baselines ?? {};
     shown.baselines = baselines;
     const group = groups.get(ON_DEMAND);

@@ -3,7 +3,7 @@
 import { barRows, distributionChart } from "./charts.js";
 import { cut, element, explanation, number } from "./dom.js";
 import { mapSection } from "./map.js";
-import { load, offers, run } from "./source.js";
+import { live, load, offers, run } from "./source.js";
 import { watchProgress } from "./watching.js";
 
 const LISTS = {
@@ -22,6 +22,8 @@ const WHOSE = { other: "explanations by models", rule: "rules", list: "texts of 
 const CHARTS = 6; // shown before the others are asked for
 
 export async function overviewPage(content, { query, signal }) {
+  // First of all, so that whatever is made from now on is shown too.
+  const progress = live() ? await load("progress", signal) : null;
   const [found, offered] = await Promise.all([run(), load("maps", signal)]);
   if (signal.aborted) return undefined;
   const maps = offered.maps.filter((each) => offers(`map/${each.key}`));
@@ -36,9 +38,17 @@ export async function overviewPage(content, { query, signal }) {
     rest,
     element("section", {}, element("h2", {}, "The run"), runTable(found)),
   );
+  if (progress) map.follow(progress);
   await map.show(key);
-  fillRest(rest, found, map, signal);
-  look = watchProgress((progress) => map.follow(progress), signal);
+  const parts = restParts(rest, map, signal);
+  parts.fill();
+  let { made } = progress ?? {};
+  look = watchProgress((now) => {
+    map.follow(now);
+    if (now.made === made) return;
+    made = now.made;
+    parts.fill();
+  }, signal);
   return {
     title: found.name,
     keys: {
@@ -66,21 +76,50 @@ function corpusName({ corpus }) {
   return (corpus.sources ?? []).join(", ") || "texts";
 }
 
-async function fillRest(rest, found, map, signal) {
-  let data;
-  try {
-    data = await load("overview", signal);
-  } catch (error) {
-    if (!signal.aborted) rest.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message));
-    return;
+/** Lists, distributions and what was made; `fill` loads them, and shows what is not shown already. */
+function restParts(rest, map, signal) {
+  const kinds = [
+    ["Neurons to look at", ({ lists }) => lists, listsOf],
+    ["By layer", ({ distributions }) => distributions, chartsOf],
+    ["What was made", ({ explanations, cost }) => ({ explanations, cost }), madeOf],
+  ];
+  const sections = kinds.map(() => ({ node: element("section"), shown: null }));
+
+  async function fill() {
+    let data;
+    try {
+      data = await load("overview", signal);
+    } catch (error) {
+      // What is there already stays true.
+      if (signal.aborted || rest.contains(sections[0].node)) return;
+      rest.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message));
+      return;
+    }
+    if (signal.aborted) return;
+    map.offer(new Set(data.distributions.map(({ key }) => key)));
+    kinds.forEach(([title, part, filled], place) => {
+      const own = sections[place];
+      const text = JSON.stringify(part(data));
+      if (text === own.shown) return;
+      own.shown = text;
+      replaceWithin(own.node, [element("h2", {}, title), filled(part(data))].flat());
+    });
+    if (!rest.contains(sections[0].node)) rest.replaceChildren(...sections.map(({ node }) => node));
   }
-  if (signal.aborted) return;
-  map.offer(new Set(data.distributions.map(({ key }) => key)));
-  rest.replaceChildren(
-    element("section", {}, element("h2", {}, "Neurons to look at"), listsOf(data.lists)),
-    element("section", {}, element("h2", {}, "By layer"), chartsOf(data.distributions)),
-    element("section", {}, element("h2", {}, "What was made"), madeOf(data)),
-  );
+
+  return { fill };
+}
+
+/** Replace what is in a section; what was unfolded stays so, and a link keeps the focus. */
+function replaceWithin(section, content) {
+  const focused = section.contains(document.activeElement) ? document.activeElement : null;
+  const open = [...section.querySelectorAll("details")].map((each) => each.open);
+  section.replaceChildren(...content.filter(Boolean));
+  section.querySelectorAll("details").forEach((each, place) => { each.open = open[place] ?? false; });
+  if (!focused) return;
+  const same = [...section.querySelectorAll("a, summary")].find((each) =>
+    each.tagName === focused.tagName && each.getAttribute("href") === focused.getAttribute("href"));
+  same?.focus({ preventScroll: true });
 }
 
 function listsOf(lists) {
