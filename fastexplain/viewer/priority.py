@@ -11,9 +11,12 @@ _NICE = 10
 
 
 def give_way() -> None:
-    """Lower the priority of this thread, and of those that it begins, for good.
+    """Lower the priority of this thread, and of those that it begins from now on, for good.
 
     Linux alone has priorities of threads; elsewhere nothing changes.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        own = threading.get_native_id()
+        # Only root may raise it again.
+        lower = max(os.getpriority(os.PRIO_PROCESS, own), _NICE)
+        os.setpriority(os.PRIO_PROCESS, own, lower)

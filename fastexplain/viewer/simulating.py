@@ -39,6 +39,7 @@ from fastexplain.report.trying import tried_data
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import HELD_OUT
 from fastexplain.simulators.model import READOUTS, check_way
+from fastexplain.viewer.priority import give_way
 
 HOLD, LEASE = 1.0, 5.0
 """Seconds until a page is answered at the latest, and after which one that asks no more has left.
@@ -191,7 +192,9 @@ class Simulations:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             # The end of the viewer does not wait for it.
-            threading.Thread(target=self._loop.run_forever, name="simulator", daemon=True).start()
+            threading.Thread(
+                target=_run_forever, args=(self._loop,), name="simulator", daemon=True
+            ).start()
         trial = _Trial(self._clock)
         trial.result = asyncio.run_coroutine_threadsafe(self._simulate(trial, *key), self._loop)
         self._trials[key] = trial
@@ -270,6 +273,12 @@ class _Trial:
     def is_set(self) -> bool:
         """Whether all pages have left; see `ledger.budget.Interruption`."""
         return self._clock() > self._until
+
+
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the simulator's loop: a model in this process, which it begins, lets pages go first."""
+    give_way()
+    loop.run_forever()
 
 
 def without_simulator(run: Run) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,6 +120,14 @@ def test_a_typed_explanation_has_the_score_that_it_has_as_a_stored_one(
     assert again["scores"] == mine["scores"] and again["explanations"][0]["explanation"] == WRITTEN
     assert again["answered"] == again["cost"] == 0 and again["spent"] == mine["spent"]
     assert simulations.estimate(neuron, WRITTEN)["requests"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priorities")
+def test_it_gives_way_to_pages(run: Run, made: Callable[..., Simulations]) -> None:
+    tried(made(), run, "cat")
+    [thread] = [each for each in threading.enumerate() if each.name == "simulator"]
+    assert thread.native_id is not None
+    assert os.getpriority(os.PRIO_PROCESS, thread.native_id) >= 10
 
 
 def test_what_is_stored_needs_neither_server_nor_budget(
