@@ -18,7 +18,7 @@ quality". The errors over excerpts are the delete-one jackknife's (Efron and Ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +56,13 @@ class Baseline(NamedTuple):
     used: np.ndarray
 
 
-def layer_baselines(run: Run) -> Iterator[tuple[int, dict[str, Baseline]]]:
+def layer_baselines(
+    run: Run, layers: Sequence[int] | None = None
+) -> Iterator[tuple[int, dict[str, Baseline]]]:
     """The baselines of all neurons, layer by layer; stores nothing.
+
+    Args:
+        layers: which of the run's; all if left out.
 
     Raises:
         RunError: a file of the run is missing or damaged.
@@ -65,7 +70,7 @@ def layer_baselines(run: Run) -> Iterator[tuple[int, dict[str, Baseline]]]:
     has_tables = len(run.tables.tokens) > 0
     rows = run.tables.rows(run.excerpts) if has_tables else None
     marked = repeated(run.excerpts) if has_tables else None
-    for layer in run.layers:
+    for layer in run.layers if layers is None else layers:
         tables = layer_tables(run, layer) if has_tables else None
         others = other_neurons(run.width(layer), layer)
         yield layer, _of_layer(run, layer, slice(None), rows, tables, tables, others, marked)

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from fastexplain.errors import RunError, UsageError
 from fastexplain.records import NeuronId
-from fastexplain.report.baselines import baselines_data
+from fastexplain.report.baselines import baselines_cost, baselines_data, baselines_of
+from fastexplain.report.ruled import RuledExcerpts
 from fastexplain.run.directory import Run
 from fastexplain.run.whole import write_whole
-from fastexplain.viewer.exported import is_whole, neuron_part, run_parts, texts_part
+from fastexplain.viewer.exported import Neighbours, is_whole, neuron_part, run_parts, texts_part
 from fastexplain.viewer.standalone import GENERATOR, script_json, standalone_page
 
 _T = TypeVar("_T")
@@ -60,15 +61,21 @@ def plan_site(run: Run, neurons: Sequence[NeuronId]) -> Plan:
     if not ordered:
         raise UsageError("there are no neurons to export")
     tried = ordered[:: -(-len(ordered) // _TRIED)]
-    neuron_part(run, tried[0])  # the first one opens files, which is not each one's time
+    rules = RuledExcerpts(run)
+    # The first one opens files, which is not each one's time.
+    baselines = baselines_data(run, tried[0])["baselines"]
+    neuron_part(run, tried[0], rules, baselines)
     started = time.perf_counter()
-    sizes = [len(_given(*neuron_part(run, each))) for each in tried]
+    baselines_data(run, tried[0])
+    seconds = (time.perf_counter() - started) * baselines_cost(ordered)
+    started = time.perf_counter()
+    sizes = [len(_given(*neuron_part(run, each, rules, baselines))) for each in tried]
     texts_part(run, tried)
-    seconds = (time.perf_counter() - started) / len(tried)
+    seconds += (time.perf_counter() - started) / len(tried) * len(ordered)
     mean = sum(sizes) / len(sizes)
     shard = max(round(_SHARD / mean), 1)
     page = len(standalone_page({}, loads=True).encode())
-    return Plan(ordered, shard, round(mean * len(ordered)) + page, seconds * len(ordered))
+    return Plan(ordered, shard, round(mean * len(ordered)) + page, seconds)
 
 
 def export_site(
@@ -98,18 +105,19 @@ def export_site(
             files[path] = f"{DATA}/run-{number}.js"
             _write(folder / files[path], _given(path, data))
         texts: list[list[Any] | None] = []
+        rules, baselines = RuledExcerpts(run), baselines_of(run, plan.neurons)
         done = 0
         for number, neurons in enumerate(_parts(plan.neurons, plan.shard)):
             scripts = []
             for neuron in neurons:
-                before, after = _beside(plan.neurons, done)
-                scripts.append(_given(*neuron_part(run, neuron, before, after, database)))
+                beside, own = _beside(plan.neurons, done), next(baselines)
+                scripts.append(_given(*neuron_part(run, neuron, rules, own, beside, database)))
                 done += 1
                 report(done)
             _write(folder / DATA / f"neurons-{number}.js", "".join(scripts))
             texts += texts_part(run, neurons)
-        for number, own in enumerate(_parts(texts, _TEXTS)):
-            _write(folder / DATA / f"texts-{number}.js", _given(f"texts/{number}", own))
+        for number, some in enumerate(_parts(texts, _TEXTS)):
+            _write(folder / DATA / f"texts-{number}.js", _given(f"texts/{number}", some))
         home = "#/" if whole else f"#/neuron/{plan.neurons[0]}"
         settings = {"given": {}, "files": files, "neurons": ranges(plan.neurons),
                     "shard": plan.shard, "texts": _TEXTS, "home": home}  # fmt: skip
@@ -126,9 +134,10 @@ def export_page(run: Run, neuron: NeuronId, file: Path) -> int:
     """
     if file.exists() and not is_exported(file):
         raise UsageError(f"{file} is there and is not an exported page; give another name")
-    path, data = neuron_part(run, neuron)
-    beside = {f"baselines/{neuron}": baselines_data(run, neuron)}
-    given = {path: data, **beside, **dict(run_parts(run, whole=False))}
+    path, data = neuron_part(
+        run, neuron, RuledExcerpts(run), baselines_data(run, neuron)["baselines"]
+    )
+    given = {path: data, **dict(run_parts(run, whole=False))}
     settings = {"given": given, "files": {}, "neurons": ranges([neuron]),
                 "shard": 0, "texts": 0, "home": f"#/{path}"}  # fmt: skip
     page = standalone_page(settings, loads=False).encode()
@@ -184,10 +193,9 @@ def _parts(whole: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
     return (whole[first : first + size] for first in range(0, len(whole), size))
 
 
-def _beside(neurons: Sequence[NeuronId], place: int) -> tuple[NeuronId | None, NeuronId | None]:
-    """The neurons before and behind a place; None at the ends."""
+def _beside(neurons: Sequence[NeuronId], place: int) -> Neighbours:
     before = neurons[place - 1] if place else None
-    return before, neurons[place + 1] if place + 1 < len(neurons) else None
+    return Neighbours(before, neurons[place + 1] if place + 1 < len(neurons) else None)
 
 
 @contextlib.contextmanager

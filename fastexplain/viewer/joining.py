@@ -23,7 +23,7 @@ _COMMENT = re.compile(r"^(?://[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)\n", re.MULTILINE)
 _LEFT = re.compile(r"^(?:import|export)\b.*|\bimport\s*[(.].*", re.MULTILINE)
 
 
-def joined_script(folder: Path, entry: str = "main.js") -> str:
+def joined_script(folder: Path, entry: str) -> str:
     """One script of a module and all that it imports, which leaves no names behind.
 
     Args:

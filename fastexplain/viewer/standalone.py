@@ -36,7 +36,9 @@ def standalone_page(settings: Mapping[str, Any], *, loads: bool) -> str:
     """
     page = _installed("index.html")
     style = f"\n{_installed('style.css')}"
-    script = f"\nwindow.FASTEXPLAIN = {script_json(settings)};\n{joined_script(STATIC)}"
+    script = (
+        f"\nwindow.FASTEXPLAIN = {script_json(settings)};\n{joined_script(STATIC, 'exported.js')}"
+    )
     for name, text in (("style", style), ("script", script)):
         if re.search(rf"</{name}|<!--", text, re.IGNORECASE):
             raise RunError(f"the viewer's {name} has what would end it within a page")

@@ -73,7 +73,7 @@ def explained(planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run
 def probed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Exported pages give tests what they load, as `window.probe`."""
     folder = shutil.copytree(standalone.STATIC, tmp_path_factory.mktemp("static") / "static")
-    main = folder / "main.js"
+    main = folder / "exported.js"
     main.write_text(PROBE + main.read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(standalone, "STATIC", folder)
@@ -183,9 +183,9 @@ def test_a_whole_run_has_its_overview(
     overview, maps = load(page, "overview"), load(page, "maps")
     assert overview["distributions"] and overview["lists"]
     keys = [each["key"] for each in maps["maps"]]
-    assert maps["default"] in keys and {each["key"] for each in overview["distributions"]} == {
-        *keys
-    }
+    drawn = [each["key"] for each in overview["distributions"]]
+    assert maps["default"] in keys and set(drawn) == {key for key in keys if "baseline" not in key}
+    assert sum("baseline" in key for key in keys) == 8
     shown = page.evaluate(
         "key => window.probe.loadPacked(key).then(found => [...new Float32Array(found)])",
         "map/maximum",

@@ -5,18 +5,27 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import planted
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastexplain import Run
+from fastexplain import Run, open_run
 from fastexplain.errors import RunError
+from fastexplain.explainers.baselines import SPLITS, layer_baselines
+from fastexplain.explainers.rules import store_rules
 from fastexplain.records import NeuronId
+from fastexplain.report import baselines, ruled
+from fastexplain.report.baselines import baselines_cost, baselines_data
+from fastexplain.report.ruled import RuledExcerpts
 from fastexplain.viewer import exporting, standalone
+from fastexplain.viewer.exported import neuron_part, run_parts
 from fastexplain.viewer.exporting import export_page, export_site, plan_site, ranges
 from fastexplain.viewer.standalone import script_json, standalone_page
 
@@ -188,6 +197,58 @@ def test_ranges_hold_the_neurons(places: set[tuple[int, int]]) -> None:
     assert held == list(map(str, neurons))
     joined = [(a, b) for a, b in itertools.pairwise(found) if a[0] == b[0]]
     assert all(after[1] > before[2] + 1 for before, after in joined)
+
+
+def test_a_site_has_the_baselines_and_what_rules_predict(
+    planted_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(shutil.copytree(planted_run.path, tmp_path / "run"))
+    store_rules(run)
+    # The first layer's at once, as of many neurons, then one by one.
+    for count, name in ((0, "many"), (99, "few")):
+        monkeypatch.setattr(baselines, "A_LAYER", count)
+        neurons = [NeuronId(0, index) for index in (planted.CAT, planted.RARE, planted.NEVER)]
+        site = export_site(run, plan_site(run, neurons), tmp_path / name)
+        data = given_by(site.parent / "data" / "neurons-0.js")
+        for neuron in neurons:
+            own = data[f"neuron/{neuron}"]
+            wanted = baselines_data(run, neuron)["baselines"]
+            assert own["baselines"].keys() == wanted.keys() == {"mismatched", "token", "position"}
+            for key, values in wanted.items():
+                assert own["baselines"][key] == pytest.approx(values, nan_ok=True)
+            rules = [each for each in own["simulations"] if each["simulator"] == "rule"]
+            for rule in rules:
+                made = RuledExcerpts(run).data(str(neuron), rule["explanation"])["values"]
+                assert rule["values"] == made and rule["values"].keys() <= own["excerpts"].keys()
+            assert rules or neuron.index == planted.NEVER
+
+
+def test_a_rule_that_predicts_nothing_is_left_without_it(
+    planted_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(shutil.copytree(planted_run.path, tmp_path / "run"))
+    store_rules(run)
+    monkeypatch.setattr(ruled, "simulate_rule", lambda *_: None)
+    neuron = NeuronId(0, planted.CAT)
+    _, data = neuron_part(run, neuron, RuledExcerpts(run), {})
+    assert None in [each["values"] for each in data["simulations"]]
+
+
+def test_a_whole_run_s_overview_has_maps_of_baselines(planted_run: Run) -> None:
+    parts = dict(run_parts(planted_run, whole=True))
+    keys = [each["key"] for each in parts["maps"]["maps"] if each["group"] == "Baselines"]
+    assert len(keys) == 8
+    [(_, found)] = layer_baselines(planted_run)
+    packed = np.frombuffer(base64.b64decode(parts["map/baseline.token.top_and_random"]), "<f4")
+    wanted = found["token"].values[SPLITS.index("top_and_random")].astype(np.float32)
+    np.testing.assert_array_equal(packed, wanted)
+
+
+def test_a_layer_s_baselines_are_made_once_where_it_has_many_neurons() -> None:
+    assert baselines_cost([NeuronId(0, n) for n in range(3)] + [NeuronId(2, 5)]) == 4
+    many = [NeuronId(layer, n) for layer in (0, 1) for n in range(1000)]
+    assert baselines_cost(many) == 2 * baselines.A_LAYER
+    assert baselines_cost([NeuronId(0, 1, "e1")]) == 0
 
 
 def test_one_neuron_s_page_is_small_and_names_it(planted_run: Run, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_modules_come_behind_what_they_import(tmp_path: Path) -> None:
         "  // why\n  return '// 1'; // so\n}\nexport const b = c;\n",
         two='import { go } from "./main.js";\nexport async function c() { go("export "); }\n',
     )
-    assert joined_script(folder) == (
+    assert joined_script(folder, "main.js") == (
         '(() => {\n"use strict";\n'
         'async function c() { go("export "); }\n'
         "function a() {\nreturn '// 1'; // so\n}\nconst b = c;\n"
@@ -51,13 +51,23 @@ def test_modules_come_behind_what_they_import(tmp_path: Path) -> None:
 def test_what_can_not_be_joined_is_named(tmp_path: Path, text: str, said: str) -> None:
     folder = modules(tmp_path, main=text, one="export function a() {}\n")
     with pytest.raises(RunError) as error:
-        joined_script(folder)
+        joined_script(folder, "main.js")
     assert said in str(error.value)
 
 
-def test_the_viewer_s_own_modules_keep_to_the_rules() -> None:
-    script = joined_script(STATIC)
+SERVED = {"main.js", "compare.js", "cloud.js", "rate.js", "try.js", "simulate.js", "typed.js"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "without"), [("main.js", {"exported.js"}), ("exported.js", SERVED)]
+)
+def test_the_viewer_s_own_modules_keep_to_the_rules(entry: str, without: set[str]) -> None:
+    script = joined_script(STATIC, entry)
     for path in STATIC.glob("*.js"):
-        last = path.read_text().splitlines()[-1]
-        assert last in script, path.name  # no page is left out
+        defined = re.findall(
+            r"^(?:export )?(?:async )?(?:function|class) (\w+)", path.read_text(), re.M
+        )
+        for name in defined:  # no page is left out that is needed, and none is in that is not
+            found = re.search(rf"^(?:async )?(?:function|class) {name}\b", script, re.M)
+            assert (found is None) == (path.name in without), path.name
     assert not re.search(r"^(import|export)\b", script, re.MULTILINE)

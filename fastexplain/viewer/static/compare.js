@@ -3,13 +3,12 @@
 import { setAddress } from "./addresses.js";
 import { element, explanation, number } from "./dom.js";
 import { pointCloud } from "./cloud.js";
-import { live, load, loadPacked, neuronAt, neuronRanges, whenBack } from "./source.js";
+import { load, loadPacked, neuronAt, neuronRanges, whenBack } from "./source.js";
 import { tokenView } from "./tokens.js";
 
 const SPLIT_NAMES = { top_and_random: "top and random excerpts", random_only: "random excerpts only" };
 
 export async function comparePage(content, { query, signal }) {
-  if (!live()) throw new Error("An exported site compares nothing; use fastexplain view.");
   const known = await load("compare", signal);
   if (known.sides.length < 2) {
     throw new Error("There is nothing to compare yet; explain neurons by two methods, or give a run with --compare.");

@@ -1,7 +1,7 @@
 // What is said of a neuron, how well that fits, and where it came from.
 
 import { element, explanation, number } from "./dom.js";
-import { live, load, offers } from "./source.js";
+import { live, load } from "./source.js";
 
 const FIRST_SHOWN = 6;
 // Characters of a text; a longer one stands whole among the details.
@@ -24,7 +24,7 @@ export function explanationsSection(data, signal) {
     element("h2", { id: "said" }, "What is said of it"),
     cards.length ? cards.slice(0, FIRST_SHOWN) : element("p", { class: "quiet" }, "Nothing yet: no explanation is stored. `fastexplain explain` makes them."),
     more.length ? element("details", {}, element("summary", {}, `${more.length} more`), more) : null,
-    cards.length && data.kind === "mlp" && offers(`baselines/${data.neuron}`) ? baselinesBox(data, signal) : null,
+    cards.length && data.kind === "mlp" && (live() || data.baselines) ? baselinesBox(data, signal) : null,
   );
 }
 
@@ -38,7 +38,8 @@ function baselinesBox(data, signal) {
       ...SPLITS.map(([split]) => (known ? known[name][split]?.toFixed(2) ?? "undefined" : "…")),
     ]),
   );
-  const box = element("div", { class: "baselines" }, table(null));
+  const box = element("div", { class: "baselines" }, table(data.baselines ?? null));
+  if (data.baselines) return box; // of an exported page
   load(`baselines/${data.neuron}`, signal).then(
     (found) => box.replaceChildren(table(found.baselines)),
     (error) => {

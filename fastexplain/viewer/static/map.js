@@ -4,7 +4,7 @@ import { setAddress } from "./addresses.js";
 import { colourScale, palette } from "./colours.js";
 import { announce, cut, element, explanation, number } from "./dom.js";
 import { neuronPicture } from "./picture.js";
-import { load, loadPacked } from "./source.js";
+import { live, load, loadPacked } from "./source.js";
 
 const ON_DEMAND = "Baselines"; // the group of maps that are computed once somebody chooses one
 
@@ -99,7 +99,7 @@ export function mapSection(found, maps, key, filled, signal) {
 
   /** What is said of a map that is not whole yet; an empty text of one that is. */
   function filling({ group }) {
-    if (group !== ON_DEMAND || shown.baselines?.state === "done") return "";
+    if (!live() || group !== ON_DEMAND || shown.baselines?.state === "done") return "";
     return `Being computed: ${layersOf(shown.baselines)}.`;
   }
 

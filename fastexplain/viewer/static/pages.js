@@ -1,0 +1,137 @@
+// The page that the address names, and what all pages have in common: keys, search, help.
+//
+// An address is `#/PAGE/PART...?name=value`, so a link can be kept, and works in an exported site.
+
+import { keepScrolled, scrollBack, scrolledBefore } from "./addresses.js";
+import { announce, element } from "./dom.js";
+import { neuronPage } from "./neuron.js";
+import { overviewPage } from "./overview.js";
+import { searchField, searchPage } from "./searching.js";
+import { countOf, homeAddress, neuronAt, neuronRanges, searchable } from "./source.js";
+
+// Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
+const PAGES = { "": overviewPage, neuron: neuronPage, random: randomPage, search: searchPage };
+
+const KEYS = {
+  "/": ["search", () => document.getElementById("search").focus()],
+  h: ["the overview", () => go("#/")],
+  R: ["a random neuron", () => go("#/random")],
+  "?": ["this help", () => showHelp()],
+};
+
+let leave = new AbortController();
+let keys = {};
+
+/** Open a page, such as "#/neuron/5:131". */
+export function go(address) {
+  if (location.hash === address) show();
+  else location.hash = address;
+}
+
+/** What the address says: page, further parts, and what is set behind `?`. */
+export function route(address = location.hash) {
+  const [path, query = ""] = (bare(address) || bare(homeAddress())).split("?");
+  const [page, ...parts] = path.split("/").map(decoded);
+  return { page, parts, query: new URLSearchParams(query) };
+}
+
+/** A part of an address; one that was cut within an escape stays as it is. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
+function bare(address) {
+  return address.replace(/^#\/?/, "");
+}
+
+/** A link to it is one to another neuron each time, so that its own place in the history goes. */
+async function randomPage() {
+  const ranges = await neuronRanges();
+  location.replace(`#/neuron/${neuronAt(ranges, Math.floor(Math.random() * countOf(ranges)))}`);
+}
+
+async function show() {
+  leave.abort();
+  leave = new AbortController();
+  const { signal } = leave;
+  const content = document.getElementById("content");
+  const scrolled = scrolledBefore();
+  content.setAttribute("aria-busy", "true");
+  try {
+    const { page, parts, query } = route();
+    markLink(page);
+    if (!Object.hasOwn(PAGES, page)) throw new Error(`There is no page '${page}'.`);
+    const shown = (await PAGES[page](content, { parts, query, signal })) ?? {};
+    if (signal.aborted) return;
+    scrollBack(content, scrolled);
+    keys = shown.keys ?? {};
+    document.title = shown.title ? `${shown.title} · fastexplain` : "fastexplain";
+    announce(document.title);
+  } catch (error) {
+    if (signal.aborted) return;
+    keys = {};
+    content.replaceChildren(
+      element("p", { class: "failure", role: "alert" }, error.message),
+      error.passing ? element("button", { type: "button", on: { click: show } }, "Try again") : "",
+    );
+  } finally {
+    if (!signal.aborted) content.setAttribute("aria-busy", "false");
+  }
+}
+
+/** Say which of the main pages is open. */
+function markLink(page) {
+  for (const link of document.querySelectorAll("nav[aria-label=Pages] a")) {
+    if (route(link.getAttribute("href")).page === page) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+function showHelp() {
+  const help = document.getElementById("help");
+  const rows = Object.entries({ ...KEYS, ...keys }).map(([key, [what]]) =>
+    element("tr", {}, element("td", {}, element("kbd", {}, key)), element("td", {}, what)),
+  );
+  help.replaceChildren(
+    element("h2", { id: "help-title" }, "Keys"),
+    element("table", {}, element("tbody", {}, rows)),
+    element("form", { method: "dialog" }, element("button", { autofocus: true }, "Close")),
+  );
+  help.showModal();
+}
+
+function pressed(event) {
+  const typing = event.target.closest("input:not([type=radio]), textarea, select, dialog");
+  if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
+  // What has the focus takes Enter itself.
+  if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
+  const found = keys[event.key] ?? KEYS[event.key];
+  if (!found) return;
+  event.preventDefault();
+  found[1]();
+}
+
+/** Begin to show pages: those that need no server, and others by their names. */
+export function start(others) {
+  Object.assign(PAGES, others);
+  addEventListener("hashchange", show);
+  addEventListener("keydown", pressed);
+  document.getElementById("help-button").addEventListener("click", showHelp);
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address is the page's
+    document.getElementById("content").focus();
+  });
+  searchField(document.getElementById("search"), go);
+  for (const link of document.querySelectorAll("nav a")) {
+    if (!Object.hasOwn(PAGES, route(link.getAttribute("href")).page)) link.remove();
+  }
+  keepScrolled(document.getElementById("content"));
+  // An exported page of one neuron has nothing to search, and no other one.
+  document.querySelector("nav").hidden = !searchable();
+  document.querySelector("[role=search]").hidden = !searchable();
+  show();
+}
