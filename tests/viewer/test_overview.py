@@ -83,7 +83,7 @@ def test_all_neurons_of_a_large_run(
     page.wait_for_function("() => history.state?.picture?.zoom === 2.25")
     part = page.evaluate("history.state.picture")
     page.keyboard.press("Enter")
-    page.wait_for_url("**#/neuron/0:0")
+    page.wait_for_url("**#/neuron/0:0*")
     page.go_back()
     expect(page.locator(".legend")).to_contain_text("Without a value")
     page.wait_for_function("() => document.querySelector('.legend').ariaBusy === 'false'")
@@ -92,6 +92,55 @@ def test_all_neurons_of_a_large_run(
     page.keyboard.press("-")
     page.wait_for_function("() => history.state?.picture?.zoom === 1.5")
     assert page.locator("canvas.picture").screenshot() != before
+
+
+def test_two_fingers_enlarge_and_one_moves_the_picture(
+    run: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    page = open_page(serve(run), has_touch=True, viewport={"width": 390, "height": 700})
+    picture = page.locator("canvas.picture")
+    expect(page.locator(".legend")).to_contain_text("active on more tokens")
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        given = [{"x": x + dx, "y": y + dy, "id": id_} for id_, (dx, dy) in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": given})
+
+    def view() -> dict[str, float]:
+        """What is shown, once it is kept."""
+        page.wait_for_function("() => history.state?.picture")
+        return page.evaluate("history.state.picture")
+
+    assert view()["zoom"] == 1
+    touch("touchStart", (-30, 0))
+    touch("touchStart", (-30, 0), (30, 0))
+    for apart in (35, 40, 45):
+        touch("touchMove", (-apart, 0), (apart, 0))
+    page.wait_for_function("() => Math.abs(history.state.picture.zoom - 1.5) < 0.01")
+    touch("touchEnd")
+    # One finger moves it; nothing was opened.
+    before = view()
+    touch("touchStart", (-45, 0))
+    for step in (10, 20, 30):
+        touch("touchMove", (-45 + step, step / 2))
+    touch("touchEnd")
+    page.wait_for_function("x => history.state.picture.x < x - 0.1", arg=before["x"])
+    assert view()["zoom"] == before["zoom"]
+    assert "#/neuron" not in page.url
+    # As small as it was, a finger scrolls the page; a tap opens a neuron.
+    touch("touchStart", (-45, 0))
+    touch("touchStart", (-45, 0), (45, 0))
+    for apart in (40, 30, 20):
+        touch("touchMove", (-apart, 0), (apart, 0))
+    touch("touchEnd")
+    page.wait_for_function("() => history.state.picture.zoom === 1")
+    assert picture.evaluate("canvas => getComputedStyle(canvas).touchAction") == "pan-x pan-y"
+    page.touchscreen.tap(x, y)
+    page.wait_for_url("**#/neuron/**")
 
 
 def test_search_by_touch_and_without_a_viewer(

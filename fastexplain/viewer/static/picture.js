@@ -128,6 +128,7 @@ export function neuronPicture(sites, { pointed, chosen }, signal) {
   signal.addEventListener("abort", () => clearTimeout(resting));
 
   function draw() {
+    canvas.toggleAttribute("data-enlarged", view.zoom > 1); // then a finger moves it, not the page
     clearTimeout(resting);
     resting = setTimeout(() => keepState("picture", { ...view }), RESTING);
     if (queued) return;
@@ -238,10 +239,28 @@ export function neuronPicture(sites, { pointed, chosen }, signal) {
     zoom(Math.exp(-event.deltaY / 300), point(event));
   }, { passive: false });
   let held = null;
+  let pinch = null;
+  const fingers = new Map(); // where each pointer that is down is, by its id
+
+  /** Where two fingers are: their middle, and how far apart. */
+  function spread() {
+    const [[x, y], [across, down]] = fingers.values();
+    return { middle: [(x + across) / 2, (y + down) / 2], apart: Math.max(Math.hypot(x - across, y - down), 1) };
+  }
+
+  function moveBy([x, y], [fromX, fromY]) {
+    view.x -= (x - fromX) / size();
+    view.y -= (y - fromY) / size();
+    clamp();
+    draw();
+  }
+
   canvas.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0) return; // others open menus, or scroll
-    held = { from: [event.clientX, event.clientY], last: point(event), moved: false };
-    if (view.zoom > 1) canvas.setPointerCapture(event.pointerId);
+    if (event.button !== 0 || fingers.size === 2) return; // other buttons open menus, or scroll
+    fingers.set(event.pointerId, point(event));
+    pinch = laid && fingers.size === 2 ? spread() : null;
+    held = { from: [event.clientX, event.clientY], last: point(event), moved: Boolean(pinch) };
+    if (pinch || view.zoom > 1) canvas.setPointerCapture(event.pointerId);
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!laid) return;
@@ -249,23 +268,35 @@ export function neuronPicture(sites, { pointed, chosen }, signal) {
       pointed(at(event));
       return;
     }
-    const [x, y] = point(event);
+    if (!fingers.has(event.pointerId)) return;
+    fingers.set(event.pointerId, point(event));
+    if (pinch) {
+      const now = spread();
+      moveBy(now.middle, pinch.middle);
+      zoom(now.apart / pinch.apart, now.middle);
+      pinch = now;
+      return;
+    }
     held.moved ||= Math.hypot(event.clientX - held.from[0], event.clientY - held.from[1]) > 4;
     if (!held.moved) return;
-    view.x -= (x - held.last[0]) / size();
-    view.y -= (y - held.last[1]) / size();
-    held.last = [x, y];
-    clamp();
-    draw();
+    moveBy(point(event), held.last);
+    held.last = point(event);
   });
   canvas.addEventListener("pointerup", (event) => {
     const place = held && !held.moved && laid ? at(event) : null;
-    held = null;
+    lift(event);
     if (place !== null) chosen(place);
   });
-  canvas.addEventListener("pointercancel", () => {
-    held = null;
-  });
+  canvas.addEventListener("pointercancel", lift);
+
+  /** A finger that is left goes on moving the picture. */
+  function lift(event) {
+    fingers.delete(event.pointerId);
+    pinch = null;
+    const [left] = fingers.values();
+    held = left ? { from: [0, 0], last: left, moved: true } : null;
+  }
+
   canvas.addEventListener("blur", () => {
     marked = false;
     draw();
