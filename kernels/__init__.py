@@ -178,13 +178,17 @@ def correlate(true: Any, simulated: Any, *, stream: int = 0) -> Agreement:
     return _run("neurons.correlate", true, (true, simulated), stream)
 
 
-def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
+def lookup(
+    tables: LookupTables, excerpts: HeldOut, signed: bool = False, *, stream: int = 0
+) -> Any:
     """Predict activations from the tables, each neuron's excerpts held out.
 
     Args:
         tables: one layer's sums and counts.
         excerpts: per neuron E excerpts to predict, with their true activations. On a device,
             E * T is 3,072 at most: a neuron's tokens have to fit into a block's shared memory.
+        signed: the values are any numbers, not activations: all count, not only those above 0, and
+            a sum within rounding of 0 stays what it is.
 
     Returns:
         float32 `[F, E, T]`: the triple's estimate, backing off to the pair's, the token's and the
@@ -199,7 +203,7 @@ def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
             (on a device nobody looks), or E * T is too large for a device.
     """
     check_lookup(tables, excerpts)
-    return _run("neurons.lookup", excerpts.activations, (tables, excerpts), stream)
+    return _run("neurons.lookup", excerpts.activations, (tables, excerpts, signed), stream)
 
 
 def excerpt_sums(

@@ -10,6 +10,7 @@ import numpy as np
 from fastexplain.kernels.scalars import (
     GELU_CUBE,
     NO_ID,
+    counted,
     discretize_one,
     excerpt_hash,
     histogram_edges,
@@ -262,7 +263,7 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
     return (x @ y) / math.sqrt(x @ x) / math.sqrt(y @ y)
 
 
-def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
+def lookup(tables: LookupTables, excerpts: HeldOut, signed: bool = False) -> np.ndarray:
     """See `fastexplain.kernels.lookup`."""
     neurons, count, tokens = excerpts.activations.shape
     result = np.full((neurons, count, tokens), np.nan, np.float32)
@@ -270,29 +271,33 @@ def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
         seen = [
             (excerpts.token_rows[excerpt, t], excerpts.pair_rows[excerpt, t],
              excerpts.triple_rows[excerpt, t], place, t,
-             max(float(excerpts.activations[neuron, place, t]), 0.0))
+             counted(excerpts.activations[neuron, place, t], signed))
             for place, excerpt in enumerate(excerpts.ids[neuron]) if excerpt >= 0
             for t in range(excerpts.skip, tokens)
         ]  # fmt: skip
         rest = tables.count - len(seen)
         seen_sum = sum(value for *_, value in seen)
-        mean = remaining(tables.positive_sums[neuron], seen_sum, rest) / max(rest, 1)
+        mean = remaining(tables.positive_sums[neuron], seen_sum, rest, signed) / max(rest, 1)
         for token, pair, triple, place, t, _ in seen:
             estimate = mean
             if token >= 0:
                 values = [other[-1] for other in seen if other[0] == token]
                 left = tables.token_counts[token] - len(values)
-                total = remaining(float(tables.token_sums[token, neuron]), sum(values), left)
+                total = remaining(
+                    float(tables.token_sums[token, neuron]), sum(values), left, signed
+                )
                 estimate = token_estimate(total, left, mean)
             if pair >= 0:
                 values = [other[-1] for other in seen if other[1] == pair]
                 left = tables.pair_counts[pair] - len(values)
-                total = remaining(float(tables.pair_sums[pair, neuron]), sum(values), left)
+                total = remaining(float(tables.pair_sums[pair, neuron]), sum(values), left, signed)
                 estimate = pair_estimate(total, left, estimate)
             if triple >= 0:
                 values = [other[-1] for other in seen if other[2] == triple]
                 left = tables.triple_counts[triple] - len(values)
-                total = remaining(float(tables.triple_sums[triple, neuron]), sum(values), left)
+                total = remaining(
+                    float(tables.triple_sums[triple, neuron]), sum(values), left, signed
+                )
                 estimate = pair_estimate(total, left, estimate)
             result[neuron, place, t] = estimate
     return result

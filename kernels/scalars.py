@@ -117,15 +117,22 @@ def discretize_one(x, scale):
     return int(min(10.0, (10.0 * x) / scale))
 
 
-def remaining(total, held_out, left):
+def counted(value, signed):
+    """What a value adds to a sum, float64: max(value, 0), or where `signed` the value itself."""
+    value = float(value)
+    return value if signed else max(value, 0.0)
+
+
+def remaining(total, held_out, left, signed=False):
     """What is left of a table's sum once that of the excerpts held out is taken from it.
 
     `total` and `held_out` are float64, `left` counts the tokens that remain.
     Nothing is left where no token is (`left` 0). What is within rounding of nothing is nothing too:
-    correlation ignores scale, so that a residue would otherwise be read as an answer.
+    correlation ignores scale, so that a residue would otherwise be read as an answer. Not so where
+    the sum is `signed`: there numbers that matter may cancel.
     """
     rest = total - held_out
-    if left <= 0 or rest <= total * RESIDUE:
+    if left <= 0 or (not signed and rest <= total * RESIDUE):
         return 0.0
     return rest
 

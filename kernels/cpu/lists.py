@@ -278,7 +278,9 @@ def _choose(
             ids, acts = held_out.ids[neuron], held_out.activations[neuron]
             part, part_counts = np.zeros(size), np.zeros(size)
             for which, first in ((held_out.token_rows, 0), (held_out.pair_rows, known_tokens)):
-                add_by_row(which, ids, acts, held_out.skip, part[first:], part_counts[first:])
+                add_by_row(
+                    which, ids, acts, held_out.skip, False, part[first:], part_counts[first:]
+                )
             gone_sum, gone = 0.0, 0
             for place in range(len(ids)):
                 if ids[place] >= 0:

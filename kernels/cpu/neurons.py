@@ -21,6 +21,7 @@ from fastexplain.kernels.summary import Agreement, HeldOut, LookupTables
 __all__ = ["correlate", "discretize", "lookup", "merge"]
 
 _discretize_one = njit(scalars.discretize_one)
+_counted = njit(scalars.counted)
 _remaining = njit(scalars.remaining)
 # Counts smaller than what is held out, a wrong argument, may divide by 0: no exception, for that
 # would come out of Numba as a SystemError.
@@ -190,22 +191,23 @@ def _correlate(
         intercept[neuron], slope[neuron] = _line(total, varies_x) if varies_y else (np.nan, np.nan)
 
 
-def lookup(tables: LookupTables, excerpts: HeldOut) -> np.ndarray:
+def lookup(tables: LookupTables, excerpts: HeldOut, signed: bool = False) -> np.ndarray:
     """See `fastexplain.kernels.lookup`."""
     result = np.full(excerpts.activations.shape, np.nan, np.float32)
     with _threads_for(result.size):
-        _lookup(block_width_of(len(result)), tables, excerpts, result)
+        _lookup(block_width_of(len(result)), signed, tables, excerpts, result)
     return result
 
 
 @njit
-def add_by_row(rows, ids, activations, skip, sums, counts):
+def add_by_row(rows, ids, activations, skip, signed, sums, counts):
     """Add a neuron's activations up by table row.
 
     Args:
         rows: int32 `[excerpts, T]`, the table row of each token, -1 where it has none.
         ids, activations: int32 `[E]` and float32 `[E, T]`, the neuron's.
         skip: int, first counted token.
+        signed: bool, whether all values count, or those above 0.
         sums, counts: float64, one for each table row, changed in place.
     """
     for place in range(len(ids)):
@@ -214,16 +216,17 @@ def add_by_row(rows, ids, activations, skip, sums, counts):
         for t in range(skip, rows.shape[1]):
             row = rows[ids[place], t]
             if row >= 0:
-                sums[row] += max(np.float64(activations[place, t]), 0.0)
+                sums[row] += _counted(activations[place, t], signed)
                 counts[row] += 1
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _lookup(block_width, tables, excerpts, result):
+def _lookup(block_width, signed, tables, excerpts, result):
     """Predict every neuron's excerpts from tables that forget them.
 
     Args:
         block_width: int, neurons that a thread does.
+        signed: bool, as for `fastexplain.kernels.lookup`.
         tables, excerpts: `LookupTables` and `HeldOut`.
         result: float32 `[F, E, T]` of NaN, written where tokens are counted.
     """
@@ -239,20 +242,20 @@ def _lookup(block_width, tables, excerpts, result):
         part_pairs, part_pair_counts = np.zeros((2, len(pair_counts)))
         part_triples, part_triple_counts = np.zeros((2, len(triple_counts)))
         for neuron in range(block * block_width, min((block + 1) * block_width, neurons)):
-            neuron_ids, neuron_acts = excerpts.ids[neuron], excerpts.activations[neuron]
-            add_by_row(token_rows, neuron_ids, neuron_acts, skip, part_tokens, part_token_counts)
-            add_by_row(pair_rows, neuron_ids, neuron_acts, skip, part_pairs, part_pair_counts)
-            add_by_row(triple_rows, neuron_ids, neuron_acts, skip, part_triples, part_triple_counts)
+            ids, acts = excerpts.ids[neuron], excerpts.activations[neuron]
+            add_by_row(token_rows, ids, acts, skip, signed, part_tokens, part_token_counts)
+            add_by_row(pair_rows, ids, acts, skip, signed, part_pairs, part_pair_counts)
+            add_by_row(triple_rows, ids, acts, skip, signed, part_triples, part_triple_counts)
             part_sum, part_count = 0.0, 0
             for place in range(places):
-                if neuron_ids[place] >= 0:
+                if ids[place] >= 0:
                     part_count += tokens - skip
                     for t in range(skip, tokens):
-                        part_sum += max(np.float64(neuron_acts[place, t]), 0.0)
+                        part_sum += _counted(acts[place, t], signed)
             rest = tables.count - part_count
-            mean = _remaining(tables.positive_sums[neuron], part_sum, rest) / max(rest, 1)
+            mean = _remaining(tables.positive_sums[neuron], part_sum, rest, signed) / max(rest, 1)
             for place in range(places):
-                excerpt = neuron_ids[place]
+                excerpt = ids[place]
                 if excerpt < 0:
                     continue
                 for t in range(skip, tokens):
@@ -263,27 +266,27 @@ def _lookup(block_width, tables, excerpts, result):
                         left = token_counts[token] - part_token_counts[token]
                         total = np.float64(tables.token_sums[token, neuron])
                         estimate = _token_estimate(
-                            _remaining(total, part_tokens[token], left), left, mean
+                            _remaining(total, part_tokens[token], left, signed), left, mean
                         )
                     if pair >= 0:
                         left = pair_counts[pair] - part_pair_counts[pair]
                         total = np.float64(tables.pair_sums[pair, neuron])
                         estimate = _pair_estimate(
-                            _remaining(total, part_pairs[pair], left), left, estimate
+                            _remaining(total, part_pairs[pair], left, signed), left, estimate
                         )
                     if triple >= 0:
                         left = triple_counts[triple] - part_triple_counts[triple]
                         total = np.float64(tables.triple_sums[triple, neuron])
                         estimate = _pair_estimate(
-                            _remaining(total, part_triples[triple], left), left, estimate
+                            _remaining(total, part_triples[triple], left, signed), left, estimate
                         )
                     result[neuron, place, t] = estimate
             for place in range(places):
-                if neuron_ids[place] >= 0:
+                if ids[place] >= 0:
                     for t in range(skip, tokens):
-                        token = token_rows[neuron_ids[place], t]
-                        pair = pair_rows[neuron_ids[place], t]
-                        triple = triple_rows[neuron_ids[place], t]
+                        token = token_rows[ids[place], t]
+                        pair = pair_rows[ids[place], t]
+                        triple = triple_rows[ids[place], t]
                         if token >= 0:
                             part_tokens[token], part_token_counts[token] = 0.0, 0.0
                         if pair >= 0:

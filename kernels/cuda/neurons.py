@@ -47,6 +47,7 @@ _NOT_COUNTED = np.int32(-2)
 """Table row of a token that `lookup` leaves out; -1 is that of one that the tables don't have."""
 
 _discretize_one = cuda.jit(device=True)(scalars.discretize_one)
+_counted = cuda.jit(device=True)(scalars.counted)
 _remaining = cuda.jit(device=True)(scalars.remaining)
 _token_estimate = cuda.jit(device=True)(scalars.token_estimate)
 _pair_estimate = cuda.jit(device=True)(scalars.pair_estimate)
@@ -227,7 +228,9 @@ def _correlate(name: str, simulated_name: str, side: int) -> Any:
     return correlate
 
 
-def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
+def lookup(
+    tables: LookupTables, excerpts: HeldOut, signed: bool = False, *, stream: int = 0
+) -> Any:
     """See `fastexplain.kernels.lookup`."""
     queue = Queue(stream)
     tables, excerpts = moved(tables, view), moved(excerpts, view)
@@ -240,7 +243,7 @@ def lookup(tables: LookupTables, excerpts: HeldOut, *, stream: int = 0) -> Any:
     result = queue.empty((neurons, places, tokens), np.float32)
     queue.run(
         _lookup(places * tokens), neurons if places * tokens else 0, _THREADS,
-        tables, excerpts, result,
+        tables, excerpts, signed, result,
     )  # fmt: skip
     return result
 
@@ -251,11 +254,11 @@ def _lookup(size: int) -> Any:
     nan = np.float32(np.nan)
 
     @cuda.jit
-    def lookup(tables, excerpts, result):
+    def lookup(tables, excerpts, signed, result):
         """Predict one neuron's excerpts from tables that forget them.
 
-        `tables` and `excerpts` are `LookupTables` and `HeldOut`; `result`, float32 `[F, E, T]`, is
-        written.
+        `tables` and `excerpts` are `LookupTables` and `HeldOut`, `signed` a bool; `result`, float32
+        `[F, E, T]`, is written.
         """
         token_counts, pair_counts = tables.token_counts, tables.pair_counts
         triple_counts = tables.triple_counts
@@ -277,7 +280,7 @@ def _lookup(size: int) -> Any:
                 token_of[place] = excerpts.token_rows[excerpt, t]
                 pair_of[place] = excerpts.pair_rows[excerpt, t]
                 triple_of[place] = excerpts.triple_rows[excerpt, t]
-                acts_of[place] = max(activations[neuron, number, t], np.float32(0))
+                acts_of[place] = _counted(activations[neuron, number, t], signed)
         cuda.syncthreads()
 
         # An unsigned index can't count from the end: seven instructions a comparison, not forty.
@@ -287,7 +290,7 @@ def _lookup(size: int) -> Any:
             held_out_count += int(token_of[other] != _NOT_COUNTED)
             other += np.uint64(1)
         rest = tables.count - held_out_count
-        mean = _remaining(tables.positive_sums[neuron], held_out_sum, rest) / max(rest, 1)
+        mean = _remaining(tables.positive_sums[neuron], held_out_sum, rest, signed) / max(rest, 1)
 
         for place in range(cuda.threadIdx.x, size, cuda.blockDim.x):
             token, pair, triple = token_of[place], pair_of[place], triple_of[place]
@@ -311,15 +314,17 @@ def _lookup(size: int) -> Any:
             if token >= 0:
                 left = token_counts[token] - token_count
                 total = np.float64(tables.token_sums[token, neuron])
-                estimate = _token_estimate(_remaining(total, token_sum, left), left, mean)
+                estimate = _token_estimate(_remaining(total, token_sum, left, signed), left, mean)
             if pair >= 0:
                 left = pair_counts[pair] - pair_count
                 total = np.float64(tables.pair_sums[pair, neuron])
-                estimate = _pair_estimate(_remaining(total, pair_sum, left), left, estimate)
+                estimate = _pair_estimate(_remaining(total, pair_sum, left, signed), left, estimate)
             if triple >= 0:
                 left = triple_counts[triple] - triple_count
                 total = np.float64(tables.triple_sums[triple, neuron])
-                estimate = _pair_estimate(_remaining(total, triple_sum, left), left, estimate)
+                estimate = _pair_estimate(
+                    _remaining(total, triple_sum, left, signed), left, estimate
+                )
             result[neuron, place // tokens, place % tokens] = estimate
 
     return lookup

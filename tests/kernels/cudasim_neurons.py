@@ -144,13 +144,12 @@ def test_correlate_takes_every_dtype(dtypes: tuple[str, str]) -> None:
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
-@given(st.integers(0, 2**32), st.integers(0, 1), st.booleans())
-def test_lookup_equals_the_reference(seed: int, skip: int, sparse: bool) -> None:
+@given(st.integers(0, 2**32), st.integers(0, 1), st.booleans(), st.booleans())
+def test_lookup_equals_the_reference(seed: int, skip: int, sparse: bool, signed: bool) -> None:
     tables, held_out = lookup_case(seed, skip, sparse)
-    result = kernels.lookup(moved(tables, on_device), moved(held_out, on_device))
-    np.testing.assert_allclose(
-        result.copy_to_host(), reference.lookup(tables, held_out), rtol=1e-6, atol=1e-9
-    )
+    result = kernels.lookup(moved(tables, on_device), moved(held_out, on_device), signed)
+    expected = reference.lookup(tables, held_out, signed)
+    np.testing.assert_allclose(result.copy_to_host(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_lookup_holds_a_neurons_own_excerpts_out_exactly() -> None:

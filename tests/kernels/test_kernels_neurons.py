@@ -274,10 +274,31 @@ def lookup_case(seed: int, skip: int, sparse: bool) -> tuple[LookupTables, HeldO
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 1), st.booleans())
-def test_lookup_equals_the_reference(seed: int, skip: int, sparse: bool) -> None:
+@given(st.integers(0, 2**32), st.integers(0, 1), st.booleans(), st.booleans())
+def test_lookup_equals_the_reference(seed: int, skip: int, sparse: bool, signed: bool) -> None:
     case = lookup_case(seed, skip, sparse)
-    np.testing.assert_allclose(kernels.lookup(*case), reference.lookup(*case), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        kernels.lookup(*case, signed), reference.lookup(*case, signed), rtol=1e-4, atol=1e-6
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.floats(-3, 3))
+def test_a_signed_lookup_is_linear(seed: int, factor: float) -> None:
+    """So a regression's predictions, looked up, can be taken from the activations' lookup."""
+    (tables, held_out), (others, other_held_out) = (
+        lookup_case(seed, 1, False), lookup_case(seed, 1, True)
+    )  # fmt: skip
+    sums = ("token_sums", "pair_sums", "triple_sums", "positive_sums")
+    factor = np.float32(factor)
+    both = tables._replace(**{n: getattr(tables, n) + factor * getattr(others, n) for n in sums})
+    acts = held_out.activations + factor * other_held_out.activations
+    np.testing.assert_allclose(
+        kernels.lookup(both, held_out._replace(activations=acts), True),
+        kernels.lookup(tables, held_out, True)
+        + factor * kernels.lookup(others, other_held_out, True),
+        rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("worth", [1, 2**16])
