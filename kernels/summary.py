@@ -45,7 +45,8 @@ class Summary(NamedTuple):
         histogram_ids: int32 `[D, F, H]`, per bin its excerpts with the smallest hashes, in that
             order; `NO_ID` where it has fewer.
         token_sums, pair_sums, triple_sums: float32 `[V, F]`, `[P, F]` and `[Q, F]`, sums of
-            max(x, 0). A sweep has its situations' rows behind those of the pairs: P counts both.
+            max(x, 0). A sweep has its situations' rows behind those of the pairs, and behind these
+            its sums for a regression, which no kernel adds to: P counts all three.
         fault: int32 `[1]`, the id of an excerpt with NaN or infinity, else `NO_ID`.
         seed: of the hash.
     """
@@ -115,6 +116,11 @@ class Summary(NamedTuple):
             fault=np.full(1, NO_ID, np.int32),
             seed=seed,
         )
+
+    @property
+    def table_rows(self) -> tuple[int, int, int]:
+        """V, P and Q."""
+        return len(self.token_sums), len(self.pair_sums), len(self.triple_sums)
 
     @property
     def nbytes(self) -> int:

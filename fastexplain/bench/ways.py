@@ -18,12 +18,13 @@ from torch import Tensor
 from fastexplain.bench.machine import TOKENS, MatrixProduct
 from fastexplain.kernels.summary import smallest_hashes
 from fastexplain.models.loading import find_trunk
-from fastexplain.run.tables import Tables
 from fastexplain.subject.compilation import CompiledLayer, compiled
 from fastexplain.subject.mlps import LINEAR
 from fastexplain.subject.model import Subject
 from fastexplain.sweeping import loop
 from fastexplain.sweeping.prefetch import prefetched
+from fastexplain.sweeping.products import TokenNumbers
+from fastexplain.sweeping.regression import choose_tables
 from fastexplain.sweeping.settings import check_settings
 from fastexplain.sweeping.summaries import Exemplars, kernel_device
 from fastexplain.text.corpus import Corpus
@@ -72,7 +73,7 @@ class Sweeper:
             batch_size=batch_size, skip=None, table_bytes=table_bytes, compile=compile,
         )  # fmt: skip
         kinds = TokenKinds(_vocabulary(subject))
-        tables = Tables.choose(tokens, skip=settings.skip, rows=settings.table_rows, kinds=kinds)
+        tables, regressors = choose_tables(subject, corpus, settings, kinds)
         random_ids = smallest_hashes(np.arange(len(corpus), dtype=np.int32), _RANDOM, corpus.seed)
         summaries = loop.empty_start(subject, corpus, settings, tables, random_ids).summaries
         self.kept_bytes = sum(summary.nbytes for summary in summaries.values())
@@ -80,17 +81,21 @@ class Sweeper:
         batches = loop.batches_from(corpus, tables, kinds, settings, random_ids, 0)
         self._batches = prefetched(batches, device)
         self._exemplars = {layer: Exemplars(each, device) for layer, each in summaries.items()}
-        self._subject, self._settings, self._pairs = subject, settings, tables.size[1]
+        self._numbers = None if regressors is None else TokenNumbers(regressors, device)
+        self._subject, self._settings, self._tables = subject, settings, tables
 
     def step(self) -> None:
-        loop.fold_batch(self._subject, *next(self._batches), self._exemplars, self._settings)
+        batch = next(self._batches)
+        loop.fold_batch(self._subject, *batch, self._exemplars, self._settings, self._numbers)
 
     def prepared(self) -> contextlib.AbstractContextManager[object]:
         return loop.prepared(self._subject.device)
 
     def layer_file(self) -> dict[str, np.ndarray]:
         """The arrays of the lowest layer's file."""
-        return self._exemplars[self._settings.layers[0]].finalize(self._pairs)
+        return self._exemplars[self._settings.layers[0]].finalize(
+            self._tables.size[1], self._tables.regressors
+        )
 
 
 class Peer:

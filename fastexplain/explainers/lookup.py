@@ -6,8 +6,8 @@ these to tokens, and the excerpts that score it held out. For every layer:
 
 1. The explanation is the whole table. Its text is a short list of entries (`lists.py`): the tokens,
    and tokens after a given token, that say most of the neuron, with their mean activations.
-2. The test excerpts are predicted from the tables (`fastexplain.kernels.lookup`), and from the text
-   alone.
+2. The test excerpts are predicted from the tables (`fastexplain.kernels.lookup`), with a regression
+   under them where the run has one (`regression.py`), and from the text alone.
 3. The scores are the correlations of these with the truth, as for any explanation, but over all
    random excerpts of the split: predicting one is free here. Those of the text have the judge
    "list".
@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-import fastexplain.kernels as kernels
 from fastexplain.errors import RunError
 from fastexplain.explainers.lists import (
     ENTRIES,
@@ -30,6 +29,7 @@ from fastexplain.explainers.lists import (
     shortened,
     text_of,
 )
+from fastexplain.explainers.regression import predict
 from fastexplain.kernels.cpu.lists import choose
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
 from fastexplain.records import NeuronId, NeuronRecord
@@ -43,8 +43,15 @@ _NOTHING = "nothing: no token that the tables know drives it more than others"
 METHOD = "lookup"
 # 1 scored on five random excerpts; 2 listed the strongest entries, unscored, and had no triples.
 VERSION = "lookup-3"
+# The same with a regression under the tables, where the sweep summed for one.
+WITH_REGRESSION = "lookup-4"
 
 _MEASURES = (CORRELATION,)
+
+
+def version_of(run: Run) -> str:
+    """The version of the method, as it explains a run."""
+    return VERSION if run.regression is None else WITH_REGRESSION
 
 
 def explain_by_lookup(run: Run, *, entries: int = ENTRIES) -> Iterator[list[ExplanationRow]]:
@@ -83,7 +90,10 @@ def _layers(run: Run, entries: int) -> Iterator[_Layer]:
         true = activations[:, :, run.skip :]
         by_table, by_text = (
             agreement(true, simulated[:, :, run.skip :], top)
-            for simulated in (kernels.lookup(tables, excerpts), lists.predict(excerpts, tables))
+            for simulated in (
+                predict(run, layer, tables, excerpts),
+                lists.predict(excerpts, tables),
+            )
         )
         defaults = lists.default.tolist()
         explanations = [
@@ -91,7 +101,7 @@ def _layers(run: Run, entries: int) -> Iterator[_Layer]:
                 NeuronId(layer, index),
                 METHOD,
                 METHOD,
-                VERSION,
+                version_of(run),
                 text_of(own, defaults[index]) if own else _NOTHING,
                 data=own,
                 parameters={"entries": entries, "default": defaults[index]},
@@ -140,7 +150,8 @@ def predict_layer(
         leave_out_tested(ids, tested)
         ids = np.concatenate([ids, tested], axis=1)
         activations = np.concatenate([activations, tested_acts], axis=1)
-    simulated = kernels.lookup(tables, HeldOut(ids, activations, *rows, run.skip))
+    excerpts = HeldOut(ids, activations, *rows, run.skip)
+    simulated = predict(run, layer, tables, excerpts, splits=_held(split))
     return Predicted(activations[:, :own, run.skip :], simulated[:, :own, run.skip :], top)
 
 
@@ -209,7 +220,7 @@ def lookup_is_stored(run: Run, entries: int | None = None) -> bool:
     Raises RunError if the database can't be read.
     """
     with run.database(read_only=True) as database:
-        stored = database.explained(METHOD, VERSION, entries=entries)
+        stored = database.explained(METHOD, version_of(run), entries=entries)
     return stored == run.manifest["sweep"]["neurons"]
 
 
@@ -231,9 +242,13 @@ def simulate_by_lookup(
         ids = np.concatenate([ids, tested], axis=1)
         activations = np.concatenate([activations, tested_acts], axis=1)
     # The rows of these few excerpts alone, so that places take the part of ids.
-    rows = run.tables.rows(np.stack([run.excerpt(max(int(i), 0)) for i in ids[0]]))
+    known = np.maximum(ids[0], 0)
+    rows = run.tables.rows(run.excerpts[known])
     places = np.where(ids >= 0, np.arange(ids.shape[1], dtype=np.int32), np.int32(-1))
-    predicted = kernels.lookup(tables, HeldOut(places, activations, *rows, run.skip))
+    excerpts = HeldOut(places, activations, *rows, run.skip)
+    predicted = predict(
+        run, neuron.layer, tables, excerpts, neurons=one, splits=_held(split), ids=known
+    )
     return {int(i): own for i, own in zip(wanted, predicted[0], strict=False) if i >= 0}
 
 
@@ -269,8 +284,14 @@ def predict_by_lookup(
     for place in range(excerpts.shape[1]):
         one = slice(place, place + 1)
         ids, true = (np.ascontiguousarray(x[:, one]) for x in (places, activations))
-        predicted[:, one] = kernels.lookup(tables, HeldOut(ids, true, *rows, run.skip))
+        held = HeldOut(ids, true, *rows, run.skip)
+        predicted[:, one] = predict(run, layer, tables, held, neurons=indices, splits=(), ids=union)
     return predicted
+
+
+def _held(split: str) -> tuple[str, ...]:
+    """The splits that are held out where one is predicted."""
+    return (split,) if split == "test" else (split, "test")
 
 
 def layer_tables(run: Run, layer: int, neurons: slice = slice(None)) -> LookupTables:

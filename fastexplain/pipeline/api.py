@@ -21,7 +21,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from fastexplain.errors import UsageError
 from fastexplain.explainers.exemplars import TOP
 from fastexplain.explainers.lists import check_entries
-from fastexplain.explainers.lookup import METHOD, VERSION, lookup_is_stored, store_lookup
+from fastexplain.explainers.lookup import METHOD, lookup_is_stored, store_lookup, version_of
 from fastexplain.explainers.rules import METHOD as RULE
 from fastexplain.explainers.rules import rules_are_stored, store_rules
 from fastexplain.notebook import table_html
@@ -360,7 +360,7 @@ async def _by_lookup(
         with reported(progress, "Explaining by rules", len(run.layers), "layers") as report:
             await asyncio.to_thread(store_rules, run, report)
     return Explained(
-        METHOD, neurons, _stored(run, neurons, (METHOD, METHOD, None), (METHOD, VERSION))
+        METHOD, neurons, _stored(run, neurons, (METHOD, METHOD, None), (METHOD, version_of(run)))
     )
 
 

@@ -12,6 +12,9 @@ stays in the tables, with their names and turns of phrase. Here that is left out
    score, the neuron's top excerpts of the test split, by themselves: the two scores differ by the
    documents alone.
 
+A regression under the tables takes no part: the score is that of the tables alone, also in a run
+whose lookup has one.
+
 Where the subject is in 16 bits, the second pass agrees with the sweep to their rounding.
 """
 

@@ -17,10 +17,10 @@ import numpy as np
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import (
     METHOD,
-    VERSION,
     predict_layer,
     predict_texts,
     simulate_by_lookup,
+    version_of,
 )
 from fastexplain.kernels.summary import widen
 from fastexplain.pipeline.protocols import OtherText, Scorer
@@ -162,7 +162,7 @@ def score(
             for index, key in lookups.items() if others else ():
                 record = run.neuron(NeuronId(layer, index))
                 values = simulate_by_lookup(run, record)
-                _score_one(database, record, key, "", METHOD, VERSION, values, others)
+                _score_one(database, record, key, "", METHOD, version_of(run), values, others)
             scored += len(lookups)
             simulated = database.simulations_of(str(layer)) if made else []
             for index, key, method, text, judge, version in simulated:
@@ -213,7 +213,7 @@ def _score_corpus(run: Run, database: Database, wanted: dict[int, set[int]], sco
     }
     found = score_lookup(run, list(keys), scorer.subject) if keys else []
     scores = dict(zip(keys.values(), found, strict=True))
-    database.add_scores(scorer.name, METHOD, VERSION, scores)
+    database.add_scores(scorer.name, METHOD, version_of(run), scores)
 
 
 def _score_documents(
@@ -235,7 +235,7 @@ def _score_documents(
         for layer, over, top in score_without_documents(run, list(keys), load()):
             means.add(str(layer), [over], top)
             scores = {key: over.measured(index, _MEASURES) for index, key in keys[layer].items()}
-            database.add_scores(DOCUMENTS, METHOD, VERSION, scores)
+            database.add_scores(DOCUMENTS, METHOD, version_of(run), scores)
     return means
 
 
@@ -254,7 +254,7 @@ def _score_layer(
     """
     rows = run.tables.rows(run.excerpts)
     predicted = {METHOD: [predict_layer(run, layer, rows, s) for s in ("test", "calibration")]}
-    if entries := database.list_length(METHOD, VERSION):
+    if entries := database.list_length(METHOD, version_of(run)):
         predicted[LIST] = predict_texts(run, layer, rows, entries)
     # The strongest exemplar is among those that an explanation is written from.
     strongest = widen(run.array(layer, "top.activations")[:, :1, run.skip :])
@@ -263,7 +263,7 @@ def _score_layer(
         found = scorer.measure(test, (fitted_on.true, fitted_on.simulated), scale)
         means.setdefault(judge, Means()).add(str(layer), found.sets, test.top)
         scores = {key: found.measured(index) for index, key in lookups.items()}
-        database.add_scores(scorer.name, judge, VERSION, scores)
+        database.add_scores(scorer.name, judge, version_of(run), scores)
 
 
 def _score_one(

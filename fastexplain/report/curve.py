@@ -15,6 +15,7 @@ import numpy as np
 import fastexplain.kernels as kernels
 from fastexplain.explainers.lists import second_rows, shortened
 from fastexplain.explainers.lookup import layer_tables, split_excerpts
+from fastexplain.explainers.regression import predict
 from fastexplain.kernels.cpu.lists import choose
 from fastexplain.kernels.summary import HeldOut, LookupTables
 from fastexplain.progress import Report
@@ -66,13 +67,18 @@ def _layers(run: Run) -> Iterator[tuple[int, np.ndarray]]:
         tables = layer_tables(run, layer)
         ids, activations, top = split_excerpts(run, layer)
         excerpts = HeldOut(ids, activations, *rows, run.skip)
-        values = length_scores(tables, excerpts, top, second)
+        whole = predict(run, layer, tables, excerpts)
+        values = length_scores(tables, excerpts, top, second, whole)
         known = ~np.isnan(values[0, -1])
         yield layer, np.nan_to_num(values[:, :, known])
 
 
 def length_scores(
-    tables: LookupTables, excerpts: HeldOut, top: np.ndarray, second: np.ndarray
+    tables: LookupTables,
+    excerpts: HeldOut,
+    top: np.ndarray,
+    second: np.ndarray,
+    whole: np.ndarray,
 ) -> np.ndarray:
     """Correlations by split, length (the whole table last) and neuron, float64 `[2, 7, F]`.
 
@@ -80,6 +86,7 @@ def length_scores(
         excerpts: which score, held out from lists and tables.
         top: bool `[F, E]`, whether an excerpt is a top one.
         second: as for `kernels.cpu.lists.choose`.
+        whole: float32 `[F, E, T]`, what the whole table predicts.
     """
     lists = choose(tables, excerpts, second, count=LENGTHS[-1])
     there = excerpts.ids >= 0
@@ -87,7 +94,7 @@ def length_scores(
     true = np.maximum(excerpts.activations, 0)
     of_splits = [np.where(own[:, :, None], true, np.nan) for own in (paired, ~top)]
     predicted = [shortened(lists, length).predict(excerpts, tables) for length in LENGTHS]
-    predicted.append(kernels.lookup(tables, excerpts))
+    predicted.append(whole)
     return np.array(
         [[kernels.correlate(own, each).correlation for each in predicted] for own in of_splits]
     )

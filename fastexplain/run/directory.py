@@ -29,14 +29,23 @@ from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord, SignClass, Statistics
 from fastexplain.run.arrays import ArrayFile
-from fastexplain.run.layout import ADDED, check_excerpts, check_site, check_values, lacking
+from fastexplain.run.layout import (
+    ADDED,
+    REGRESSION,
+    check_excerpts,
+    check_site,
+    check_values,
+    lacking,
+)
 from fastexplain.run.manifest import EXCERPTS, HASHES, read_manifest, site_file
 from fastexplain.run.pieces import hash_of
+from fastexplain.run.regression import Regression
 from fastexplain.run.signs import signs_of
 from fastexplain.run.statistics import SUMMED, moments_of
 from fastexplain.run.table import NeuronTable, neuron_table
 from fastexplain.run.tables import Tables
 from fastexplain.run.weights import NeuronWeights, StoredWeights, stored_weights, written_weights
+from fastexplain.text.regressors import Regressors
 from fastexplain.text.vocabulary import Texts
 
 if TYPE_CHECKING:
@@ -45,6 +54,11 @@ if TYPE_CHECKING:
 # Arrays of a site's file with neurons along the first axis; in the others they are along the last.
 _NEURONS_FIRST = (
     "top.", "bottom.", "histogram", "signs.ids", "signs.activations", "signs.ups",
+)  # fmt: skip
+
+# Arrays of the excerpts' file that say how many rows a site's tables have.
+_ROWS = (
+    "tables.tokens", "tables.pairs", "tables.triples", "tables.situations", "regression.products",
 )  # fmt: skip
 
 
@@ -67,6 +81,7 @@ class Run:
         layers: those whose MLP neurons were swept, ascending.
         skip: the first counted token of every excerpt.
         has_signs: whether the sweep kept sign classes; see `signs`.
+        derived: what is made of the run once and kept as long as it is open, by what made it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -75,6 +90,7 @@ class Run:
         self.skip: int = self.manifest["settings"]["skip"]
         self.layers = [site.layer for site in self.sites.values() if site.kind == "mlp"]
         self.has_signs: bool = self.manifest["settings"].get("signs") is True
+        self.derived: dict[object, Any] = {}
         self._files: dict[str, ArrayFile] = {}
         # What was stored, and that opened; it may be stored anew while a run is open.
         self._weights: tuple[object, StoredWeights | None] = (None, None)
@@ -250,6 +266,14 @@ class Run:
             names += ["situations", "situation_counts"]
         return Tables(*(self._read(f"tables.{name}") for name in names))
 
+    @cached_property
+    def regression(self) -> Regression | None:
+        """What the layers' regressions under the tables share; None where there is none."""
+        if REGRESSION[0] not in self.file().arrays:
+            return None
+        components, *sums = (self._read(name) for name in REGRESSION)
+        return Regression(Regressors.of_bits(components), *sums)
+
     def database(self, *, read_only: bool = False) -> Database:
         """The run's explanations, simulations and scores; close it, or use it in a `with`.
 
@@ -325,10 +349,7 @@ class Run:
         if site:
             # By the header alone: damage to the rows themselves must not hide a site's own.
             tables = self.file().arrays
-            rows = [
-                tables[name].shape[0] if name in tables else 0
-                for name in ("tables.tokens", "tables.pairs", "tables.triples", "tables.situations")
-            ]
+            rows = [tables[name].shape[0] if name in tables else 0 for name in _ROWS]
             check_site(file, self.sites[site].units, tokens, rows, schema, self.has_signs)
         else:
             check_excerpts(file, sweep["excerpts"], tokens, schema)

@@ -2,7 +2,8 @@
 
 Letters: S excerpts, T tokens of each, F units of a site, K top and B bottom exemplars, R random
 ones, E exemplars of a sign class, H bins, D excerpts that a bin keeps, V, P, Q and Z rows of the
-tables, A the type of activations, C tokens or neurons that the weights have of each kind.
+tables, X numbers of a regression, A the type of activations, C tokens or neurons that the weights
+have of each kind.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ _EXCERPTS = {
     "tables.triple_counts": "I64 Q",
     "tables.situations": "I32 Z",
     "tables.situation_counts": "I64 Z",
+    "regression.components": "U16 words W",
+    "regression.products": "F64 X X",
+    "regression.tokens": "F32 V X",
+    "regression.pairs": "F32 P X",
+    "regression.triples": "F32 Q X",
 }
 
 _SITE = {
@@ -49,6 +55,7 @@ _SITE = {
     "tables.pairs": "F32 P F",
     "tables.triples": "F32 Q F",
     "tables.situations": "F32 Z F",
+    "tables.regression": "F32 X F",
 }
 
 _SIGNS = {
@@ -67,6 +74,9 @@ ADDED = (
 """Those that files up to schema 4 lack."""
 
 _WITH_ADDED = 5
+
+REGRESSION = tuple(name for name in _EXCERPTS if name.startswith("regression."))
+"""Those that are there where a sweep summed for a regression under the tables."""
 
 _TOKENS = {"tokens": "I32 F 2 C", "values": "F32 F 2 C", "spread": "F32 F"}
 _NEURONS = {"neurons": "I32 F C 2", "cosines": "F32 F C"}
@@ -90,7 +100,10 @@ _LEAST = {
 
 def check_excerpts(file: ArrayFile, excerpts: int, tokens: int, schema: int) -> None:
     """Raise RunError unless `excerpts.safetensors` has what it must, for S and T."""
-    _check(file, _of_schema(file, _EXCERPTS, schema), {"S": excerpts, "T": tokens})
+    expected = _of_schema(file, _EXCERPTS, schema)
+    if not any(name in file.arrays for name in REGRESSION):
+        expected = {name: kind for name, kind in expected.items() if name not in REGRESSION}
+    _check(file, expected, {"S": excerpts, "T": tokens})
 
 
 def check_site(
@@ -101,15 +114,18 @@ def check_site(
     schema: int,
     signs: bool,
 ) -> None:
-    """Raise RunError unless a site's file has what it must, for F, T, and V, P, Q and Z.
+    """Raise RunError unless a site's file has what it must, for F, T, and V, P, Q, Z and X.
 
     Args:
+        table_rows: V, P, Q, Z and X, which is 0 where there is no regression.
         signs: whether there must be what is kept by sign classes.
     """
-    sizes = dict(zip("VPQZ", table_rows, strict=True))
+    sizes = dict(zip("VPQZX", table_rows, strict=True))
     sizes |= {"F": units, "T": tokens, "W": -(-tokens // 8), "H": BINS, "M": MOMENTS}
-    expected = _SITE | _SIGNS if signs else _SITE
-    _check(file, _of_schema(file, expected, schema), sizes)
+    expected = _of_schema(file, _SITE | _SIGNS if signs else _SITE, schema)
+    if not sizes["X"]:
+        del expected["tables.regression"]
+    _check(file, expected, sizes)
 
 
 def _of_schema(file: ArrayFile, expected: dict[str, str], schema: int) -> dict[str, str]:

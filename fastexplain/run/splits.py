@@ -8,6 +8,8 @@ neuron's top exemplars, slots are places among the random ones, which all neuron
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fastexplain.records import NeuronRecord
@@ -65,6 +67,11 @@ def held_out(
             slots[free, filled[free]] = slot
             filled[free] += 1
     return ranks, slots
+
+
+def random_slots(count: int, splits: Sequence[str]) -> list[int]:
+    """Slots of all random excerpts, of so many, that splits may have, for any neuron."""
+    return sorted(s for split in splits for s in range(_FIRST[split][1], count, _SLOT_STEP))
 
 
 def samples(record: NeuronRecord, split: str = "test") -> list[Sample]:

@@ -38,6 +38,8 @@ class Tables:
         situations: int32 `[C]`, codes of `text.kinds`, sorted: the most frequent of the corpus;
             none in a run of an earlier version.
         situation_counts: int64 `[C]`, as `token_counts`.
+        regressors: D, numbers of a regression under the tables, each of which takes a row of a
+            summary's; only while a sweep runs.
     """
 
     tokens: np.ndarray
@@ -48,6 +50,7 @@ class Tables:
     triple_counts: np.ndarray
     situations: np.ndarray = field(default_factory=lambda: _none(np.int32))
     situation_counts: np.ndarray = field(default_factory=lambda: _none(np.int64))
+    regressors: int = field(default=0, kw_only=True)
 
     @classmethod
     def choose(
@@ -107,12 +110,17 @@ class Tables:
 
     @property
     def swept(self) -> tuple[int, int, int]:
-        """Rows of a summary's tables: V, P with the situations' C behind them, and Q."""
-        return len(self.tokens), len(self.pairs) + len(self.situations), len(self.triples)
+        """Rows of a summary's tables: V, P with the situations' C and D behind them, and Q."""
+        behind = len(self.situations) + self.regressors
+        return len(self.tokens), len(self.pairs) + behind, len(self.triples)
 
     def without_situations(self) -> Tables:
         """The same tokens, pairs and triples alone."""
         return replace(self, situations=_none(np.int32), situation_counts=_none(np.int64))
+
+    def with_regressors(self, count: int) -> Tables:
+        """The same with so many rows for a regression's sums."""
+        return replace(self, regressors=count)
 
     def situation_rows(self, token_ids: np.ndarray, skip: int, kinds: TokenKinds) -> np.ndarray:
         """The rows of the tokens' situations, behind those of the pairs in a summary's table.

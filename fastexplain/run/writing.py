@@ -15,9 +15,11 @@ from safetensors.numpy import save_file
 
 from fastexplain.errors import RunError
 from fastexplain.run.checkpoints import DIRECTORY as CHECKPOINTS
+from fastexplain.run.layout import REGRESSION
 from fastexplain.run.locking import DirectoryLock
 from fastexplain.run.manifest import EXCERPTS, HASHES, MANIFEST, SCHEMA, site_file
 from fastexplain.run.pieces import hash_of, hashes_of
+from fastexplain.run.regression import Regression
 from fastexplain.run.room import Room
 from fastexplain.run.sealed import sealed
 from fastexplain.run.tables import Tables
@@ -78,8 +80,14 @@ class RunWriter:
         if self._room is not None:
             self._room.close()
 
-    def write_excerpts(self, corpus: Corpus, tables: Tables, vocabulary: list[bytes]) -> None:
-        """The corpus, each token id's bytes, and which rows the tables have."""
+    def write_excerpts(
+        self,
+        corpus: Corpus,
+        tables: Tables,
+        vocabulary: list[bytes],
+        regression: Regression | None = None,
+    ) -> None:
+        """The corpus, each token id's bytes, the tables' rows, and a regression's sums."""
         ends = np.cumsum([0] + [len(token) for token in vocabulary], dtype=np.int64)
         arrays = {
             "tokens": corpus.tokens,
@@ -96,6 +104,10 @@ class RunWriter:
             "tables.situations": tables.situations,
             "tables.situation_counts": tables.situation_counts,
         }
+        if regression is not None:
+            sums = (regression.products, regression.token_sums, regression.pair_sums)
+            values = (regression.regressors.bits, *sums, regression.triple_sums)
+            arrays |= dict(zip(REGRESSION, values, strict=True))
         self._write_arrays(EXCERPTS, arrays)
 
     def write_site(self, site: str, arrays: dict[str, np.ndarray]) -> None:

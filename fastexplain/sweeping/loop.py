@@ -23,10 +23,11 @@ import torch
 
 from fastexplain.errors import RunError, SweepError
 from fastexplain.kernels.signs import TOP_A_CLASS, Signs
-from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
+from fastexplain.kernels.summary import Batch, Preactivations, Summary, smallest_hashes
 from fastexplain.progress import Report, reported
 from fastexplain.run.checkpoints import Checkpoint, Checkpoints
 from fastexplain.run.directory import Run, open_run
+from fastexplain.run.regression import Regression
 from fastexplain.run.tables import Tables
 from fastexplain.run.writing import RunWriter
 from fastexplain.subject.causality import check_causal
@@ -34,6 +35,8 @@ from fastexplain.subject.model import Subject
 from fastexplain.sweeping.batch_size import choose_batch_size
 from fastexplain.sweeping.manifest import identities, manifest
 from fastexplain.sweeping.prefetch import prefetched
+from fastexplain.sweeping.products import TokenNumbers
+from fastexplain.sweeping.regression import choose_tables, choose_without
 from fastexplain.sweeping.settings import TABLE_BYTES, Settings, check_settings, fuses
 from fastexplain.sweeping.summaries import Exemplars, kernel_device, kernel_dtype
 from fastexplain.text.corpus import Corpus
@@ -80,7 +83,9 @@ def sweep(
             subject's tokenizer puts something before a text, such as a BOS token, else 1: models of
             the Llama kind put enormous activations on whatever comes first (an attention sink).
         table_bytes: memory for the tables of all layers; 0 leaves them out, and with them the
-            lookup explainer.
+            lookup explainer. A regression under them takes 244 of their rows (fewer where the
+            embeddings have under 64 components), where there are four times as many and the
+            corpus has 64 counted tokens for each; else there is none.
         compile: compile the model's layers first: a minute at the start, faster on a GPU.
         signs: keep of gated MLPs, whose neurons are f(gate) * up, also what they do by the signs of
             the two: statistics, and exemplars by largest |activation|, a quarter of `top_k` for
@@ -128,16 +133,19 @@ def _swept(
     fingerprint = subject.fingerprint()
     vocabulary = subject.token_bytes()
     kinds = TokenKinds(vocabulary)
-    tables = Tables.choose(corpus.tokens, skip=settings.skip, rows=settings.table_rows, kinds=kinds)
+    tables, regressors = choose_tables(subject, corpus, settings, kinds)
     ids = np.arange(len(corpus), dtype=np.int32)
     random_ids = smallest_hashes(ids, settings.random, corpus.seed)
     checkpoints = Checkpoints(out, *identities(fingerprint, subject, corpus, settings))
     last = checkpoints.load(settings.batch_size) or empty_start(
         subject, corpus, settings, tables, random_ids
     )
-    if any(len(own.pair_sums) < tables.swept[1] for own in last.summaries.values()):
-        # A version before began this sweep, without situations; so does it end.
-        tables = tables.without_situations()
+    begun = {own.table_rows for own in last.summaries.values()}
+    if regressors is not None and begun - {tables.swept}:
+        # A version before began this sweep, without a regression; so does it end.
+        tables, regressors = choose_without(corpus, settings, kinds), None
+    if any(rows[1] < tables.swept[1] for rows in begun):
+        tables = tables.without_situations()  # so did one before that
     settings = replace(settings, batch_size=last.batch_size)
     device = kernel_device(subject.device)
     size = sum(own.nbytes for own in (*last.summaries.values(), *last.signs.values()))
@@ -151,11 +159,12 @@ def _swept(
             layer: Exemplars(last.summaries.pop(layer), device, last.signs.pop(layer, None))
             for layer in list(last.summaries)
         }
+        numbers = None if regressors is None else TokenNumbers(regressors, device)
         batches = batches_from(corpus, tables, kinds, settings, random_ids, last.done)
         done, started = last.done, time.perf_counter()
         saved = started
         for number, (token_ids, batch) in enumerate(prefetched(batches, device)):
-            fold_batch(subject, token_ids, batch, exemplars, settings)
+            fold_batch(subject, token_ids, batch, exemplars, settings, numbers)
             done += len(token_ids)
             seconds = last.seconds + time.perf_counter() - started
             due = done < len(corpus) and time.perf_counter() - saved >= checkpoint_seconds
@@ -174,10 +183,15 @@ def _swept(
         seconds = last.seconds + time.perf_counter() - started
 
     try:
-        writer.write_excerpts(corpus, tables, vocabulary)
+        regression = None
+        if regressors is not None:
+            regression = Regression.over(regressors, tables, corpus.tokens, settings.skip)
+        writer.write_excerpts(corpus, tables, vocabulary, regression)
         for layer in layers:
             if layer in exemplars:
-                writer.write_site(str(layer), exemplars[layer].finalize(tables.size[1]))
+                writer.write_site(
+                    str(layer), exemplars[layer].finalize(tables.size[1], tables.regressors)
+                )
                 del exemplars[layer]
             else:
                 writer.take_site(str(layer), last.written)
@@ -267,19 +281,26 @@ def fold_batch(
     batch: Batch,
     exemplars: dict[int, Exemplars],
     settings: Settings,
+    numbers: TokenNumbers | None = None,
 ) -> None:
-    """Run a batch and fold each layer's activations into what is kept of it."""
+    """Run a batch and fold each layer's activations into what is kept of it.
+
+    With `numbers` its sums for a regression are kept too.
+    """
+    counted = None if numbers is None else numbers.of(token_ids)[:, settings.skip :].contiguous()
+
+    def fold(layer: int, acts: torch.Tensor, pre: Preactivations | None = None) -> None:
+        exemplars[layer].update(acts, batch, pre)
+        if counted is not None:
+            exemplars[layer].add_products(acts, counted)
+
     if not fuses(subject):
-        subject.trunk(
-            token_ids,
-            lambda layer, acts: exemplars[layer].update(acts.cpu(), batch),
-            settings.layers,
-        )
+        subject.trunk(token_ids, lambda layer, acts: fold(layer, acts.cpu()), settings.layers)
         return
     subject.trunk(
         token_ids,
         layers=settings.layers,
-        fold=lambda layer, acts, pre: exemplars[layer].update(acts, batch, pre),
+        fold=fold,
         # The last batch may be smaller, and compiling for it takes longer than running it.
         compiled=settings.compile and len(token_ids) == settings.batch_size,
     )

@@ -14,6 +14,7 @@ from fastexplain.kernels.scalars import NO_ID
 from fastexplain.kernels.signs import Signs
 from fastexplain.kernels.summary import Batch, Preactivations, Summary, moved
 from fastexplain.models.gpu import why_no_kernels
+from fastexplain.sweeping.products import add_products
 
 
 def kernel_dtype(dtype: torch.dtype) -> np.dtype:
@@ -85,6 +86,17 @@ class Exemplars:
             assert pre is not None  # as `check_settings` has seen
             capture_signs(array, batch, self._sign_arrays, pre, stream=stream)
 
+    def add_products(self, acts: torch.Tensor, numbers: torch.Tensor) -> None:
+        """Fold in a regression's part of a batch, once its activations are computed.
+
+        Args:
+            acts: `[B, L, F]`.
+            numbers: float32 `[B, counted, d]`; their sums are the second table's last d rows.
+        """
+        sums = self._summary.pair_sums
+        sums = torch.from_numpy(sums) if isinstance(sums, np.ndarray) else sums
+        add_products(sums[-numbers.shape[2] :], acts, numbers)
+
     def restart(self, other: Exemplars) -> None:
         """Keep what another of the same shape keeps, in the memory that there is.
 
@@ -108,11 +120,12 @@ class Exemplars:
         """The same of the sign classes; None where they are not kept."""
         return None if self._signs is None else on_host(self._signs)
 
-    def finalize(self, pairs: int) -> dict[str, np.ndarray]:
+    def finalize(self, pairs: int, regressors: int = 0) -> dict[str, np.ndarray]:
         """The layer's file: arrays by name, exemplars in order, best first.
 
         Args:
             pairs: rows of the second table that are pairs'; those behind are situations'.
+            regressors: rows of it that are a regression's, behind these.
         """
         summary = self.summary()
         arrays = {
@@ -126,9 +139,11 @@ class Exemplars:
             "histogram.excerpts": np.moveaxis(summary.histogram_ids, 0, -1),
             "tables.tokens": summary.token_sums,
             "tables.pairs": summary.pair_sums[:pairs],
-            "tables.situations": summary.pair_sums[pairs:],
+            "tables.situations": summary.pair_sums[pairs : len(summary.pair_sums) - regressors],
             "tables.triples": summary.triple_sums,
         }
+        if regressors:
+            arrays["tables.regression"] = summary.pair_sums[-regressors:]
         for end in ("top", "bottom"):
             keys, ids, acts = (
                 getattr(summary, f"{end}_{what}") for what in ("keys", "ids", "acts")

@@ -137,4 +137,4 @@ def test_one_neuron_is_predicted_as_all_are_and_without_reading_whole_layers(
     assert found.keys() == expected.keys()
     for excerpt, values in found.items():
         np.testing.assert_array_equal(values, expected[excerpt])
-    assert read == ["0 random.ids"] * 2
+    assert set(read) == {"0 random.ids"}

@@ -1,0 +1,178 @@
+"""A ridge regression under the lookup's tables, held out exactly from each neuron's excerpts.
+
+The tables estimate what the regression leaves. All is linear, so that this is the tables' own
+prediction, as without a regression, and a correction to it: what the regression predicts less what
+the tables would have made of these predictions. For the neurons of a layer:
+
+1. Take the split's random excerpts, which neurons share, from the sums, and factor what is left of
+   the products once: L L' = sum of x x' + penalty.
+2. Solve for each neuron's weights without its own top excerpts (`kernels/cpu/forgetting.py`).
+3. Add to the tables' prediction that of the regression, and take from it the same tables'
+   prediction of the regression's sums by row, these excerpts held out.
+
+A neuron that fires in held-out excerpts alone has weights of exactly 0.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+import fastexplain.kernels as kernels
+from fastexplain.kernels.cpu.forgetting import forget
+from fastexplain.kernels.summary import HeldOut, LookupTables, widen
+from fastexplain.run.directory import Run
+from fastexplain.run.splits import random_slots
+
+# In tokens: numbers have variance 1, so as many tokens' worth is each weight drawn to 0. Scores of
+# 2,048 excerpts differed by less than 0.0001 between 10 and 100.
+PENALTY = 100.0
+_KEPT_BYTES = 2**29  # of a corpus's numbers, kept for all layers
+_BLOCK = 256  # neurons whose excerpts are in memory together, where the corpus's are not
+
+
+def predict(
+    run: Run,
+    layer: int,
+    tables: LookupTables,
+    excerpts: HeldOut,
+    *,
+    neurons: slice | np.ndarray = slice(None),
+    splits: tuple[str, ...] = ("test",),
+    ids: np.ndarray | None = None,
+) -> np.ndarray:
+    """What the whole table predicts, with the regression under it where the run has one.
+
+    Args:
+        neurons: those of the layer that `tables` and `excerpts` have.
+        splits: those that the excerpts are of, whose random ones no regression has seen; empty
+            for excerpts of any other kind.
+        ids: int32 `[X]`, the excerpts whose places are `excerpts.ids`; all of the run's if None.
+
+    Returns:
+        float32 `[N, E, T]`, NaN as from `kernels.lookup`; with a regression at least 0.
+    """
+    if run.regression is None:
+        return kernels.lookup(tables, excerpts)
+    if (Ridge, splits) not in run.derived:
+        run.derived[Ridge, splits] = Ridge(run, splits)
+    ridge = run.derived[Ridge, splits]
+    token_ids = run.excerpts if ids is None else run.excerpts[ids]
+    shared = np.isin(np.arange(len(token_ids)) if ids is None else ids, ridge.shared)
+    return ridge.correct(layer, neurons, tables, excerpts, token_ids, shared)
+
+
+class Ridge:
+    """The regressions of a run, without the random excerpts of some splits.
+
+    Args:
+        run: one with a regression.
+        splits: whose random excerpts no neuron's regression has seen; may be none.
+    """
+
+    def __init__(self, run: Run, splits: tuple[str, ...]) -> None:
+        assert run.regression is not None
+        self._run, self._sums = run, run.regression
+        ids = run.array(run.layers[0], "random.ids")
+        self.slots = np.array([s for s in random_slots(len(ids), splits) if ids[s] >= 0], np.int64)
+        self.shared: np.ndarray = ids[self.slots]
+        self._numbers = self._numbers_of(run.excerpts[self.shared])
+        products = self._sums.products - self._numbers.T.astype(np.float64) @ self._numbers
+        penalty = np.full(len(products), PENALTY)
+        penalty[-1] = PENALTY * np.finfo(np.float32).eps  # the intercept's
+        self._lower = np.linalg.cholesky(products + np.diag(penalty))
+        self._inverse = np.linalg.solve(self._lower, np.eye(len(products)))
+
+    def correct(
+        self,
+        layer: int,
+        neurons: slice | np.ndarray,
+        tables: LookupTables,
+        excerpts: HeldOut,
+        token_ids: np.ndarray,
+        shared: np.ndarray,
+    ) -> np.ndarray:
+        """The tables' predictions corrected by the regression: what the whole table says.
+
+        Args:
+            neurons: those of the layer that `tables` and `excerpts` have.
+            excerpts: with `ids` as places in `token_ids`.
+            token_ids: int `[X, T]`.
+            shared: bool `[X]`, which of these are among `self.shared`.
+
+        Returns:
+            float32 `[N, E, T]`, at least 0; NaN as from `kernels.lookup`.
+        """
+        skip = excerpts.skip
+        weights, totals, rests = self._weights(layer, neurons, tables)
+        found = np.empty(weights.shape, np.float32)
+        said = np.full(excerpts.activations.shape, np.nan, np.float32)
+        forgotten = (excerpts.ids >= 0) & ~shared[excerpts.ids]
+        counted = excerpts.activations[:, :, skip:]
+        size = token_ids[:, skip:].size * weights.shape[1] * np.dtype(np.float32).itemsize
+        block = len(weights) if size <= _KEPT_BYTES else _BLOCK
+        for start in range(0, len(weights), block):
+            own = slice(start, start + block)
+            numbers, places = self._whitened(token_ids, excerpts.ids[own])
+            found[own], said[own, :, skip:] = forget(
+                numbers, places, forgotten[own], counted[own],
+                weights[own], totals[own], rests[own],
+            )  # fmt: skip
+        by_row = tables._replace(
+            token_sums=self._by_row[0] @ found.T,
+            pair_sums=self._by_row[1] @ found.T,
+            triple_sums=self._by_row[2] @ found.T,
+            positive_sums=found @ (self._inverse @ self._sums.products[-1]),
+        )
+        again = kernels.lookup(by_row, excerpts._replace(activations=said), True)
+        return np.maximum(kernels.lookup(tables, excerpts) + (said - again), 0)
+
+    def _weights(
+        self, layer: int, neurons: slice | np.ndarray, tables: LookupTables
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Without the shared excerpts, as `forget` takes them: v, totals and rests."""
+        acts = widen(self._of(layer, "random.activations", neurons)[self.slots, self._run.skip :])
+        acts = np.maximum(acts.reshape(-1, len(tables.positive_sums)), 0)
+        sums = self._of(layer, "tables.regression", neurons).astype(np.float64)
+        sums -= self._numbers.T.astype(np.float64) @ acts
+        totals = tables.positive_sums
+        return (self._inverse @ sums).T.copy(), totals, totals - acts.sum(axis=0, dtype=np.float64)
+
+    def _of(self, layer: int, name: str, neurons: slice | np.ndarray) -> np.ndarray:
+        if isinstance(neurons, slice):
+            return self._run.array(layer, name, neurons)
+        return self._run.array(layer, name)[..., neurons]
+
+    @cached_property
+    def _by_row(self) -> list[np.ndarray]:
+        """Sums of z by row of the tables, float32 `[V, d]`, `[P, d]` and `[Q, d]`."""
+        sums = (self._sums.token_sums, self._sums.pair_sums, self._sums.triple_sums)
+        return [(own.astype(np.float64) @ self._inverse.T).astype(np.float32) for own in sums]
+
+    @cached_property
+    def _map(self) -> np.ndarray:
+        return self._inverse.T.astype(np.float32)
+
+    @cached_property
+    def _corpus(self) -> np.ndarray:
+        """z of all the corpus's counted tokens, float32 `[S, C, d]`."""
+        return self._whiten(self._run.excerpts)
+
+    def _whitened(self, token_ids: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """z of the excerpts named, float32 `[U, C, d]`, and their places in it."""
+        used = np.unique(ids[ids >= 0])
+        everything = token_ids is self._run.excerpts and 2 * len(used) > len(token_ids)
+        if everything and token_ids.size * len(self._map) * 4 <= _KEPT_BYTES:
+            return self._corpus, ids
+        places = np.where(ids >= 0, np.searchsorted(used, ids), -1)
+        return self._whiten(token_ids[used]), places.astype(np.int32)
+
+    def _whiten(self, token_ids: np.ndarray) -> np.ndarray:
+        numbers = self._numbers_of(token_ids) @ self._map
+        return numbers.reshape(len(token_ids), -1, len(self._map))
+
+    def _numbers_of(self, token_ids: np.ndarray) -> np.ndarray:
+        """x of excerpts' counted tokens, one after the other, float32 `[n, d]`."""
+        numbers = self._sums.regressors.of(token_ids)[:, self._run.skip :]
+        return numbers.reshape(-1, numbers.shape[2])
