@@ -25,6 +25,7 @@ import numpy as np
 
 import fastexplain.kernels as kernels
 from fastexplain.explainers.lookup import layer_tables, split_excerpts
+from fastexplain.explainers.regression import predict
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
 from fastexplain.records import NeuronId
 from fastexplain.run.directory import Run
@@ -130,11 +131,13 @@ def _of_layer(
 
     found = {"position": measured(_by_position(ids, random_ids, random_acts, true.shape))}
     if tables is not None and others is not None:
-        places = ids
+        places, known = ids, None
         if rows is None:
-            rows = run.tables.rows(np.stack([run.excerpt(max(int(own), 0)) for own in ids[0]]))
+            known = np.maximum(ids[0], 0)
+            rows = run.tables.rows(run.excerpts[known])
             places = np.where(ids >= 0, np.arange(ids.shape[1], dtype=np.int32), np.int32(-1))
-        by_pair = kernels.lookup(tables, HeldOut(places, activations, *rows, run.skip))
+        held = HeldOut(places, activations, *rows, run.skip)
+        by_pair = predict(run, layer, tables, held, neurons=neurons, ids=known)
         none = np.full_like(rows[0], -1)
         by_token = kernels.lookup(
             tables, HeldOut(places, activations, rows[0], none, none, run.skip)

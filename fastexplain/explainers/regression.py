@@ -169,8 +169,9 @@ class Ridge:
         return self._whiten(token_ids[used]), places.astype(np.int32)
 
     def _whiten(self, token_ids: np.ndarray) -> np.ndarray:
+        counted = token_ids.shape[1] - self._run.skip
         numbers = self._numbers_of(token_ids) @ self._map
-        return numbers.reshape(len(token_ids), -1, len(self._map))
+        return numbers.reshape(len(token_ids), counted, len(self._map))
 
     def _numbers_of(self, token_ids: np.ndarray) -> np.ndarray:
         """x of excerpts' counted tokens, one after the other, float32 `[n, d]`."""

@@ -191,7 +191,9 @@ def test_lookup_explanations_that_a_run_has_are_scored(run: Run) -> None:
         found = [s.measured for s in database.scores(cat.id) if s.scorer == "corpus"]
         [never] = database.explanations(NeuronId(0, planted.NEVER))
         assert not [s for s in database.scores(never.id) if s.scorer == "corpus"]  # not asked for
-    assert sorted(found) == sorted(expected)
+    # With the other neurons products are added up in another order.
+    for one, other in zip(sorted(found), sorted(expected), strict=True):
+        assert one[:2] == other[:2] and one.value == pytest.approx(other.value, rel=1e-6)
 
 
 def test_intervals_of_rare_and_heavy_neurons_hold_the_truth(tmp_path: Path) -> None:
