@@ -83,7 +83,7 @@ def test_all_neurons_of_a_large_run(
     page.wait_for_function("() => history.state?.picture?.zoom === 2.25")
     part = page.evaluate("history.state.picture")
     page.keyboard.press("Enter")
-    page.wait_for_url("**#/neuron/0:0*")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:0")
     page.go_back()
     expect(page.locator(".legend")).to_contain_text("Without a value")
     page.wait_for_function("() => document.querySelector('.legend').ariaBusy === 'false'")
