@@ -12,7 +12,7 @@ import scipy.stats
 import fastexplain
 from fastexplain.cli.terminal import out
 from fastexplain.errors import UsageError
-from fastexplain.explainers.lookup import simulate_by_lookup, store_lookup
+from fastexplain.explainers.lookup import predict_layer, store_lookup
 from fastexplain.kernels.measuring import MEASURES
 from fastexplain.records import NeuronId
 from fastexplain.results import ExplanationRow, Measured
@@ -41,11 +41,12 @@ def test_lookup_explanations_get_every_measure(run) -> None:
         # The tables tell apart by rounding what is equally silent, and ranks see that.
         assert row.value > (0.7 if measure == "spearman" else 0.9)
         assert row.low <= row.value <= row.high
-    record = run.neuron(f"0:{planted.DIGIT}")
-    simulated = simulate_by_lookup(run, record)
-    own = samples(record)
-    true = np.concatenate([np.maximum(each.true, 0) for each in own])
-    pooled = np.concatenate([simulated[each.excerpt][record.skip :] for each in own])
+    # All neurons' predictions at once, as scored: one alone is rounded otherwise.
+    predicted = predict_layer(run, 0, run.tables.rows(run.excerpts))
+    true, pooled = (
+        each[planted.DIGIT, :10].ravel()  # five top ones and as many random ones
+        for each in (np.maximum(predicted.true, 0), predicted.simulated)
+    )
     assert rows["top_and_random", "spearman"].value == pytest.approx(
         scipy.stats.spearmanr(true, pooled).statistic, abs=1e-10
     )
