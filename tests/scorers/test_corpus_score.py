@@ -193,7 +193,9 @@ def test_lookup_explanations_that_a_run_has_are_scored(run: Run) -> None:
         assert not [s for s in database.scores(never.id) if s.scorer == "corpus"]  # not asked for
     # With the other neurons products are added up in another order.
     for one, other in zip(sorted(found), sorted(expected), strict=True):
-        assert one[:2] == other[:2] and one.value == pytest.approx(other.value, rel=1e-6)
+        assert one.value == pytest.approx(other.value, rel=1e-6)
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-6)
+        assert one == other._replace(value=one.value, low=one.low, high=one.high)
 
 
 def test_intervals_of_rare_and_heavy_neurons_hold_the_truth(tmp_path: Path) -> None:
