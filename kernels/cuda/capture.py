@@ -44,7 +44,7 @@ from fastexplain.kernels.cuda import ptx
 from fastexplain.kernels.cuda.after_fold import add_up, copy, insert_kernel, tables_kernel
 from fastexplain.kernels.cuda.bins import bins_kernel
 from fastexplain.kernels.cuda.fold import fold_kernel
-from fastexplain.kernels.cuda.queue import current_device, queue_of, view
+from fastexplain.kernels.cuda.queue import kept_scratch, queue_of, view
 from fastexplain.kernels.cuda.words import MOST_PAIRED, lanes_of
 from fastexplain.kernels.summary import (
     MOMENTS,
@@ -148,7 +148,9 @@ def capture(
         starts = pre.gate_start | pre.up_start
     lanes = lanes_of(acts.shape[2] | starts, arrays, _WORD_BYTES)
     queue = queue_of(stream)
-    launches = _launches(acts, batch, summary, pre, lanes, _capability(), _scratch)
+    launches = _launches(
+        acts, batch, summary, pre, lanes, _capability(), functools.partial(kept_scratch, _Scratch)
+    )
     for kernel, blocks, threads, arguments in launches:
         kernel[blocks, threads, queue](*arguments)
 
@@ -160,16 +162,6 @@ def _flat(array: Any) -> Any:
 def _capability() -> tuple[int, int]:
     """The device's compute capability; in the simulator, one that has all that there is."""
     return ptx.PAIRS_SINCE if ptx.SIMULATED else cuda.get_current_device().compute_capability
-
-
-@functools.cache
-def _kept_scratch(device: int, *shape: Any) -> _Scratch:
-    return _Scratch.make(cuda.device_array, *shape)
-
-
-def _scratch(*shape: Any) -> _Scratch:
-    """Scratch that is kept: freeing device memory waits for the device, and a graph may use it."""
-    return _kept_scratch(current_device(), *shape)
 
 
 def _launches(

@@ -37,6 +37,19 @@ def view(array: Any) -> Any:
     return array.view(np.uint16) if array.dtype == np.int16 else array
 
 
+def kept_scratch(kind: Any, *shape: Any) -> Any:
+    """Scratch of some kind on the current device, made by its `make(empty, *shape)` and kept.
+
+    Freeing device memory waits for the device, and a graph may use it.
+    """
+    return _made_scratch(kind, current_device(), *shape)
+
+
+@functools.cache
+def _made_scratch(kind: Any, device: int, *shape: Any) -> Any:
+    return kind.make(cuda.device_array, *shape)
+
+
 class Queue:
     """Work on one stream, and the arrays that it needs.
 

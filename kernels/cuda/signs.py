@@ -22,7 +22,7 @@ import numpy as np
 from numba import cuda, float32, float64, int32, uint32
 
 from fastexplain.kernels import scalars
-from fastexplain.kernels.cuda.queue import current_device, queue_of, view
+from fastexplain.kernels.cuda.queue import kept_scratch, queue_of, view
 from fastexplain.kernels.cuda.words import lane_reader, lanes_of
 from fastexplain.kernels.signs import CLASSES, Signs
 from fastexplain.kernels.summary import MOST_ON_DEVICE, Batch, Preactivations, moved
@@ -76,19 +76,11 @@ def capture_signs(
     acts, up = view(acts), view(pre.up)
     batch, signs = moved(batch, view), moved(signs, view)
     queue = queue_of(stream)
-    launches = _launches(acts, batch, signs, up, pre.up_start, _scratch)
+    launches = _launches(
+        acts, batch, signs, up, pre.up_start, functools.partial(kept_scratch, _Scratch)
+    )
     for kernel, blocks, threads, arguments in launches:
         kernel[blocks, threads, queue](*arguments)
-
-
-@functools.cache
-def _kept_scratch(device: int, *shape: Any) -> _Scratch:
-    return _Scratch.make(cuda.device_array, *shape)
-
-
-def _scratch(*shape: Any) -> _Scratch:
-    """Scratch that is kept: freeing device memory waits for the device, and a graph may use it."""
-    return _kept_scratch(current_device(), *shape)
 
 
 def _launches(

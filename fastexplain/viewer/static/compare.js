@@ -3,7 +3,7 @@
 import { setAddress } from "./addresses.js";
 import { element, explanation, number } from "./dom.js";
 import { pointCloud } from "./cloud.js";
-import { load, loadPacked, neuronAt, neuronRanges, whenBack } from "./source.js";
+import { load, loadPacked, neuronAt, neuronRanges, returning } from "./source.js";
 import { tokenView } from "./tokens.js";
 
 const SPLIT_NAMES = { top_and_random: "top and random excerpts", random_only: "random excerpts only" };
@@ -23,6 +23,7 @@ export async function comparePage(content, { query, signal }) {
 class Comparison {
   constructor(known, ranges, query, signal) {
     Object.assign(this, { known, ranges, signal, asked: 0 });
+    this.wait = returning(signal, () => this.refresh().catch((error) => this.fail(error)));
     const keys = known.sides.map(({ key }) => key);
     const second = known.other ? keys.find((key) => key.startsWith("other:")) : keys[1];
     const chosen = (name, fallback) => (keys.includes(query.get(name)) ? query.get(name) : fallback ?? keys[0]);
@@ -201,15 +202,6 @@ class Comparison {
     if (this.signal.aborted) return;
     this.figures.replaceChildren(element("span", { class: "failure" }, error.message));
     if (error.passing) this.wait();
-  }
-
-  /** Show what is chosen when a viewer that did not answer is back. */
-  async wait() {
-    if (this.waiting) return;
-    this.waiting = true;
-    await whenBack(this.signal);
-    this.waiting = false;
-    this.refresh().catch((error) => this.fail(error));
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { setAddress } from "./addresses.js";
 import { announce, element, explanation } from "./dom.js";
-import { send, whenBack } from "./source.js";
+import { returning, send } from "./source.js";
 import { tokenView } from "./tokens.js";
 
 const WAYS = {
@@ -59,6 +59,7 @@ function nameForm() {
 class Rating {
   constructor(content, rater, way, signal) {
     Object.assign(this, { content, rater, way, signal, task: null, values: [] });
+    this.untilBack = returning(signal, () => this.returned());
   }
 
   /** Ask the server for something, and show the task that it answers with. */
@@ -124,14 +125,15 @@ class Rating {
   }
 
   /** Say that the viewer is away, and when it is back; what was chosen stands as it was. */
-  async wait(away) {
+  wait(away) {
+    this.away = away;
     this.fail(away);
-    if (this.waiting) return;
-    this.waiting = true;
-    await whenBack(this.signal);
-    this.waiting = false;
+    this.untilBack();
+  }
+
+  returned() {
     // Something else may have been said meanwhile.
-    if (this.failure() === away) this.fail("The viewer is back, and what you chose is still here: store it.");
+    if (this.failure() === this.away) this.fail("The viewer is back, and what you chose is still here: store it.");
   }
 
   failure() {

@@ -149,18 +149,27 @@ export function run() {
   return known;
 }
 
-/** Wait until a viewer that did not answer does; never, if the page is left. */
-export async function whenBack(signal) {
-  for (;;) {
-    await new Promise((resolve) => { setTimeout(resolve, AGAIN); });
-    if (signal.aborted) await new Promise(() => {});
-    try {
-      await load("run", signal);
-      return;
-    } catch {
-      // It is still away.
+/**
+ * What waits for a viewer that did not answer, and goes on when it is back: once, however often it is called until
+ * then; never, if the page is left.
+ */
+export function returning(signal, goOn) {
+  let waiting = false;
+  return async () => {
+    if (waiting) return;
+    waiting = true;
+    while (!(await answers(signal))) {
+      if (signal.aborted) return;
     }
-  }
+    waiting = false;
+    goOn();
+  };
+}
+
+/** Whether the viewer answers, a while from now. */
+async function answers(signal) {
+  await new Promise((resolve) => { setTimeout(resolve, AGAIN); });
+  return load("run", signal).then(() => true, () => false);
 }
 
 async function ask(path, options) {

@@ -4,7 +4,7 @@
 import { setAddress } from "./addresses.js";
 import { element, explanation, number } from "./dom.js";
 import { listForm } from "./simulate.js";
-import { load, send, whenBack } from "./source.js";
+import { load, returning, send } from "./source.js";
 import { quotedToken, tokenView } from "./tokens.js";
 import { explanationForm } from "./typed.js";
 
@@ -23,6 +23,7 @@ export async function tryPage(content, { query, signal }) {
 class Trial {
   constructor(query, simulator, signal) {
     this.signal = signal;
+    this.wait = returning(signal, () => this.prepare()); // what was typed stands as it was
     this.simulator = simulator;
     this.page = Math.random().toString(36).slice(2); // newer texts of a page overtake its older ones
     this.asked = 0;
@@ -230,15 +231,6 @@ class Trial {
     this.state.replaceChildren(element("span", {}, error.message));
     this.shown.replaceChildren();
     if (error.passing) this.wait();
-  }
-
-  /** Go on when a viewer that did not answer is back; what was typed stands as it was. */
-  async wait() {
-    if (this.waiting) return;
-    this.waiting = true;
-    await whenBack(this.signal);
-    this.waiting = false;
-    this.prepare();
   }
 }
 

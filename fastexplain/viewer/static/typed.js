@@ -3,7 +3,7 @@
 import { element, number } from "./dom.js";
 import { comparedRows } from "./exemplars.js";
 import { scoresTable } from "./simulate.js";
-import { load, send, whenBack } from "./source.js";
+import { load, returning, send } from "./source.js";
 
 const THINKING = 300; // ms without a key stroke before it is asked what a text would cost
 
@@ -33,6 +33,7 @@ class Guess {
   constructor(neuron, text, simulator, keep, signal) {
     this.neuron = neuron;
     this.signal = signal;
+    this.wait = returning(signal, () => this.running || this.estimate());
     this.simulator = simulator;
     this.keep = keep;
     this.text = element("textarea", { id: "own-explanation", rows: 2, maxlength: 4000, "aria-describedby": "own-cost" });
@@ -142,15 +143,6 @@ class Guess {
     this.cost.className = "try-state failure";
     this.cost.replaceChildren(element("span", {}, error.message));
     if (error.passing) this.wait();
-  }
-
-  /** Say what the text would cost when a viewer that did not answer is back. */
-  async wait() {
-    if (this.waiting) return;
-    this.waiting = true;
-    await whenBack(this.signal);
-    this.waiting = false;
-    if (!this.running) this.estimate();
   }
 }
 
