@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 
 import fastexplain.kernels as kernels
+from fastexplain.errors import RunError
 from fastexplain.kernels.cpu.forgetting import forget
 from fastexplain.kernels.summary import HeldOut, LookupTables, widen
 from fastexplain.run.directory import Run
@@ -81,7 +82,13 @@ class Ridge:
         products = self._sums.products - self._numbers.T.astype(np.float64) @ self._numbers
         penalty = np.full(len(products), PENALTY)
         penalty[-1] = PENALTY * np.finfo(np.float32).eps  # the intercept's
-        self._lower = np.linalg.cholesky(products + np.diag(penalty))
+        try:
+            self._lower = np.linalg.cholesky(products + np.diag(penalty))
+        except np.linalg.LinAlgError:
+            raise RunError(
+                f"{run.file().path} is damaged: regression.products has no sums of squares; sweep "
+                "again"
+            ) from None
         self._inverse = np.linalg.solve(self._lower, np.eye(len(products)))
 
     def correct(

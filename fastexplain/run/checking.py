@@ -38,6 +38,7 @@ def _check_arrays(run: Run, site: str) -> None:
             check_values(file, name, file.read(name), run.manifest["sweep"]["excerpts"])
     if not site:
         run.token_text(0)  # the vocabulary's ends
+        _ = run.regression
 
 
 def _damaged_weights(run: Run) -> list[str]:

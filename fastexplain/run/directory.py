@@ -272,7 +272,13 @@ class Run:
         if REGRESSION[0] not in self.file().arrays:
             return None
         components, *sums = (self._read(name) for name in REGRESSION)
-        return Regression(Regressors.of_bits(components), *sums)
+        found = Regression(Regressors.of_bits(components), *sums)
+        if not found.fits(self.excerpts):
+            raise RunError(
+                f"{self.path / EXCERPTS} is damaged: its regression is not of these tokens; sweep "
+                "again"
+            )
+        return found
 
     def database(self, *, read_only: bool = False) -> Database:
         """The run's explanations, simulations and scores; close it, or use it in a `with`.

@@ -45,6 +45,8 @@ class Regression:
             token_ids: int `[excerpts, tokens]`.
             skip: first counted token.
         """
+        from fastexplain.kernels.cpu.regressors import add_by_row
+
         products = np.zeros((regressors.count, regressors.count))
         sums = [np.zeros((size, regressors.count)) for size in tables.size]
         for start in range(0, len(token_ids), _BLOCK):
@@ -52,14 +54,11 @@ class Regression:
             numbers = regressors.of(block)[:, skip:].reshape(-1, regressors.count)
             products += numbers.T @ numbers
             for total, rows in zip(sums, tables.rows(block), strict=True):
-                _add_by_row(total, rows[:, skip:].ravel(), numbers)
+                add_by_row(total, rows[:, skip:].ravel(), numbers)
         return cls(regressors, products, *(total.astype(np.float32) for total in sums))
 
-
-def _add_by_row(sums: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
-    """Add float32 `[n, d]` to rows of float64 `[rows, d]`; int `[n]`, -1 where there is none."""
-    order = np.argsort(rows, kind="stable")
-    order = order[np.searchsorted(rows[order], 0) :]
-    if len(order):
-        known, starts = np.unique(rows[order], return_index=True)
-        sums[known] += np.add.reduceat(values[order], starts, axis=0)
+    def fits(self, token_ids: np.ndarray) -> bool:
+        """Whether these can be the sums over a corpus, int `[excerpts, tokens]`, at all."""
+        known = len(self.regressors.components)
+        shape = len(self.products) == self.regressors.count
+        return shape and token_ids.max(initial=0) < known and bool(np.isfinite(self.products).all())

@@ -17,7 +17,6 @@ the lead or before the excerpt is not seen.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -92,9 +91,31 @@ class Regressors:
         Args:
             token_ids: int `[excerpts, tokens]`.
         """
+        from fastexplain.kernels.cpu.regressors import fill
+
         result = np.zeros((*token_ids.shape, self.count), np.float32)
-        fill(result, self.components[token_ids], places(token_ids.shape[1]))
-        return rounded(result)
+        length = token_ids.shape[1]
+        steps, roots = decaying(length)
+        fill(
+            result, np.ascontiguousarray(token_ids), self.components, np.array(BEFORE),
+            steps, roots, np.array([size for _, size in DECAYS]), places(length),
+            np.float32(SMALLEST), np.float32(LARGEST),
+        )  # fmt: skip
+        return result
+
+
+def decaying(length: int) -> tuple[np.ndarray, np.ndarray]:
+    """How decaying means are made: a token's sum is the one before it times the step, plus x.
+
+    Returns:
+        The steps, float32 `[means]`, and by which a sum is divided, float32 `[means, length]`: the
+        root of what all steps from a text's begin to the token add up to.
+    """
+    steps = np.array([np.exp(-1 / decay) for decay, _ in DECAYS], np.float32)
+    weights = np.zeros((len(steps), length), np.float32)
+    for t in range(1, length):
+        weights[:, t] = weights[:, t - 1] * steps + np.float32(1)
+    return steps, np.sqrt(weights)
 
 
 def places(length: int) -> np.ndarray:
@@ -102,35 +123,6 @@ def places(length: int) -> np.ndarray:
     t = np.arange(length, dtype=np.float32)
     named = (np.log1p(t) / 2, t / np.float32(length), 1 / np.maximum(t, 1), np.ones_like(t))
     return np.stack(named, axis=1).astype(np.float32)
-
-
-def fill(result: Any, own: Any, place: Any) -> None:
-    """Make the numbers, but for their rounding; of NumPy's arrays or PyTorch's tensors, alike.
-
-    Only sums, products and quotients, each rounded to float32 in one order: any device gives the
-    same bits.
-
-    Args:
-        result: `[excerpts, tokens, d]` of 0, written.
-        own: `[excerpts, tokens, components]`, of each token.
-        place: `[tokens, 4]`, from `places`.
-    """
-    start = own.shape[2]
-    result[:, :, :start] = own
-    for back, size in enumerate(BEFORE, start=1):
-        part = own[:, :-back, :size]
-        result[:, back:, start : start + part.shape[2]] = part
-        start += part.shape[2]
-    for decay, size in DECAYS:
-        part = own[:, :, :size]
-        step, weight = float(np.float32(np.exp(-1 / decay))), np.float32(0)
-        total = part[:, 0] * 0
-        for t in range(1, part.shape[1]):
-            total = total * step + part[:, t - 1]
-            weight = weight * np.float32(step) + np.float32(1)
-            result[:, t, start : start + part.shape[2]] = total / float(np.sqrt(weight))
-        start += part.shape[2]
-    result[:, :, start:] = place
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastexplain import Corpus, Run, open_run
+from fastexplain.errors import RunError
+from fastexplain.explainers import regression
 from fastexplain.explainers.lookup import (
     explain_by_lookup,
     layer_tables,
@@ -157,6 +159,23 @@ def test_predictions_are_those_of_a_fit_without_the_excerpts(made, split: str) -
         gone = ids if split == "test" else np.union1d(ids, tested[neuron])
         expected = plainly(run, acts, neuron, np.array([*ids, *np.setdiff1d(gone, ids)]), shared)
         np.testing.assert_allclose(own[there], expected[: len(ids)], rtol=1e-3, atol=1e-4)
+
+
+def test_neurons_are_predicted_alike_where_a_corpus_is_too_large_to_keep(made, monkeypatch) -> None:
+    run, _ = made
+    rows = run.tables.rows(run.excerpts)
+    whole = predict_layer(run, 0, rows)
+    monkeypatch.setattr(regression, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(regression, "_BLOCK", 3)
+    again = predict_layer(open_run(run.path), 0, rows)
+    np.testing.assert_allclose(again.simulated, whole.simulated, rtol=1e-5, atol=1e-6)
+
+
+def test_products_that_are_none_are_refused(made) -> None:
+    run = open_run(made[0].path)
+    run.regression.products[2, 2] = -(10**9)
+    with pytest.raises(RunError, match=r"no sums of squares; sweep again"):
+        predict_layer(run, 0, run.tables.rows(run.excerpts))
 
 
 def test_a_regression_improves_on_the_tables(made, tmp_path: Path) -> None:

@@ -268,6 +268,20 @@ CHANGES = {
         lambda a: a.update({"tables.pairs": np.zeros((len(a["tables.pairs"]), 3), np.int32)}),
     ),
     "fewer excerpts": ("excerpts", lambda a: a.update({"tokens": a["tokens"][:-1].copy()})),
+    "no regression's sums": ("layers/00", lambda a: a.pop("tables.regression")),
+    "components of fewer tokens": (
+        "excerpts",
+        lambda a: a.update({"regression.components": a["regression.components"][:3].copy()}),
+    ),
+    "fewer components": (
+        "excerpts",
+        lambda a: a.update({"regression.components": a["regression.components"][:, :9].copy()}),
+    ),
+    "a product that is none": (
+        "excerpts",
+        lambda a: a["regression.products"].__setitem__((3, 3), np.nan),
+    ),
+    "a regression without rows": ("excerpts", lambda a: a.pop("regression.pairs")),
     "no vocabulary": ("excerpts", lambda a: a.pop("vocabulary.ends")),
     "an empty vocabulary": ("excerpts", lambda a: a.update({"vocabulary.ends": np.zeros(0, "i8")})),
     "a vocabulary that goes back": (
