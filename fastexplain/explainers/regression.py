@@ -59,9 +59,7 @@ def predict(
     if (Ridge, splits) not in run.derived:
         run.derived[Ridge, splits] = Ridge(run, splits)
     ridge = run.derived[Ridge, splits]
-    token_ids = run.excerpts if ids is None else run.excerpts[ids]
-    shared = np.isin(np.arange(len(token_ids)) if ids is None else ids, ridge.shared)
-    return ridge.correct(layer, neurons, tables, excerpts, token_ids, shared)
+    return ridge.correct(layer, neurons, tables, excerpts, ids)
 
 
 class Ridge:
@@ -78,8 +76,8 @@ class Ridge:
         ids = run.array(run.layers[0], "random.ids")
         self.slots = np.array([s for s in random_slots(len(ids), splits) if ids[s] >= 0], np.int64)
         self.shared: np.ndarray = ids[self.slots]
-        self._numbers = self._numbers_of(run.excerpts[self.shared])
-        products = self._sums.products - self._numbers.T.astype(np.float64) @ self._numbers
+        self._numbers = self._numbers_of(run.excerpts[self.shared]).T.astype(np.float64)
+        products = self._sums.products - self._numbers @ self._numbers.T
         penalty = np.full(len(products), PENALTY)
         penalty[-1] = PENALTY * np.finfo(np.float32).eps  # the intercept's
         try:
@@ -97,16 +95,14 @@ class Ridge:
         neurons: slice | np.ndarray,
         tables: LookupTables,
         excerpts: HeldOut,
-        token_ids: np.ndarray,
-        shared: np.ndarray,
+        ids: np.ndarray | None,
     ) -> np.ndarray:
         """The tables' predictions corrected by the regression: what the whole table says.
 
         Args:
             neurons: those of the layer that `tables` and `excerpts` have.
-            excerpts: with `ids` as places in `token_ids`.
-            token_ids: int `[X, T]`.
-            shared: bool `[X]`, which of these are among `self.shared`.
+            ids: int32 `[X]`, the excerpts whose places are `excerpts.ids`; all of the run's if
+                None.
 
         Returns:
             float32 `[N, E, T]`, at least 0; NaN as from `kernels.lookup`.
@@ -115,13 +111,13 @@ class Ridge:
         weights, totals, rests = self._weights(layer, neurons, tables)
         found = np.empty(weights.shape, np.float32)
         said = np.full(excerpts.activations.shape, np.nan, np.float32)
-        forgotten = (excerpts.ids >= 0) & ~shared[excerpts.ids]
+        named = excerpts.ids if ids is None else np.where(excerpts.ids >= 0, ids[excerpts.ids], -1)
+        forgotten = (named >= 0) & ~np.isin(named, self.shared)
         counted = excerpts.activations[:, :, skip:]
-        size = token_ids[:, skip:].size * weights.shape[1] * np.dtype(np.float32).itemsize
-        block = len(weights) if size <= _KEPT_BYTES else _BLOCK
+        block = max(len(weights), 1) if self._kept else _BLOCK
         for start in range(0, len(weights), block):
             own = slice(start, start + block)
-            numbers, places = self._whitened(token_ids, excerpts.ids[own])
+            numbers, places = self._whitened(named[own])
             found[own], said[own, :, skip:] = forget(
                 numbers, places, forgotten[own], counted[own],
                 weights[own], totals[own], rests[own],
@@ -142,7 +138,7 @@ class Ridge:
         acts = widen(self._of(layer, "random.activations", neurons)[self.slots, self._run.skip :])
         acts = np.maximum(acts.reshape(-1, len(tables.positive_sums)), 0)
         sums = self._of(layer, "tables.regression", neurons).astype(np.float64)
-        sums -= self._numbers.T.astype(np.float64) @ acts
+        sums -= self._numbers @ acts
         totals = tables.positive_sums
         return (self._inverse @ sums).T.copy(), totals, totals - acts.sum(axis=0, dtype=np.float64)
 
@@ -161,24 +157,38 @@ class Ridge:
     def _map(self) -> np.ndarray:
         return self._inverse.T.astype(np.float32)
 
+    @property
+    def _kept(self) -> bool:
+        """Whether z of the whole corpus is kept once it is needed."""
+        size = self._run.excerpts[:, self._run.skip :].size * len(self._map)
+        return size * self._map.itemsize <= _KEPT_BYTES
+
     @cached_property
     def _corpus(self) -> np.ndarray:
         """z of all the corpus's counted tokens, float32 `[S, C, d]`."""
-        return self._whiten(self._run.excerpts)
+        return self._whiten(np.arange(len(self._run.excerpts)))
 
-    def _whitened(self, token_ids: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """z of the excerpts named, float32 `[U, C, d]`, and their places in it."""
+    @cached_property
+    def _of_shared(self) -> np.ndarray:
+        """The same of the shared excerpts alone."""
+        return self._whiten(self.shared)
+
+    def _whitened(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """z of the excerpts named, float32 `[U, C, d]`, and their places in it; -1 for none."""
         used = np.unique(ids[ids >= 0])
-        everything = token_ids is self._run.excerpts and 2 * len(used) > len(token_ids)
-        if everything and token_ids.size * len(self._map) * 4 <= _KEPT_BYTES:
+        if self._kept and 2 * len(used) > len(self._run.excerpts):
             return self._corpus, ids
-        places = np.where(ids >= 0, np.searchsorted(used, ids), -1)
-        return self._whiten(token_ids[used]), places.astype(np.int32)
+        others = np.setdiff1d(used, self.shared)
+        every = np.concatenate([self.shared, others])
+        order = np.argsort(every)
+        places = np.append(order, -1)[np.searchsorted(every, ids, sorter=order)]
+        found = np.concatenate([self._of_shared, self._whiten(others)])
+        return found, np.where(ids >= 0, places, -1).astype(np.int32)
 
-    def _whiten(self, token_ids: np.ndarray) -> np.ndarray:
-        counted = token_ids.shape[1] - self._run.skip
+    def _whiten(self, ids: np.ndarray) -> np.ndarray:
+        token_ids = self._run.excerpts[ids]
         numbers = self._numbers_of(token_ids) @ self._map
-        return numbers.reshape(len(token_ids), counted, len(self._map))
+        return numbers.reshape(len(ids), token_ids.shape[1] - self._run.skip, len(self._map))
 
     def _numbers_of(self, token_ids: np.ndarray) -> np.ndarray:
         """x of excerpts' counted tokens, one after the other, float32 `[n, d]`."""

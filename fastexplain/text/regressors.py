@@ -16,6 +16,7 @@ the lead or before the excerpt is not seen.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +105,7 @@ class Regressors:
         return result
 
 
+@functools.cache
 def decaying(length: int) -> tuple[np.ndarray, np.ndarray]:
     """How decaying means are made: a token's sum is the one before it times the step, plus x.
 

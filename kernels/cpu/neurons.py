@@ -6,14 +6,13 @@ neurons with 20 exemplars and 5,800 table rows).
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import numpy as np
-from numba import get_num_threads, njit, prange, set_num_threads
+from numba import njit, prange
 
 from fastexplain.kernels import scalars
+from fastexplain.kernels.cpu.threads import threads_for
 from fastexplain.kernels.cpu.words import block_width_of, float_of, host_bits
 from fastexplain.kernels.reference import merge
 from fastexplain.kernels.summary import Agreement, HeldOut, LookupTables
@@ -35,28 +34,13 @@ _line = njit(error_model="numpy")(scalars.line)
 # them; nothing else is let go, NaN least of all.
 _sums = njit(fastmath={"reassoc", "nsz"}, error_model="numpy")
 
-# Values that are worth a thread. To wake one takes 10 us where a core is idle and up to 15 ms where
-# all are busy, as they are while a model runs beside; one thread discretises [1, 64] in 3 us.
-_WORTH_A_THREAD = 1 << 16
-
-
-@contextlib.contextmanager
-def _threads_for(values: int) -> Iterator[None]:
-    """No more threads than so many values are worth."""
-    most = get_num_threads()
-    set_num_threads(max(1, min(most, values // _WORTH_A_THREAD)))
-    try:
-        yield
-    finally:
-        set_num_threads(most)
-
 
 def discretize(activations: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """See `fastexplain.kernels.discretize`."""
     bits, half = host_bits(np.ascontiguousarray(activations))
     result = np.empty(activations.shape, np.uint8)
     rows = (len(activations), math.prod(activations.shape[1:]))
-    with _threads_for(bits.size):
+    with threads_for(bits.size):
         _discretize(bits.reshape(rows), half, scale.astype(np.float64), result.reshape(rows))
     return result
 
@@ -82,7 +66,7 @@ def correlate(true: np.ndarray, simulated: np.ndarray) -> Agreement:
         np.empty(neurons, np.int64), np.empty(neurons), np.empty(xs.shape[:2]),
         *(np.empty(neurons) for _ in range(4)),
     )  # fmt: skip
-    with _threads_for(xs.size):
+    with threads_for(xs.size):
         _correlate(xs, half_x, ys, half_y, *result)
     return result
 
@@ -194,7 +178,7 @@ def _correlate(
 def lookup(tables: LookupTables, excerpts: HeldOut, signed: bool = False) -> np.ndarray:
     """See `fastexplain.kernels.lookup`."""
     result = np.full(excerpts.activations.shape, np.nan, np.float32)
-    with _threads_for(result.size):
+    with threads_for(result.size):
         _lookup(block_width_of(len(result)), signed, tables, excerpts, result)
     return result
 

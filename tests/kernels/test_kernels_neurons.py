@@ -14,7 +14,7 @@ from test_kernels import DTYPES, Case, as_dtype, assert_same, cases, ordered
 from fastexplain import kernels
 from fastexplain.kernels import reference
 from fastexplain.kernels.cpu import capture as cpu
-from fastexplain.kernels.cpu import neurons
+from fastexplain.kernels.cpu import neurons, threads
 from fastexplain.kernels.summary import Agreement, HeldOut, LookupTables, widen
 
 SHAPES = [(6, 40), (6, 1), (6, 0), (0, 5), (5, 3, 17), (4, 1, 9), (3, 0, 4), (3, 4, 0), (0, 2, 3)]
@@ -311,7 +311,7 @@ def test_few_values_wake_no_threads(worth: int, monkeypatch: pytest.MonkeyPatch)
 
     compiled = neurons._lookup
     monkeypatch.setattr(neurons, "_lookup", recorded)
-    monkeypatch.setattr(neurons, "_WORTH_A_THREAD", worth)
+    monkeypatch.setattr(threads, "_WORTH_A_THREAD", worth)
     case = lookup_case(0, 1, False)
     np.testing.assert_allclose(kernels.lookup(*case), reference.lookup(*case), rtol=1e-4, atol=1e-6)
     values = case[1].activations.size

@@ -105,7 +105,7 @@ function showHelp() {
 }
 
 function pressed(event) {
-  const typing = event.target.closest("input:not([type=radio]), textarea, select, dialog");
+  const typing = event.target.closest("input:not([type=radio]), textarea, select, dialog[open]");
   if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
   // What has the focus takes Enter itself.
   if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
