@@ -76,7 +76,7 @@ def check_capture(acts: Any, batch: Batch, summary: Summary, pre: Preactivations
     """Raise ValueError or TypeError unless `capture` can take these; its docs say what they are."""
     dtype, sizes = _activations(acts, summary.top_acts)
     _fit(SUMMARY, summary, sizes | {"M": MOMENTS, "H": BINS, "1": 1}, dtype)
-    sizes |= {"T": summary.top_acts.shape[2], "R": len(summary.random_ids)}
+    sizes |= {"T": summary.top_acts.shape[2], "R": summary.random_ids.shape[0]}
     _check_batch(batch, sizes)
     _check_sources(acts, pre, sizes, dtype)
     if isinstance(batch.ids, np.ndarray):
