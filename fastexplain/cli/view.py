@@ -90,7 +90,7 @@ def view(
 ) -> None:
     """Look at a run in the browser, until Ctrl-C.
 
-    It needs Starlette and uvicorn: pip install 'fastexplain[viewer]'. Nothing leaves this machine,
+    It needs an extra: pip install 'fastexplain[viewer]'. Nothing leaves this machine,
     but what a simulator's server is asked.
     """
     from fastexplain.run.directory import open_run

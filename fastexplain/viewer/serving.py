@@ -46,12 +46,14 @@ def serve(
             not this machine's own and there is no password, the other run has other neurons, or
             the simulator's settings make no sense.
     """
-    missing = [name for name in ("starlette", "uvicorn") if not importlib.util.find_spec(name)]
+    needed = ("starlette", "threadpoolctl", "uvicorn")
+    missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
         raise UsageError(
             f"the viewer needs {' and '.join(missing)}: pip install 'fastexplain[viewer]'"
         )
     import uvicorn
+    from threadpoolctl import threadpool_limits
 
     from fastexplain.viewer.application import application
     from fastexplain.viewer.guard import Door, is_loopback
@@ -66,7 +68,8 @@ def serve(
     runs = [own for own in (run, other) if own is not None]
     # Of a database by an older version every reading makes a new copy: it is brought to this one.
     _write_nothing(runs)
-    with listen(host, port) as listening:
+    # A page's products are small, and each has a thread: one that wakes others waits for them.
+    with threadpool_limits(1, "blas"), listen(host, port) as listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(
             application(
