@@ -243,7 +243,7 @@ def simulate_by_lookup(
         activations = np.concatenate([activations, tested_acts], axis=1)
     # The rows of these few excerpts alone, so that places take the part of ids.
     known = np.maximum(ids[0], 0)
-    rows = run.tables.rows(run.excerpts[known])
+    rows = run.tables.rows(run.excerpts_of(known))
     places = np.where(ids >= 0, np.arange(ids.shape[1], dtype=np.int32), np.int32(-1))
     excerpts = HeldOut(places, activations, *rows, run.skip)
     predicted = predict(

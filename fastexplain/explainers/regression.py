@@ -76,7 +76,8 @@ class Ridge:
         ids = run.array(run.layers[0], "random.ids")
         self.slots = np.array([s for s in random_slots(len(ids), splits) if ids[s] >= 0], np.int64)
         self.shared: np.ndarray = ids[self.slots]
-        self._numbers = self._numbers_of(run.excerpts[self.shared]).T.astype(np.float64)
+        numbers = self._numbers_of(self.shared)
+        self._numbers = numbers.reshape(-1, numbers.shape[2]).T.astype(np.float64)
         products = self._sums.products - self._numbers @ self._numbers.T
         penalty = np.full(len(products), PENALTY)
         penalty[-1] = PENALTY * np.finfo(np.float32).eps  # the intercept's
@@ -160,13 +161,13 @@ class Ridge:
     @property
     def _kept(self) -> bool:
         """Whether z of the whole corpus is kept once it is needed."""
-        size = self._run.excerpts[:, self._run.skip :].size * len(self._map)
-        return size * self._map.itemsize <= _KEPT_BYTES
+        size = self._run.manifest["sweep"]["tokens"] * len(self._map) * self._map.itemsize
+        return size <= _KEPT_BYTES
 
     @cached_property
     def _corpus(self) -> np.ndarray:
         """z of all the corpus's counted tokens, float32 `[S, C, d]`."""
-        return self._whiten(np.arange(len(self._run.excerpts)))
+        return self._whiten(np.arange(self._run.manifest["sweep"]["excerpts"]))
 
     @cached_property
     def _of_shared(self) -> np.ndarray:
@@ -176,7 +177,7 @@ class Ridge:
     def _whitened(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """z of the excerpts named, float32 `[U, C, d]`, and their places in it; -1 for none."""
         used = np.unique(ids[ids >= 0])
-        if self._kept and 2 * len(used) > len(self._run.excerpts):
+        if self._kept and 2 * len(used) > self._run.manifest["sweep"]["excerpts"]:
             return self._corpus, ids
         others = np.setdiff1d(used, self.shared)
         every = np.concatenate([self.shared, others])
@@ -186,11 +187,11 @@ class Ridge:
         return found, np.where(ids >= 0, places, -1).astype(np.int32)
 
     def _whiten(self, ids: np.ndarray) -> np.ndarray:
-        token_ids = self._run.excerpts[ids]
-        numbers = self._numbers_of(token_ids) @ self._map
-        return numbers.reshape(len(ids), token_ids.shape[1] - self._run.skip, len(self._map))
+        numbers = self._numbers_of(ids)
+        return (numbers.reshape(-1, len(self._map)) @ self._map).reshape(numbers.shape)
 
-    def _numbers_of(self, token_ids: np.ndarray) -> np.ndarray:
-        """x of excerpts' counted tokens, one after the other, float32 `[n, d]`."""
-        numbers = self._sums.regressors.of(token_ids)[:, self._run.skip :]
-        return numbers.reshape(-1, numbers.shape[2])
+    def _numbers_of(self, ids: np.ndarray) -> np.ndarray:
+        """x of excerpts' counted tokens, float32 `[n, C, d]`."""
+        token_ids = self._run.excerpts_of(ids)
+        self._sums.check(self._run.file().path, token_ids)
+        return self._sums.regressors.of(token_ids)[:, self._run.skip :]

@@ -38,7 +38,8 @@ def _check_arrays(run: Run, site: str) -> None:
             check_values(file, name, file.read(name), run.manifest["sweep"]["excerpts"])
     if not site:
         run.token_text(0)  # the vocabulary's ends
-        _ = run.regression
+        if run.regression is not None:
+            run.regression.check(file.path, run.excerpts)
 
 
 def _damaged_weights(run: Run) -> list[str]:

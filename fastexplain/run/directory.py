@@ -221,7 +221,15 @@ class Run:
 
     def excerpt(self, excerpt: int) -> np.ndarray:
         """An excerpt's token ids, int32 `[tokens]`."""
+        # Where all are in memory, what one takes to be read and verified is saved.
+        if "excerpts" in vars(self):
+            return self.excerpts[excerpt].copy()
         return self._read("tokens", (excerpt,))
+
+    def excerpts_of(self, ids: Iterable[int]) -> np.ndarray:
+        """A few excerpts' token ids, int32 `[n, tokens]`; what is not asked for is not read."""
+        rows = [self.excerpt(int(each)) for each in ids]
+        return np.stack(rows) if rows else np.zeros((0, self._tokens), np.int32)
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -238,7 +246,7 @@ class Run:
         -1 where the run has none. Made once: of a million excerpts it takes a fifth of a second.
         """
         documents, offsets = self.places["document"], self.places["offset"]
-        length = self.manifest["sweep"]["tokens"] // self.manifest["sweep"]["excerpts"]
+        length = self._tokens
         order = np.lexsort((offsets, documents)).astype(np.int32)
         first, second = order[:-1], order[1:]
         adjoin = documents[first] == documents[second]
@@ -273,11 +281,7 @@ class Run:
             return None
         components, *sums = (self._read(name) for name in REGRESSION)
         found = Regression(Regressors.of_bits(components), *sums)
-        if not found.fits(self.excerpts):
-            raise RunError(
-                f"{self.path / EXCERPTS} is damaged: its regression is not of these tokens; sweep "
-                "again"
-            )
+        found.check(self.path / EXCERPTS)
         return found
 
     def database(self, *, read_only: bool = False) -> Database:
@@ -310,6 +314,11 @@ class Run:
             histogram_edges=histogram_edges().astype(np.float64),
             histogram_excerpts=self.array(site, "histogram.excerpts", index),
         )
+
+    @property
+    def _tokens(self) -> int:
+        """Tokens of an excerpt."""
+        return self.manifest["sweep"]["tokens"] // self.manifest["sweep"]["excerpts"]
 
     @cached_property
     def _texts(self) -> Texts:
@@ -350,8 +359,7 @@ class Run:
     def _open(self, site: str) -> ArrayFile:
         name = site_file(site) if site else EXCERPTS
         file = ArrayFile(self.path / name, self._hashes(name))
-        schema, sweep = self.manifest["schema"], self.manifest["sweep"]
-        tokens = sweep["tokens"] // sweep["excerpts"]
+        schema, sweep, tokens = self.manifest["schema"], self.manifest["sweep"], self._tokens
         if site:
             # By the header alone: damage to the rows themselves must not hide a site's own.
             tables = self.file().arrays

@@ -9,9 +9,11 @@ its regression puts into each row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from fastexplain.errors import RunError
 from fastexplain.run.tables import Tables
 from fastexplain.text.regressors import Regressors
 
@@ -57,8 +59,14 @@ class Regression:
                 add_by_row(total, rows[:, skip:].ravel(), numbers)
         return cls(regressors, products, *(total.astype(np.float32) for total in sums))
 
-    def fits(self, token_ids: np.ndarray) -> bool:
-        """Whether these can be the sums over a corpus, int `[excerpts, tokens]`, at all."""
+    def check(self, path: Path, token_ids: np.ndarray | None = None) -> None:
+        """Raise RunError unless these can be sums over a corpus, and of such tokens.
+
+        Args:
+            path: of the file that they are read from.
+            token_ids: int, of any shape; those of which numbers are to be made.
+        """
         known = len(self.regressors.components)
-        shape = len(self.products) == self.regressors.count
-        return shape and token_ids.max(initial=0) < known and bool(np.isfinite(self.products).all())
+        fits = len(self.products) == self.regressors.count and np.isfinite(self.products).all()
+        if not fits or (token_ids is not None and token_ids.max(initial=0) >= known):
+            raise RunError(f"{path} is damaged: its regression is not of these tokens; sweep again")
