@@ -134,7 +134,7 @@ def _of_layer(
         places, known = ids, None
         if rows is None:
             known = np.maximum(ids[0], 0)
-            rows = run.tables.rows(run.excerpts[known])
+            rows = run.tables.rows(run.excerpts_of(known))
             places = np.where(ids >= 0, np.arange(ids.shape[1], dtype=np.int32), np.int32(-1))
         held = HeldOut(places, activations, *rows, run.skip)
         by_pair = predict(run, layer, tables, held, neurons=neurons, ids=known)

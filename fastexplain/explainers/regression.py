@@ -193,5 +193,5 @@ class Ridge:
     def _numbers_of(self, ids: np.ndarray) -> np.ndarray:
         """x of excerpts' counted tokens, float32 `[n, C, d]`."""
         token_ids = self._run.excerpts_of(ids)
-        self._sums.check(self._run.file().path, token_ids)
+        self._sums.check_tokens(self._run.file().path, token_ids)
         return self._sums.regressors.of(token_ids)[:, self._run.skip :]

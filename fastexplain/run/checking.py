@@ -39,7 +39,7 @@ def _check_arrays(run: Run, site: str) -> None:
     if not site:
         run.token_text(0)  # the vocabulary's ends
         if run.regression is not None:
-            run.regression.check(file.path, run.excerpts)
+            run.regression.check_tokens(file.path, run.excerpts)
 
 
 def _damaged_weights(run: Run) -> list[str]:

@@ -59,14 +59,16 @@ class Regression:
                 add_by_row(total, rows[:, skip:].ravel(), numbers)
         return cls(regressors, products, *(total.astype(np.float32) for total in sums))
 
-    def check(self, path: Path, token_ids: np.ndarray | None = None) -> None:
-        """Raise RunError unless these can be sums over a corpus, and of such tokens.
+    def check(self, path: Path) -> None:
+        """Raise RunError, naming the file they are from, unless these can be sums over a corpus."""
+        fits = len(self.products) == self.regressors.count
+        _require(fits and bool(np.isfinite(self.products).all()), path)
 
-        Args:
-            path: of the file that they are read from.
-            token_ids: int, of any shape; those of which numbers are to be made.
-        """
-        known = len(self.regressors.components)
-        fits = len(self.products) == self.regressors.count and np.isfinite(self.products).all()
-        if not fits or (token_ids is not None and token_ids.max(initial=0) >= known):
-            raise RunError(f"{path} is damaged: its regression is not of these tokens; sweep again")
+    def check_tokens(self, path: Path, token_ids: np.ndarray) -> None:
+        """The same unless numbers can be made of such tokens, int of any shape."""
+        _require(token_ids.max(initial=0) < len(self.regressors.components), path)
+
+
+def _require(fits: bool, path: Path) -> None:
+    if not fits:
+        raise RunError(f"{path} is damaged: its regression is not of these tokens; sweep again")
