@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from folded import SKIP, folded_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastexplain import Corpus, Run, open_run
+from fastexplain import Run, open_run
 from fastexplain.errors import RunError
 from fastexplain.explainers import regression
 from fastexplain.explainers.lookup import (
@@ -22,19 +22,12 @@ from fastexplain.explainers.lookup import (
     split_excerpts,
 )
 from fastexplain.explainers.regression import PENALTY
-from fastexplain.kernels import capture
 from fastexplain.kernels.scalars import pair_estimate, token_estimate
-from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
 from fastexplain.records import NeuronId
-from fastexplain.run.regression import Regression
 from fastexplain.run.splits import random_slots
-from fastexplain.run.tables import Tables
-from fastexplain.run.writing import RunWriter
-from fastexplain.sweeping.products import TokenNumbers
-from fastexplain.sweeping.summaries import Exemplars
 from fastexplain.text.regressors import Regressors
 
-EXCERPTS, LENGTH, WORDS, WIDTH, NEURONS, SKIP = 150, 16, 30, 6, 8, 1
+EXCERPTS, LENGTH, WORDS, WIDTH, NEURONS = 150, 16, 30, 6, 8
 NOISE, ONCE = 6, 7  # the last neurons; the others follow the text
 FIRES = 70  # the only excerpt in which the last one does
 
@@ -58,48 +51,8 @@ def activations(seed: int, token_ids: np.ndarray, regressors: Regressors) -> np.
 def written(
     out: Path, token_ids: np.ndarray, acts: np.ndarray, regressors: Regressors | None
 ) -> Run:
-    """A run of these activations, folded and written as a sweep does."""
-    tables = Tables.choose(token_ids, skip=SKIP, rows=500)
-    if regressors is not None:
-        tables = tables.with_regressors(regressors.count)
-    ids = np.arange(EXCERPTS, dtype=np.int32)
-    random_ids = smallest_hashes(ids, 25, 0)
-    summary = Summary.empty(
-        acts.shape[2], LENGTH, np.dtype(np.float32), top=20, bottom=0, random_ids=random_ids,
-        table_rows=tables.swept, seed=0,
-    )  # fmt: skip
-    kept = Exemplars(summary, torch.device("cpu"))
-    for start in range(0, EXCERPTS, 64):
-        own = slice(start, start + 64)
-        batch = Batch.make(
-            ids[own], *tables.rows(token_ids[own]), skip=SKIP, random_ids=random_ids,
-            table_rows=tables.swept,
-        )  # fmt: skip
-        part = np.ascontiguousarray(acts[own])
-        capture(part, batch, summary)
-        if regressors is not None:
-            numbers = TokenNumbers(regressors, torch.device("cpu"))
-            x = numbers.of(torch.from_numpy(token_ids[own]))[:, SKIP:]
-            kept.add_products(torch.from_numpy(part), x)
-    counted = EXCERPTS * (LENGTH - SKIP)
-    with RunWriter(out) as writer:
-        shared = None
-        if regressors is not None:
-            shared = Regression.over(regressors, tables, token_ids, SKIP)
-        corpus = Corpus.from_excerpts(token_ids)
-        writer.write_excerpts(corpus, tables, [b"%d" % word for word in range(WORDS)], shared)
-        writer.write_site("0", kept.finalize(tables.size[1], tables.regressors))
-        site = {"name": "0", "kind": "mlp", "units": acts.shape[2], "counted_tokens": counted}
-        sweep = {"neurons": acts.shape[2], "excerpts": EXCERPTS, "tokens": token_ids.size}
-        writer.write_manifest(
-            {
-                "subject": {"name": "made"},
-                "settings": {"skip": SKIP, "table_rows": 500},
-                "sites": [site],
-                "sweep": sweep | {"seconds": 1.0, "tokens_per_second": 1.0},
-            }
-        )
-    return open_run(out)
+    words = [b"%d" % word for word in range(WORDS)]
+    return folded_run(out, token_ids, acts, words, rows=500, regressors=regressors)
 
 
 def swept(out: Path, seed: int) -> tuple[Run, np.ndarray]:

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from folded import folded_run
 
-from fastexplain import Corpus, Run, open_run
+from fastexplain import Run
 from fastexplain.errors import RunError
 from fastexplain.explainers.features import Features
 from fastexplain.explainers.rules import TERMS, explain_by_rules, store_rules
-from fastexplain.kernels import capture
-from fastexplain.kernels.summary import Batch, Summary, smallest_hashes
-from fastexplain.run.tables import Tables
-from fastexplain.run.writing import RunWriter
-from fastexplain.sweeping.summaries import Exemplars
 from fastexplain.text.kinds import TokenKinds
 
 WORDS = [
@@ -78,7 +73,7 @@ PLANTED: dict[str, Condition] = {
 def write_run(
     out: Path, *, kinds: TokenKinds | None, rows: int = 5000, named: int = len(WORDS)
 ) -> Run:
-    """Activations of planted neurons, and one of pure noise, folded and written as a sweep does."""
+    """A run of planted neurons, and one of pure noise."""
     rng = np.random.default_rng(0)
     token_ids = rng.integers(0, len(WORDS), (EXCERPTS, LENGTH)).astype(np.int32)
     # Some phrases come again, so that there is something to repeat.
@@ -90,42 +85,8 @@ def write_run(
     ]
     acts = 2 * np.array(fires, np.float32)
     acts += 0.1 * rng.standard_normal(acts.shape, dtype=np.float32)
-    tables = Tables.choose(token_ids, skip=1, rows=rows, kinds=kinds)
-    ids = np.arange(EXCERPTS, dtype=np.int32)
-    random_ids = smallest_hashes(ids, 25, 0)
-    summary = Summary.empty(
-        acts.shape[2], LENGTH, np.dtype(np.float32), top=20, bottom=0, random_ids=random_ids,
-        table_rows=tables.swept, seed=0,
-    )  # fmt: skip
-    for start in range(0, EXCERPTS, 100):
-        own = slice(start, start + 100)
-        batch = Batch.make(
-            ids[own], *tables.rows(token_ids[own]), skip=1, random_ids=random_ids,
-            table_rows=tables.swept,
-            situation_rows=(
-                None if kinds is None else tables.situation_rows(token_ids[own], 1, kinds)
-            ),
-        )  # fmt: skip
-        capture(np.ascontiguousarray(acts[own]), batch, summary)
-    corpus = Corpus.from_excerpts(token_ids)
-    with RunWriter(out) as writer:
-        writer.write_excerpts(corpus, tables, [word.encode() for word in WORDS[:named]])
-        kept = Exemplars(summary, torch.device("cpu"))
-        writer.write_site("0", kept.finalize(tables.size[1]))
-        counted = EXCERPTS * (LENGTH - 1)
-        site = {"name": "0", "kind": "mlp", "units": acts.shape[2], "counted_tokens": counted}
-        writer.write_manifest(
-            {
-                "subject": {"name": "planted"},
-                "settings": {"skip": 1, "table_rows": rows},
-                "sites": [site],
-                "sweep": {
-                    "neurons": acts.shape[2], "excerpts": EXCERPTS, "tokens": EXCERPTS * LENGTH,
-                    "seconds": 1.0, "tokens_per_second": 1.0,
-                },
-            }
-        )  # fmt: skip
-    return open_run(out)
+    words = [word.encode() for word in WORDS[:named]]
+    return folded_run(out, token_ids, acts, words, rows=rows, kinds=kinds)
 
 
 @pytest.fixture(scope="module")
