@@ -69,13 +69,13 @@ def context_data(run: Run, excerpt: int, before: int = 1, after: int = 1) -> dic
     Returns:
         `before` and `after`: excerpts in the order of the text, each with `excerpt` and `tokens`.
         They are fewer than wanted where the document ends, or where the run swept only a sample of
-        the corpus, without the next one.
+        the corpus: of that it has what stands directly beside, and what it happened to sweep.
 
     Raises:
         UsageError: there is no such excerpt, or so many are not to be had.
         RunError: the file is missing or damaged.
     """
-    count = run.manifest["sweep"]["excerpts"]
+    count = run.neighbours.shape[1]
     if not 0 <= excerpt < count:
         raise UsageError(f"there is no excerpt {excerpt}; the run has excerpts 0 to {count - 1}")
     for number in (before, after):

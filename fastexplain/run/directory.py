@@ -31,6 +31,7 @@ from fastexplain.records import Exemplar, NeuronId, NeuronRecord, SignClass, Sta
 from fastexplain.run.arrays import ArrayFile
 from fastexplain.run.layout import (
     ADDED,
+    CONTEXT,
     REGRESSION,
     check_excerpts,
     check_site,
@@ -220,7 +221,10 @@ class Run:
         return [blob[start:end] for start, end in itertools.pairwise(ends)]
 
     def excerpt(self, excerpt: int) -> np.ndarray:
-        """An excerpt's token ids, int32 `[tokens]`."""
+        """An excerpt's token ids, int32 `[tokens]`; context alone has ids behind those swept."""
+        swept = self.manifest["sweep"]["excerpts"]
+        if excerpt >= swept:
+            return self._read(CONTEXT[0], (excerpt - swept,))
         # Where all are in memory, what one takes to be read and verified is saved.
         if "excerpts" in vars(self):
             return self.excerpts[excerpt].copy()
@@ -233,15 +237,21 @@ class Run:
 
     @cached_property
     def places(self) -> np.ndarray:
-        """Where excerpts stand: `[excerpts]` of `document` int32 and `offset` int64, in tokens."""
+        """Where excerpts stand: `[excerpts]` of `document` int32 and `offset` int64, in tokens.
+
+        Behind those that were swept are those of which the run has the text alone.
+        """
         documents, offsets = self._read("documents"), self._read("offsets")
+        if CONTEXT[0] in self.file().arrays:
+            more = map(self._read, CONTEXT[1:])
+            documents, offsets = map(np.concatenate, zip((documents, offsets), more, strict=True))
         places = np.empty(len(documents), [("document", "<i4"), ("offset", "<i8")])
         places["document"], places["offset"] = documents, offsets
         return places
 
     @cached_property
     def neighbours(self) -> np.ndarray:
-        """The excerpts directly before and behind each one in its document, int32 `[2, excerpts]`.
+        """The excerpts directly before and behind each one of `places`, int32 `[2, excerpts]`.
 
         -1 where the run has none. Made once: of a million excerpts it takes a fifth of a second.
         """

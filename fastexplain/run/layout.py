@@ -1,9 +1,9 @@
 """What a run's files of arrays have to hold: names, types, shapes, and ids that there are.
 
-Letters: S excerpts, T tokens of each, F units of a site, K top and B bottom exemplars, R random
-ones, E exemplars of a sign class, H bins, D excerpts that a bin keeps, V, P, Q and Z rows of the
-tables, X numbers of a regression, A the type of activations, C tokens or neurons that the weights
-have of each kind.
+Letters: S excerpts, T tokens of each, N excerpts that are context alone, F units of a site, K top
+and B bottom exemplars, R random ones, E exemplars of a sign class, H bins, D excerpts that a bin
+keeps, V, P, Q and Z rows of the tables, X numbers of a regression, A the type of activations, C
+tokens or neurons that the weights have of each kind.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ _EXCERPTS = {
     "tokens": "I32 S T",
     "documents": "I32 S",
     "offsets": "I64 S",
+    "context.tokens": "I32 N T",
+    "context.documents": "I32 N",
+    "context.offsets": "I64 N",
     "vocabulary.bytes": "U8 bytes",
     "vocabulary.ends": "I64 ends",
     "tables.tokens": "I32 V",
@@ -75,6 +78,9 @@ ADDED = (
 
 _WITH_ADDED = 5
 
+CONTEXT = ("context.tokens", "context.documents", "context.offsets")
+"""What stands beside excerpts in their documents; files of earlier versions lack it."""
+
 REGRESSION = tuple(name for name in _EXCERPTS if name.startswith("regression."))
 """Those that are there where a sweep summed for a regression under the tables."""
 
@@ -89,8 +95,9 @@ _NO_ID = -1
 
 # The least that values of an array of whole numbers may be; excerpts' ids have an end too.
 _LEAST = {
-    "tokens": 0, "tables.tokens": 0, "tables.pairs": 0, "tables.token_counts": 0,
-    "tables.pair_counts": 0, "tables.triples": 0, "tables.triple_counts": 0,
+    "tokens": 0, "context.tokens": 0, "tables.tokens": 0, "tables.pairs": 0,
+    "tables.token_counts": 0, "tables.pair_counts": 0, "tables.triples": 0,
+    "tables.triple_counts": 0,
     "tables.situations": 0, "tables.situation_counts": 0,
     "vocabulary.ends": 0, "positive": 0, "histogram": 0,
     "signs.tokens": 0, "signs.ids": _NO_ID,
@@ -101,8 +108,9 @@ _LEAST = {
 def check_excerpts(file: ArrayFile, excerpts: int, tokens: int, schema: int) -> None:
     """Raise RunError unless `excerpts.safetensors` has what it must, for S and T."""
     expected = _of_schema(file, _EXCERPTS, schema)
-    if not any(name in file.arrays for name in REGRESSION):
-        expected = {name: kind for name, kind in expected.items() if name not in REGRESSION}
+    for group in (CONTEXT, REGRESSION):
+        if not any(name in file.arrays for name in group):
+            expected = {name: kind for name, kind in expected.items() if name not in group}
     _check(file, expected, {"S": excerpts, "T": tokens})
 
 

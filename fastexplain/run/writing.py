@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from fastexplain.errors import RunError
 from fastexplain.run.checkpoints import DIRECTORY as CHECKPOINTS
-from fastexplain.run.layout import REGRESSION
+from fastexplain.run.layout import CONTEXT, REGRESSION
 from fastexplain.run.locking import DirectoryLock
 from fastexplain.run.manifest import EXCERPTS, HASHES, MANIFEST, SCHEMA, site_file
 from fastexplain.run.pieces import hash_of, hashes_of
@@ -93,6 +93,7 @@ class RunWriter:
             "tokens": corpus.tokens,
             "documents": corpus.documents,
             "offsets": corpus.offsets,
+            **dict(zip(CONTEXT, corpus.context, strict=True)),
             "vocabulary.bytes": np.frombuffer(b"".join(vocabulary), np.uint8),
             "vocabulary.ends": ends,
             "tables.tokens": tables.tokens,

@@ -149,7 +149,8 @@ def _swept(
     settings = replace(settings, batch_size=last.batch_size)
     device = kernel_device(subject.device)
     size = sum(own.nbytes for own in (*last.summaries.values(), *last.signs.values()))
-    size += sum(own.nbytes for own in (corpus.tokens, corpus.documents, corpus.offsets))
+    texts = (corpus.tokens, corpus.documents, corpus.offsets, *corpus.context)
+    size += sum(own.nbytes for own in texts)
     size += _BYTES_A_TOKEN * subject.vocabulary_size
     writer.keep_room(size, len(last.summaries) + 2)
 

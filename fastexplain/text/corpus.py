@@ -9,6 +9,8 @@
    excerpts and the seed alone, not on the order of sources nor on a library's random generator,
    and the first N of it are a uniform sample.
 4. The excerpts that are wanted are gathered in that order into a second file, which is mapped.
+   Those that stand beside one of them in its document, and are left out, are gathered too: nothing
+   is computed on them, but a reader wants to see more than 64 tokens.
 
 Besides a batch, memory holds 28 bytes an excerpt while reading and about 80 while sorting: little
 more than 1 byte for each token of the corpus. The files have no name, so nothing is left behind,
@@ -24,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -40,6 +42,14 @@ _BATCH = 1_000_000  # characters tokenised at a time; the tokenizer's own record
 _BLOCK = 16_384  # excerpts copied at a time, 4 MB
 
 
+class Placed(NamedTuple):
+    """Excerpts and where they stand; see the attributes of the same names of `Corpus`."""
+
+    tokens: np.ndarray
+    documents: np.ndarray
+    offsets: np.ndarray
+
+
 class Corpus:
     """Excerpts of text, shuffled, without exact duplicates.
 
@@ -53,6 +63,8 @@ class Corpus:
         fingerprint: SHA-256, in hexadecimal, of `tokens`, and thus of their order.
         available: the distinct excerpts that there were before `excerpts` cut them.
         passed_over: files in directories that were passed over, by path, each with the reason.
+        context: what stands directly before and behind the excerpts in their documents and is none
+            of them.
     """
 
     tokens: np.ndarray
@@ -63,6 +75,7 @@ class Corpus:
     fingerprint: str
     available: int
     passed_over: dict[str, str]
+    context: Placed
 
     def __init__(
         self,
@@ -128,7 +141,9 @@ class Corpus:
                     f"no document has {tokens} tokens, the length of an excerpt (documents:"
                     f" {found.document + 1}; the longest: {found.longest} tokens{passed})"
                 )
-            self.tokens, self.documents, self.offsets = found.gather(order[:excerpts])
+            kept = order[:excerpts]
+            self.tokens, self.documents, self.offsets = found.gather(kept)
+            self.context = found.gather(found.beside(kept))
         self.fingerprint = _fingerprint(self.tokens)
         if progress is not None:
             progress(1.0)
@@ -200,6 +215,7 @@ class Corpus:
         self.fingerprint = _fingerprint(self.tokens)
         self.available = count
         self.passed_over = {}
+        self.context = Placed(self.tokens[:0], self.documents[:0], self.offsets[:0])
         return self
 
     def __len__(self) -> int:
@@ -258,15 +274,25 @@ class _Excerpts:
         repeats = (keys[1:] == keys[:-1]).all(axis=1)
         return np.concatenate([order[:1], order[1:][~repeats]])
 
-    def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens (in a mapped file of their own), documents and offsets of these rows."""
+    def beside(self, rows: np.ndarray) -> np.ndarray:
+        """int64, ascending: the rows before and behind these in their documents, without these."""
+        documents = np.frombuffer(self._documents, np.int32)
+        there = np.zeros(len(documents), bool)
+        for step in (-1, 1):
+            own = rows[(rows + step >= 0) & (rows + step < len(documents))]
+            there[own[documents[own] == documents[own + step]] + step] = True
+        there[rows] = False
+        return np.flatnonzero(there)
+
+    def gather(self, rows: np.ndarray) -> Placed:
+        """What these rows are, tokens in a mapped file of their own."""
         with _room(), tempfile.TemporaryFile() as file:
             every = _mapped(self._file, len(self._documents), self.length)
             for start in range(0, len(rows), _BLOCK):
                 file.write(every[rows[start : start + _BLOCK]].tobytes())
             tokens = _mapped(file, len(rows), self.length)
         documents = np.frombuffer(self._documents, np.int32)[rows]
-        return tokens, documents, np.frombuffer(self._offsets, np.int64)[rows]
+        return Placed(tokens, documents, np.frombuffer(self._offsets, np.int64)[rows])
 
 
 @contextmanager
@@ -318,7 +344,9 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _mapped(file: BinaryIO, rows: int, length: int) -> np.memmap:
+def _mapped(file: BinaryIO, rows: int, length: int) -> np.ndarray:
+    if not rows:
+        return np.empty((0, length), np.int32)  # an empty file can't be mapped
     file.flush()
     return np.memmap(file, np.int32, mode="r", shape=(rows, length))
 

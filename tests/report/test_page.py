@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import planted
@@ -15,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from knowing_server import Knowing
 from safetensors.numpy import load_file, save_file
 
-from fastexplain import Run, open_run
+from fastexplain import Corpus, Run, open_run, sweep
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import simulate_by_lookup, store_lookup
 from fastexplain.explainers.rules import store_rules
@@ -25,6 +26,7 @@ from fastexplain.report.excerpts import context_data, four_digits, histogram_dat
 from fastexplain.report.page import page_data
 from fastexplain.report.similar import similar_data
 from fastexplain.results import CORRELATION, ExplanationRow, Scores
+from fastexplain.run.checking import damages
 
 CAT = f"0:{planted.CAT}"
 
@@ -168,6 +170,26 @@ def test_the_text_around_an_excerpt_is_that_of_its_document(one_document: Run) -
     for id_, before, after in (("5", None, 3), ("3", 5, 9), ("9", 3, None)):
         if id_ in shown:
             assert (shown[id_]["before"], shown[id_]["after"]) == (before, after)
+
+
+def test_a_sample_of_a_corpus_keeps_the_text_beside_it(tiny_subject, tmp_path: Path) -> None:
+    texts = ["".join(chr(97 + (place * 7 + own) % 26) for place in range(640)) for own in range(3)]
+    corpus = Corpus.from_texts(texts, tiny_subject.tokenizer, excerpts=2, seed=1)
+    assert corpus.available > 2
+    run = sweep(tiny_subject, corpus, tmp_path / "run", top_k=2, random=1)
+    for excerpt in range(2):
+        document, offset = run.places[excerpt].tolist()
+        around = context_data(run, excerpt, 1, 1)
+        for side, back, start in (
+            ("before", "after", offset - 64),
+            ("after", "before", offset + 64),
+        ):
+            wanted = [texts[document][start : start + 64]] if 0 <= start < 640 else []
+            assert ["".join(each["tokens"]) for each in around[side]] == wanted
+            for each in around[side]:
+                [other] = context_data(run, each["excerpt"])[back]
+                assert other["excerpt"] == excerpt
+    assert damages(run) == []
 
 
 @pytest.mark.parametrize("asked", [(400, 1, 1), (-1, 1, 1), (3, 9, 1), (3, 1, -1)])

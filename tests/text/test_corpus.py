@@ -154,6 +154,31 @@ def test_fewer_excerpts_are_a_prefix_of_more(words, tmp_path):
         assert np.array_equal(part.offsets, whole.offsets[:kept])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    documents=st.lists(
+        st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=8
+    ).filter(lambda documents: any(len(ids) >= 4 for ids in documents)),
+    kept=st.integers(1, 12),
+)
+def test_what_stands_beside_excerpts_is_their_context(words, tmp_path_factory, documents, kept):
+    path = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", documents)
+    corpus = Corpus([path], words, tokens=4, excerpts=kept)
+    texts = {
+        (number, offset): tuple(ids[offset : offset + 4])
+        for number, ids in enumerate(documents)
+        for offset in range(0, len(ids) - 3, 4)
+    }
+    own = set(held(corpus).values())
+    beside = {(number, offset + step) for number, offset in own for step in (-4, 4)}
+    found = zip(
+        zip(corpus.context.documents.tolist(), corpus.context.offsets.tolist(), strict=True),
+        map(tuple, corpus.context.tokens.tolist()),
+        strict=True,
+    )
+    assert list(found) == sorted((place, texts[place]) for place in (beside - own) & set(texts))
+
+
 def test_every_excerpt_is_as_likely_to_be_kept(words, tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", [random_ids(64 * 8)])
     draws = 400
