@@ -19,12 +19,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import FastexplainError, UsageError
 from fastexplain.run.directory import Run
 from fastexplain.viewer import comparing, neurons, overview, rating, runs, trying
+from fastexplain.viewer.answers import JSONAnswer
 from fastexplain.viewer.guard import Door, Guard
 from fastexplain.viewer.viewed import Beside, Viewed
 
@@ -76,10 +77,10 @@ def application(run: Run, door: Door, beside: Beside | None = None) -> Starlette
     )
 
 
-def _failed(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 400 if isinstance(error, UsageError) else 500)
+def _failed(_: Request, error: Exception) -> JSONAnswer:
+    return JSONAnswer({"error": str(error)}, 400 if isinstance(error, UsageError) else 500)
 
 
-def _refused(_: Request, error: Exception) -> JSONResponse:
+def _refused(_: Request, error: Exception) -> JSONAnswer:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code)
+    return JSONAnswer({"error": error.detail}, error.status_code)

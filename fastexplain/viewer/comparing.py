@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import UsageError
@@ -30,6 +30,7 @@ from fastexplain.report.comparing import (
     summary_data,
 )
 from fastexplain.run.directory import Run
+from fastexplain.viewer.answers import JSONAnswer
 from fastexplain.viewer.viewed import Viewed
 
 _MOST_KEPT = 64
@@ -64,21 +65,21 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
             raise UsageError(f"there is no split '{split:.50}'; choose one of {', '.join(SPLITS)}")
         return Pair(first, second, split, column(first, split), column(second, split))
 
-    def all_sides(_: Request) -> JSONResponse:
-        return JSONResponse(sides_data(sides(), run, other))
+    def all_sides(_: Request) -> JSONAnswer:
+        return JSONAnswer(sides_data(sides(), run, other))
 
     def points(request: Request) -> Response:
         found = pair(request)
         both = np.stack([found.a, found.b]).astype("<f4")
         return Response(both.tobytes(), media_type="application/octet-stream")
 
-    def summary(request: Request) -> JSONResponse:
+    def summary(request: Request) -> JSONAnswer:
         found = pair(request)
         key = ("summary", found.first.key, found.second.key, found.split)
-        return JSONResponse(kept.get(key, lambda: summary_data(found)))
+        return JSONAnswer(kept.get(key, lambda: summary_data(found)))
 
-    def neuron(request: Request) -> JSONResponse:
-        return JSONResponse(neuron_data_of(*asked(request), request.path_params["neuron"][:100]))
+    def neuron(request: Request) -> JSONAnswer:
+        return JSONAnswer(neuron_data_of(*asked(request), request.path_params["neuron"][:100]))
 
     return [
         Route("/api/compare", all_sides),

@@ -24,8 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fastexplain.viewer.answers import JSONAnswer
 
 TOKEN_HEADER = "X-Fastexplain-Token"
 
@@ -148,7 +149,7 @@ class Guard:
 
         await self._app(scope, whole, send)
 
-    def _refusal(self, method: str, headers: Headers, client: str) -> JSONResponse | None:
+    def _refusal(self, method: str, headers: Headers, client: str) -> JSONAnswer | None:
         host = headers.get("host", "")
         if self._door.hosts is not None and host not in self._door.hosts:
             return _refuse(403, "open the viewer by the address that it printed")
@@ -162,14 +163,14 @@ class Guard:
             return _refuse(403, "only the viewer's own pages may do that")
         if not _same(headers.get(TOKEN_HEADER, ""), self._door.token):
             # The pages take the new token by themselves.
-            return JSONResponse(
+            return JSONAnswer(
                 {"error": "the viewer was started again; reload the page", "renew": True}, 403
             )
         if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _refuse(415, "the viewer takes JSON")
         return None
 
-    def _unknown(self, headers: Headers, client: str) -> JSONResponse | None:
+    def _unknown(self, headers: Headers, client: str) -> JSONAnswer | None:
         """The refusal of a request with a wrong password or none."""
         now = self._clock()
         wrong = self._wrong.get(client, deque())
@@ -216,8 +217,8 @@ def _same(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode(), wanted.encode())
 
 
-def _refuse(status: int, why: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": why}, status, headers)
+def _refuse(status: int, why: str, headers: dict[str, str] | None = None) -> JSONAnswer:
+    return JSONAnswer({"error": why}, status, headers)
 
 
 def is_loopback(host: str) -> bool:

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import FastexplainError, UsageError
@@ -28,13 +27,14 @@ from fastexplain.report.excerpts import context_data
 from fastexplain.report.page import page_data
 from fastexplain.report.ruled import RuledExcerpts
 from fastexplain.report.similar import similar_data
+from fastexplain.viewer.answers import JSONAnswer
 from fastexplain.viewer.viewed import Viewed
 
 _REMEMBERED = 256  # neurons whose neighbours are looked for once
 
-_PAGES = 4
-"""That are made at once, others wait in turn. Python runs one thread at a time: of the 40 that the
-server has each page took as long, with as many buffers and connections."""
+_PAGES = 1
+"""That are made at once, others wait in turn. Python runs one thread at a time: of four, which take
+its lock from each other, a page took 1.8 times as long."""
 
 
 def routes(viewed: Viewed) -> Sequence[BaseRoute]:
@@ -49,33 +49,33 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         with one:
             return similar_data(run, name)
 
-    def page(name: str) -> JSONResponse:
-        return JSONResponse(page_data(run, name, viewed.database))
+    def page(name: str) -> JSONAnswer:
+        return JSONAnswer(page_data(run, name, viewed.database))
 
     pages = ThreadPoolExecutor(_PAGES, "page")
     viewed.at_end.callback(pages.shutdown)
 
-    async def neuron(request: Request) -> JSONResponse:
+    async def neuron(request: Request) -> JSONAnswer:
         name = request.path_params["name"]
         return await asyncio.get_running_loop().run_in_executor(pages, page, name)
 
-    def baselines(request: Request) -> JSONResponse:
-        return JSONResponse(baselines_data(run, request.path_params["name"]))
+    def baselines(request: Request) -> JSONAnswer:
+        return JSONAnswer(baselines_data(run, request.path_params["name"]))
 
-    def ruled(request: Request) -> JSONResponse:
+    def ruled(request: Request) -> JSONAnswer:
         name, rule = request.path_params["name"], _number(request.path_params["id"])
-        return JSONResponse(rules.data(name, rule))
+        return JSONAnswer(rules.data(name, rule))
 
-    def similar(request: Request) -> JSONResponse:
-        return JSONResponse(similar_of(request.path_params["name"]))
+    def similar(request: Request) -> JSONAnswer:
+        return JSONAnswer(similar_of(request.path_params["name"]))
 
-    def context(request: Request) -> JSONResponse:
+    def context(request: Request) -> JSONAnswer:
         numbers = (_number(request.query_params.get(side, "1")) for side in ("before", "after"))
-        return JSONResponse(context_data(run, _number(request.path_params["excerpt"]), *numbers))
+        return JSONAnswer(context_data(run, _number(request.path_params["excerpt"]), *numbers))
 
-    def asked(request: Request) -> JSONResponse:
+    def asked(request: Request) -> JSONAnswer:
         name, explanation = request.path_params["name"], _number(request.path_params["id"])
-        return JSONResponse(request_data(run, name, explanation))
+        return JSONAnswer(request_data(run, name, explanation))
 
     # The first neuron's page loads the compiled kernels, which takes a second: it is made now,
     # while the browser opens.

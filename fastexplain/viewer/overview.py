@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import UsageError
@@ -28,6 +28,7 @@ from fastexplain.report.maps import (
     score_map,
 )
 from fastexplain.report.search import glance_data, search_data
+from fastexplain.viewer.answers import JSONAnswer
 from fastexplain.viewer.baselines import BaselineMaps
 from fastexplain.viewer.kept import Kept
 from fastexplain.viewer.viewed import Viewed
@@ -42,9 +43,9 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     viewed.at_end.callback(baselines.close)
     kept.begun()  # whoever opens the viewer sees the overview first
 
-    def maps(_: Request) -> JSONResponse:
+    def maps(_: Request) -> JSONAnswer:
         found = maps_data()
-        return JSONResponse(found | {"maps": found["maps"] + baseline_maps(run)})
+        return JSONAnswer(found | {"maps": found["maps"] + baseline_maps(run)})
 
     def one_map(request: Request) -> Response:
         key = request.path_params["key"]
@@ -59,30 +60,30 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
             raise UsageError(f"there is no map '{key}'") from None
         return Response(packed(column), media_type="application/octet-stream")
 
-    def progress(_: Request) -> JSONResponse:
+    def progress(_: Request) -> JSONAnswer:
         known = kept.known()
         number = known.number if known else 0
-        return JSONResponse({"made": number, "baselines": baselines.data()})
+        return JSONAnswer({"made": number, "baselines": baselines.data()})
 
-    def overview(_: Request) -> JSONResponse:
-        return JSONResponse(kept.made().overview)
+    def overview(_: Request) -> JSONAnswer:
+        return JSONAnswer(kept.made().overview)
 
-    def search(request: Request) -> JSONResponse:
+    def search(request: Request) -> JSONAnswer:
         limit = _limit(request.query_params.get("limit", str(_FEW)))
         text = request.query_params.get("q", "")
         known = kept.known()
         headlines = None if known is None else known.scores.headlines
-        return JSONResponse(search_data(run, viewed.database, kept.tokens, headlines, text, limit))
+        return JSONAnswer(search_data(run, viewed.database, kept.tokens, headlines, text, limit))
 
-    def glance(request: Request) -> JSONResponse:
-        return JSONResponse(glance_data(run, viewed.database, request.path_params["neuron"]))
+    def glance(request: Request) -> JSONAnswer:
+        return JSONAnswer(glance_data(run, viewed.database, request.path_params["neuron"]))
 
-    def glances(request: Request) -> JSONResponse:
+    def glances(request: Request) -> JSONAnswer:
         names = request.query_params.get("of", "").split(",")
         if len(names) > _MANY:
             raise UsageError(f"{len(names)} neurons are too many; name up to {_MANY}")
         with run.database(read_only=True) as database:
-            return JSONResponse([glance_data(run, database, name) for name in names])
+            return JSONAnswer([glance_data(run, database, name) for name in names])
 
     return [
         Route("/api/maps", maps),

@@ -17,7 +17,6 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import UsageError
@@ -25,6 +24,7 @@ from fastexplain.rating.session import RatingSession
 from fastexplain.rating.tasks import Task
 from fastexplain.records import NeuronId
 from fastexplain.run.ratings import Judgement
+from fastexplain.viewer.answers import JSONAnswer
 from fastexplain.viewer.viewed import Viewed, body_of
 
 # Raters whose order of neurons is kept; it takes some seconds to find where neurons are many.
@@ -61,9 +61,9 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     def answering(
         act: Callable[[RatingSession, dict[str, Any]], Task | None],
     ) -> Callable[[Request], Any]:
-        async def answer(request: Request) -> JSONResponse:
+        async def answer(request: Request) -> JSONAnswer:
             asked = await body_of(request)
-            return JSONResponse(await run_in_threadpool(sessions.answer, act, asked))
+            return JSONAnswer(await run_in_threadpool(sessions.answer, act, asked))
 
         return answer
 

@@ -46,7 +46,7 @@ def serve(
             not this machine's own and there is no password, the other run has other neurons, or
             the simulator's settings make no sense.
     """
-    needed = ("starlette", "threadpoolctl", "uvicorn")
+    needed = ("orjson", "starlette", "threadpoolctl", "uvicorn")
     missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
         raise UsageError(

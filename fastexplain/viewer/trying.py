@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
 from fastexplain.errors import UsageError
 from fastexplain.records import NeuronId
+from fastexplain.viewer.answers import JSONAnswer
 from fastexplain.viewer.background import Background, OvertakenError
 from fastexplain.viewer.viewed import Viewed, body_of
 
@@ -44,10 +44,10 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     run, background = viewed.run, Background(viewed)
     simulations = _simulations(viewed)
 
-    def subject(request: Request) -> JSONResponse:
+    def subject(request: Request) -> JSONAnswer:
         if request.method == "POST":
             background.begin()
-        return JSONResponse(background.state())
+        return JSONAnswer(background.state())
 
     def tried(asked: dict[str, Any]) -> dict[str, Any]:
         text, page = _text(asked, "text"), asked.get("page")
@@ -69,10 +69,10 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
 
         return simulated_data(run, _neuron(viewed, asked), _text(asked, "explanation"))
 
-    def simulator(_: Request) -> JSONResponse:
+    def simulator(_: Request) -> JSONAnswer:
         from fastexplain.viewer.simulating import without_simulator
 
-        return JSONResponse(without_simulator(run) if simulations is None else simulations.state())
+        return JSONAnswer(without_simulator(run) if simulations is None else simulations.state())
 
     def by_model(asked: dict[str, Any], *, cost: bool = False) -> dict[str, Any]:
         neuron, text = _neuron(viewed, asked), _text(asked, "explanation")
@@ -83,8 +83,8 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         return (simulations.estimate if cost else simulations.ask)(neuron, text)
 
     def answering(act: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
-        async def answer(request: Request) -> JSONResponse:
-            return JSONResponse(await run_in_threadpool(act, await body_of(request)))
+        async def answer(request: Request) -> JSONAnswer:
+            return JSONAnswer(await run_in_threadpool(act, await body_of(request)))
 
         return answer
 
