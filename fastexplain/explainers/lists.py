@@ -128,13 +128,14 @@ def mean_text(mean: float) -> str:
 def simulate_list(
     entries: Sequence[dict[str, Any]], default: float, token_ids: np.ndarray
 ) -> np.ndarray:
-    """What a stored list says of one excerpt, float32 `[tokens]`; `token_ids` is int `[tokens]`."""
-    means = {tuple(entry["ids"]): entry["mean"] for entry in entries}
-    ids = token_ids.tolist()
-    return np.array(
-        [
-            means.get((before, token), means.get((token,), default))
-            for before, token in zip([None, *ids], ids, strict=False)
-        ],
-        np.float32,
-    )
+    """What a stored list says of excerpts, float32 of the shape of `token_ids`, int `[..., T]`."""
+    found = np.full(token_ids.shape, default, np.float32)
+    # A pair says more than its token; of two entries of the same tokens the last one counts.
+    for entry in sorted(entries, key=lambda entry: len(entry["ids"])):
+        *before, token = entry["ids"]
+        holds = token_ids == token
+        for previous in before:
+            holds[..., 1:] &= token_ids[..., :-1] == previous
+            holds[..., :1] = False
+        found[holds] = entry["mean"]
+    return found

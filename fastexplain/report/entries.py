@@ -19,7 +19,7 @@ from fastexplain.records import NeuronRecord
 from fastexplain.results import StoredExplanation
 from fastexplain.run.directory import Run
 
-_SEARCHED = 4096  # excerpts of the corpus, which are shuffled; a search of these takes 1 ms
+_SEARCHED = 4096  # excerpts of the corpus, which are shuffled
 _BEFORE, _AFTER = 24, 16  # characters of a context
 _WORD = 16  # characters of a word on either side of its piece
 
@@ -108,13 +108,40 @@ def whole_words(run: Run, rows: Iterable[StoredExplanation]) -> dict[int, str]:
     return texts
 
 
+class SearchedCorpus:
+    """The corpus's searched part, by token.
+
+    Args:
+        token_ids: int32 `[E, T]`.
+    """
+
+    def __init__(self, token_ids: np.ndarray) -> None:
+        self._ids = token_ids.ravel()
+        self._length = token_ids.shape[1]
+        self._order = np.argsort(self._ids, kind="stable").astype(np.int32)
+        self._sorted = self._ids[self._order].astype(np.int64)
+
+    def first(self, ids: list[int], skip: int) -> tuple[int, int] | None:
+        """Where tokens first stand one after another, the last one counted; excerpt and place."""
+        low, high = np.searchsorted(self._sorted, [ids[-1], ids[-1] + 1])
+        ends = self._order[low:high]
+        places = ends % self._length
+        holds = places >= skip
+        if len(ids) > 1:
+            holds &= (places > 0) & (self._ids[ends - 1] == ids[0])
+        first = int(holds.argmax()) if len(holds) else 0
+        return divmod(int(ends[first]), self._length) if holds[first : first + 1].any() else None
+
+
 def _place_in_corpus(run: Run, ids: list[int], skip: int) -> _Place | None:
     """The first place in the corpus where the tokens stand one after another."""
-    excerpts, ends = _ends(run.excerpts[:_SEARCHED], ids, skip)
-    if not len(excerpts):
+    if SearchedCorpus not in run.derived:
+        run.derived[SearchedCorpus] = SearchedCorpus(run.excerpts[:_SEARCHED])
+    found = run.derived[SearchedCorpus].first(ids, skip)
+    if found is None:
         return None
-    excerpt, last = int(excerpts[0]), int(ends[0])
-    tokens = run.token_texts(run.excerpt(excerpt).tolist())
+    excerpt, last = found
+    tokens = run.excerpt_texts(excerpt)
     return _Place(tokens, last + 1 - len(ids), last + 1, f"text {excerpt}", None)
 
 
@@ -125,7 +152,7 @@ def _ends(token_ids: np.ndarray, ids: list[int], skip: int) -> tuple[np.ndarray,
         holds[:, 1:] &= token_ids[:, :-1] == ids[0]
         holds[:, 0] = False
     holds[:, :skip] = False
-    excerpts, places = np.nonzero(holds)
+    excerpts, places = np.divmod(np.flatnonzero(holds), holds.shape[1])
     return excerpts, places
 
 
@@ -138,7 +165,9 @@ def _shown(entry: dict[str, Any], place: _Place | None) -> ShownEntry:
         before, own, after = (
             "".join(part) for part in (tokens[:start], tokens[start:stop], tokens[stop:])
         )
-    left, right = _ends_of_word(before, own)[0], _ends_of_word(own, after)[1]
+    # One letter more than is shown says that there are more.
+    left = _ends_of_word(before[-_WORD - 1 :], own)[0]
+    right = _ends_of_word(own, after[: _WORD + 1])[1]
     left = left if len(left) <= _WORD else f"…{left[-_WORD:]}"
     right = right if len(right) <= _WORD else f"{right[:_WORD]}…"
     token = f"{token}·{right}" if right else token

@@ -17,6 +17,9 @@ MOST_AROUND = 8
 _MARKS = (0.25, 0.5, 0.75, 0.9, 0.99, 0.999)  # shares of the excerpts
 _OF_A_BIN = 2  # excerpts that are shown
 
+# Powers of ten at their exponents, and at those below 0, from the end, 1.
+_UP = np.concatenate([10.0 ** np.arange(309), np.ones(309)])
+
 
 def four_digits(values: np.ndarray) -> list[Any]:
     """Numbers with four significant digits, as nested as the array; None where there is none.
@@ -27,9 +30,9 @@ def four_digits(values: np.ndarray) -> list[Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         digits = 3 - np.floor(np.log10(np.abs(exact)))
     finite = np.isfinite(exact)
-    digits = np.where(np.isfinite(digits), digits, 0)
+    digits = np.where(np.isfinite(digits), digits, 0).astype(np.intp)
     # Powers of ten are exact up to 10**22; the quotient is then the number that is written so.
-    up, down = (10.0 ** np.maximum(sign * digits, 0) for sign in (1, -1))
+    up, down = _UP[digits], _UP[-digits]
     rounded = np.round(exact * up / down) / up * down
     found: list[Any] = rounded.tolist()
     if not finite.all():
@@ -52,7 +55,7 @@ def excerpts_data(
     before, after = _around(run, wanted)
 
     def tokens(id_: int) -> Sequence[str]:
-        return known[id_] if id_ in known else run.token_texts(run.excerpt(id_).tolist())
+        return known[id_] if id_ in known else run.excerpt_texts(id_)
 
     return {
         str(id_): {"tokens": tokens(id_), "before": first, "after": last}
@@ -89,8 +92,7 @@ def context_data(run: Run, excerpt: int, before: int = 1, after: int = 1) -> dic
             here = _around(run, np.array([here], np.int64))[side][0]
             if here is None:
                 break
-            tokens = run.token_texts(run.excerpt(here).tolist())
-            found.append({"excerpt": here, "tokens": tokens})
+            found.append({"excerpt": here, "tokens": run.excerpt_texts(here)})
         return found
 
     return {"before": walk(0, before)[::-1], "after": walk(1, after)}
@@ -113,17 +115,20 @@ def histogram_data(found: Statistics) -> dict[str, Any]:
         open: below the histogram's lowest edge, above its highest) and `count`; `marks`, for some
         shares of the excerpts the bin, by its place in `bins`, which that quantile lies in.
     """
-    there = np.nonzero(found.histogram)[0]
+    there = np.flatnonzero(found.histogram)
     if not len(there):
         return {"bins": [], "marks": []}
     first, last = int(there[0]), int(there[-1])
+    edges, counts = _edges(found), found.histogram.tolist()
     return {
         "bins": [
-            dict(zip(("low", "high"), _edges(found, place), strict=True))
-            | {"count": int(found.histogram[place])}
+            {"low": edges[place], "high": edges[place + 1], "count": counts[place]}
             for place in range(first, last + 1)
         ],
-        "marks": [{"share": share, "bin": _bin_of(found, share) - first} for share in _MARKS],
+        "marks": [
+            {"share": share, "bin": place - first}
+            for share, place in zip(_MARKS, _bins_of_marks(found), strict=True)
+        ],
     }
 
 
@@ -135,22 +140,22 @@ def banded(found: Statistics) -> list[dict[str, Any]]:
         largest activation lies in; null for an open end. What it is on each token is not stored.
     """
     rows: dict[int, dict[str, Any]] = {}
-    for share in reversed(_MARKS):
-        place = _bin_of(found, share)
-        low, high = _edges(found, place)
+    edges = _edges(found)
+    for share, place in zip(_MARKS[::-1], _bins_of_marks(found)[::-1], strict=True):
         for excerpt in found.histogram_excerpts[place, :_OF_A_BIN].tolist():
             if excerpt >= 0:
-                row = {"excerpt": excerpt, "share": share, "low": low, "high": high}
-                rows.setdefault(excerpt, row)
+                ends = {"low": edges[place], "high": edges[place + 1]}
+                rows.setdefault(excerpt, {"excerpt": excerpt, "share": share} | ends)
     return list(rows.values())
 
 
-def _bin_of(found: Statistics, share: float) -> int:
+def _bins_of_marks(found: Statistics) -> list[int]:
+    """The bin that each quantile of `_MARKS` lies in."""
     counts = np.cumsum(found.histogram)
-    return int(np.searchsorted(counts, share * counts[-1]))
+    places: list[int] = np.searchsorted(counts, np.array(_MARKS) * counts[-1]).tolist()
+    return places
 
 
-def _edges(found: Statistics, place: int) -> tuple[float | None, float | None]:
-    edges = found.histogram_edges
-    low = float(edges[place - 1]) if place else None
-    return low, float(edges[place]) if place < len(edges) else None
+def _edges(found: Statistics) -> list[float | None]:
+    """Where each bin begins and, next to it, ends; None for the ends that are open."""
+    return [None, *found.histogram_edges.tolist(), None]

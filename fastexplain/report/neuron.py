@@ -198,11 +198,10 @@ def simulated_of(
 
 def _by_text(run: Run, row: StoredExplanation, excerpts: Iterable[int]) -> dict[int, np.ndarray]:
     """What a lookup explanation's text says of excerpts, as `Simulated` has it."""
-    default = row.parameters["default"]
-    found = {id_: simulate_list(row.data, default, run.excerpt(id_)) for id_ in excerpts}
-    for values in found.values():
-        values[: run.skip] = np.nan  # not counted
-    return found
+    ids = list(excerpts)
+    values = simulate_list(row.data, row.parameters["default"], run.excerpts_of(ids))
+    values[:, : run.skip] = np.nan  # not counted
+    return dict(zip(ids, values, strict=True))
 
 
 def _exemplar_data(exemplar: Exemplar) -> dict[str, Any]:

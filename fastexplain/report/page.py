@@ -221,16 +221,17 @@ def _table_rows(run: Run, record: NeuronRecord) -> list[dict[str, Any]]:
         # A rare token needs more than one high place: the lookup's own shrinkage.
         weight = 0.5 if name == "tokens" else 2.0
         estimate = (sums + weight * overall) / (counts + weight)
-        for row in first_places(_ROWS, -estimate).tolist():
-            if sums[row] > 0:
-                texts = run.token_texts(ids[row].tolist())
-                mean = float(sums[row] / counts[row])
+        rows = first_places(_ROWS, -estimate)
+        of_rows = (ids[rows].tolist(), sums[rows].tolist(), counts[rows].tolist())
+        for own, total, count in zip(*of_rows, strict=True):
+            if total > 0:
+                texts = run.token_texts(own)
                 found.append(
                     {
                         "token": texts[-1],
                         "previous": texts[0] if len(texts) > 1 else None,
-                        "mean": float(f"{mean:.4g}"),
-                        "count": int(counts[row]),
+                        "mean": float(f"{total / count:.4g}"),
+                        "count": count,
                     }
                 )
     return found

@@ -15,8 +15,9 @@ Reading is lazy: only the slices that are asked for leave the disk. `run/writing
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ _NEURONS_FIRST = (
 _ROWS = (
     "tables.tokens", "tables.pairs", "tables.triples", "tables.situations", "regression.products",
 )  # fmt: skip
+
+_KNOWN = 4096  # excerpts whose texts are kept, in 1 kB each
 
 
 def open_run(path: str | Path) -> Run:
@@ -214,6 +217,10 @@ class Run:
         """Consecutive tokens as text, none empty; U+FFFD is a part of a character of later ones."""
         return self._texts(tokens)
 
+    def excerpt_texts(self, excerpt: int) -> list[str]:
+        """An excerpt's tokens as text, as in `token_texts`."""
+        return self._known_excerpt(excerpt)[1].copy()
+
     @cached_property
     def vocabulary(self) -> list[bytes]:
         """The bytes of every id of the tokenizer; of a few they are none."""
@@ -308,9 +315,8 @@ class Run:
         found = []
         for excerpt, own in zip(ids, widen(acts), strict=True):
             if excerpt >= 0:
-                token_ids = self.excerpt(int(excerpt))
-                tokens = self.token_texts(token_ids.tolist())
-                found.append(Exemplar(int(excerpt), token_ids, tokens, own))
+                token_ids, tokens = self._known_excerpt(int(excerpt))
+                found.append(Exemplar(int(excerpt), token_ids.copy(), tokens.copy(), own))
         return found
 
     def _statistics(self, neuron: NeuronId) -> Statistics:
@@ -324,6 +330,17 @@ class Run:
             histogram_edges=histogram_edges().astype(np.float64),
             histogram_excerpts=self.array(site, "histogram.excerpts", index),
         )
+
+    @cached_property
+    def _known_excerpt(self) -> Callable[[int], tuple[np.ndarray, list[str]]]:
+        """An excerpt's token ids, and their texts. Neurons share the random ones."""
+
+        @functools.lru_cache(_KNOWN)
+        def known(excerpt: int) -> tuple[np.ndarray, list[str]]:
+            token_ids = self.excerpt(excerpt)
+            return token_ids, self.token_texts(token_ids.tolist())
+
+        return known
 
     @property
     def _tokens(self) -> int:

@@ -56,16 +56,14 @@ def held_out(
 
     used = np.concatenate([EXPLANATION_RANKS, own])
     taken = top_ids[:, used[used < count]]
-    own_slots = range(first_slot, len(random_ids), _SLOT_STEP)
+    own_slots = np.arange(first_slot, len(random_ids), _SLOT_STEP)
+    candidates = random_ids[own_slots]
+    free = (taken[:, None, :] != candidates[:, None]).all(axis=2) & (candidates != _EMPTY)
     most = len(own_slots) if every else RANDOM_EXCERPTS
+    places = np.cumsum(free, axis=1) - 1  # of those that are free
+    neurons, chosen = np.nonzero(free & (places < most))
     slots = np.full((len(top_ids), most), _EMPTY, dtype=np.int32)
-    filled = np.zeros(len(top_ids), dtype=np.int64)
-    # One candidate at a time for all neurons: there are about eight.
-    for slot in own_slots:
-        if random_ids[slot] != _EMPTY:
-            free = (taken != random_ids[slot]).all(axis=1) & (filled < most)
-            slots[free, filled[free]] = slot
-            filled[free] += 1
+    slots[neurons, places[neurons, chosen]] = own_slots[chosen]
     return ranks, slots
 
 

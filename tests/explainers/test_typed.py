@@ -37,6 +37,30 @@ def test_a_pair_goes_before_its_token(planted_run: Run) -> None:
     )
 
 
+_IDS = st.integers(0, 3)
+_ENTRIES = st.lists(
+    st.fixed_dictionaries(
+        {"ids": st.lists(_IDS, min_size=1, max_size=2), "mean": st.integers(1, 99)}
+    ),
+    max_size=6,
+)
+
+
+@given(_ENTRIES, st.lists(st.lists(_IDS, min_size=5, max_size=5), max_size=4))
+def test_a_list_says_of_each_token_what_its_last_entry_of_most_tokens_says(entries, rows) -> None:
+    token_ids = np.array(rows, np.int32).reshape(-1, 5)
+    means = {tuple(entry["ids"]): entry["mean"] for entry in entries}
+    expected = [
+        [
+            means.get((row[place - 1], token) if place else (), means.get((token,), 0.5))
+            for place, token in enumerate(row)
+        ]
+        for row in rows
+    ]
+    found = simulate_list(entries, 0.5, token_ids)
+    assert found.dtype == np.float32 and found.tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

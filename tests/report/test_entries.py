@@ -8,10 +8,12 @@ import itertools
 import numpy as np
 import planted
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.records import NeuronId
-from fastexplain.report.entries import shown_entries, whole_words
+from fastexplain.report.entries import SearchedCorpus, shown_entries, whole_words
 
 
 @pytest.fixture
@@ -97,3 +99,22 @@ def test_a_list_of_an_earlier_version_has_its_text_alone(explained) -> None:
     old = [{"token": "cat", "previous": None, "mean": 1.0, "count": 3}]
     row = dataclasses.replace(explanation(planted.CAT), data=old)
     assert shown_entries(run, row) == [] and whole_words(run, [row]) == {}
+
+
+_IDS = st.integers(0, 3)
+
+
+@given(
+    st.lists(st.lists(_IDS, min_size=6, max_size=6), min_size=1, max_size=5),
+    st.lists(st.integers(0, 4), min_size=1, max_size=2),
+    st.integers(0, 3),
+)
+def test_the_first_place_in_the_corpus_is_the_first_one(rows, wanted, skip) -> None:
+    places = (
+        (excerpt, last)
+        for excerpt, row in enumerate(rows)
+        for last in range(max(skip, len(wanted) - 1), 6)
+        if row[last + 1 - len(wanted) : last + 1] == wanted
+    )
+    corpus = SearchedCorpus(np.array(rows, np.int32))
+    assert corpus.first(wanted, skip) == next(places, None)

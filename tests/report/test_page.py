@@ -126,6 +126,14 @@ def test_four_digits_are_those_that_python_writes(values: np.ndarray) -> None:
             assert shown is None
 
 
+def test_numbers_below_all_powers_of_ten_are_0() -> None:
+    assert four_digits(np.array([5e-324, -1.23456e-300, 1.23456e300])) == [
+        0,
+        -1.235e-300,
+        1.235e300,
+    ]
+
+
 def test_similar_neurons_are_those_of_the_highest_correlations(explained: Run) -> None:
     acts = explained.array(0, "random.activations")[:, explained.skip :]
     flat = acts.reshape(-1, acts.shape[-1]).astype(np.float64)

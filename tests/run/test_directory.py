@@ -138,3 +138,15 @@ def test_one_neuron_is_predicted_as_all_are_and_without_reading_whole_layers(
     for excerpt, values in found.items():
         np.testing.assert_array_equal(values, expected[excerpt])
     assert set(read) == {"0 random.ids"}
+
+
+def test_texts_of_an_excerpt_are_the_readers_own(planted_run: Run) -> None:
+    expected = planted_run.token_texts(planted_run.excerpt(3).tolist())
+    planted_run.excerpt_texts(3).clear()
+    assert planted_run.excerpt_texts(3) == expected
+    for _ in range(2):
+        record = planted_run.neuron("0:1")
+        for exemplar in (*record.top, *record.random):
+            assert exemplar.tokens == planted_run.token_texts(exemplar.token_ids.tolist())
+            exemplar.tokens.clear()
+            exemplar.token_ids[:] = 0

@@ -14,14 +14,14 @@ tops = st.lists(ids, unique=True, max_size=24)
 randoms = st.lists(ids, unique=True, max_size=25)
 
 
-def plain_test_split(top, random):
+def plain_test_split(top, random, most=5):
     """The rule as it is written, for one neuron."""
     ranks = [r for r in range(3, 20, 4) if r < len(top)]
     explanation = {top[r] for r in range(0, 20, 4) if r < len(top)}
     slots = []
     for slot in range(2, len(random), 3):
         used = explanation | {top[r] for r in ranks}
-        if random[slot] not in used and len(slots) < 5:
+        if random[slot] not in used and len(slots) < most:
             slots.append(slot)
     return ranks, slots
 
@@ -47,6 +47,14 @@ def test_the_test_split_follows_the_rule(rows, random):
 @given(tops, randoms)
 def test_one_neuron_needs_no_padding(top, random):
     assert dealt([top], random, len(top)) == [plain_test_split(top, random)]
+
+
+@given(tops, randoms)
+def test_where_prediction_is_free_all_random_excerpts_of_the_split_score(top, random):
+    [ranks], [slots] = held_out(np.array([top], np.int64), np.array(random, np.int64), every=True)
+    expected = plain_test_split(top, random, most=len(random))
+    assert (ranks[ranks >= 0].tolist(), slots[slots >= 0].tolist()) == expected
+    assert len(slots) == len(range(2, len(random), 3))
 
 
 @given(tops, randoms)
