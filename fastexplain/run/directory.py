@@ -232,8 +232,7 @@ class Run:
         swept = self.manifest["sweep"]["excerpts"]
         if excerpt >= swept:
             return self._read(CONTEXT[0], (excerpt - swept,))
-        # Where all are in memory, what one takes to be read and verified is saved.
-        if "excerpts" in vars(self):
+        if "excerpts" in vars(self):  # all are in memory, and verified
             return self.excerpts[excerpt].copy()
         return self._read("tokens", (excerpt,))
 

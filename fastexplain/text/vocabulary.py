@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import re
@@ -60,13 +59,13 @@ class Texts:
     def __call__(self, ids: Iterable[int]) -> list[str]:
         """See `texts`."""
         wanted, alone = list(ids), self._alone
-        try:
-            return [alone[id_] for id_ in wanted]
-        except KeyError:
-            for id_ in set(wanted) - alone.keys():
-                with contextlib.suppress(UnicodeDecodeError):
+        for id_ in wanted:
+            if id_ not in alone:
+                try:
                     alone[id_] = (self._bytes_of(id_) or _unknown(id_)).decode()
-            return texts(wanted, self._bytes_of)
+                except UnicodeDecodeError:
+                    return texts(wanted, self._bytes_of)
+        return [alone[id_] for id_ in wanted]
 
 
 def _unknown(id_: int) -> bytes:
