@@ -14,6 +14,16 @@ FLAGS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
+# What moved on a page without anybody's doing, in `shifts`.
+SHIFTS = """
+    window.shifts = [];
+    const told = ({ value, sources }) =>
+        `${value} ${sources.map(({ node }) => node?.outerHTML?.slice(0, 80))}`;
+    new PerformanceObserver((found) => {
+        shifts.push(...found.getEntries().filter((each) => !each.hadRecentInput).map(told));
+    }).observe({ type: "layout-shift", buffered: true });
+"""
+
 # The gravest impacts that axe-core knows.
 GRAVE = ("serious", "critical")
 
@@ -39,7 +49,8 @@ def open_page(browser: Browser, serve: Callable[..., str]) -> Iterator[Callable[
     """Opens an address and waits until the page is there.
 
     A test that uses it fails if a page had an error, or anything written to its console; one that
-    is still loading when the test ends has the viewer until it is closed.
+    is still loading when the test ends has the viewer until it is closed. What moved on a page by
+    itself is in its `shifts`.
     """
     contexts: list[BrowserContext] = []
     problems: list[str] = []
@@ -50,6 +61,7 @@ def open_page(browser: Browser, serve: Callable[..., str]) -> Iterator[Callable[
     def open_address(address: str, **options: object) -> Page:
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
+        page.add_init_script(SHIFTS)
         page.on("console", noted)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(address)

@@ -201,15 +201,6 @@ def test_search_as_one_types(
     page.wait_for_url("**#/neuron/**")
 
 
-SHIFTS = """() => {
-    window.shifts = [];
-    const told = ({ value, sources }) =>
-        `${value} ${sources.map(({ node }) => node?.outerHTML?.slice(0, 80))}`;
-    new PerformanceObserver((found) => window.shifts.push(...found.getEntries().map(told)))
-        .observe({ type: "layout-shift" });
-}"""
-
-
 def test_what_is_explained_meanwhile_is_shown(
     run: Run,
     serve: Callable[..., str],
@@ -244,7 +235,7 @@ def test_what_is_explained_meanwhile_is_shown(
     page.keyboard.press("+")
     page.wait_for_function("() => history.state?.picture?.zoom > 1")
     part = page.evaluate("history.state.picture")
-    page.evaluate(SHIFTS)
+    page.evaluate("shifts.length = 0")
     explain(12, 60)
     expect(page.locator(".legend")).to_contain_text("Without a value: 60 neurons", timeout=20_000)
     expect(best.first).to_contain_text("text of 59")
@@ -260,7 +251,7 @@ def test_what_is_explained_meanwhile_is_shown(
     expect(best.first).to_contain_text("text of 60", timeout=20_000)
     expect(best.nth(4).get_by_role("link")).to_have_text(name)
     expect(best.nth(4).get_by_role("link")).to_be_focused()
-    assert page.evaluate("window.shifts") == []
+    assert page.evaluate("shifts") == []
 
 
 def test_a_viewer_that_nobody_looks_at_is_not_asked(

@@ -4,6 +4,7 @@ import { barRows, distributionChart } from "./charts.js";
 import { cut, element, explanation, number } from "./dom.js";
 import { mapSection } from "./map.js";
 import { live, load, offers, run } from "./source.js";
+import { steadySection } from "./steady.js";
 import { watchProgress } from "./watching.js";
 
 const LISTS = {
@@ -32,19 +33,15 @@ export async function overviewPage(content, { query, signal }) {
   let look = () => {};
   const map = mapSection(found, maps, key, () => look(), signal);
   const rest = element("div", { class: "overview-rest" }, element("p", { class: "quiet" }, "Loading…"));
-  content.replaceChildren(
-    ...runHeading(found),
-    map.section,
-    rest,
-    element("section", {}, element("h2", {}, "The run"), runTable(found)),
-  );
+  content.replaceChildren(...runHeading(found), map.section, rest);
   if (progress) map.follow(progress);
   await map.show(key);
-  const parts = restParts(rest, map, signal);
+  const parts = restParts(rest, found, map, signal);
   parts.fill();
   let { made } = progress ?? {};
   look = watchProgress((now) => {
     map.follow(now);
+    parts.settle();
     if (now.made === made) return;
     made = now.made;
     parts.fill();
@@ -76,14 +73,16 @@ function corpusName({ corpus }) {
   return (corpus.sources ?? []).join(", ") || "texts";
 }
 
-/** Lists, distributions and what was made; `fill` loads them, and shows what is not shown already. */
-function restParts(rest, map, signal) {
+/** Lists, distributions, what was made, and the run; `fill` loads them, and shows what is not shown already. */
+function restParts(rest, found, map, signal) {
   const kinds = [
     ["Neurons to look at", ({ lists }) => lists, listsOf],
     ["By layer", ({ distributions }) => distributions, chartsOf],
     ["What was made", ({ explanations, cost }) => ({ explanations, cost }), madeOf],
   ];
-  const sections = kinds.map(() => ({ node: element("section"), shown: null }));
+  const sections = kinds.map(([title]) => ({ ...steadySection(title), shown: null }));
+  // Last, and not before the others are there: nothing is below what grows as it is loaded.
+  const own = element("section", {}, element("h2", {}, "The run"), runTable(found));
 
   async function fill() {
     let data;
@@ -92,34 +91,22 @@ function restParts(rest, map, signal) {
     } catch (error) {
       // What is there already stays true.
       if (signal.aborted || rest.contains(sections[0].node)) return;
-      rest.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message));
+      rest.replaceChildren(element("p", { class: "failure", role: "alert" }, error.message), own);
       return;
     }
     if (signal.aborted) return;
     map.offer(new Set(data.distributions.map(({ key }) => key)));
-    kinds.forEach(([title, part, filled], place) => {
-      const own = sections[place];
+    kinds.forEach(([, part, filled], place) => {
+      const section = sections[place];
       const text = JSON.stringify(part(data));
-      if (text === own.shown) return;
-      own.shown = text;
-      replaceWithin(own.node, [element("h2", {}, title), filled(part(data))].flat());
+      if (text === section.shown) return;
+      section.shown = text;
+      section.show([filled(part(data))].flat().filter(Boolean));
     });
-    if (!rest.contains(sections[0].node)) rest.replaceChildren(...sections.map(({ node }) => node));
+    if (!rest.contains(sections[0].node)) rest.replaceChildren(...sections.map(({ node }) => node), own);
   }
 
-  return { fill };
-}
-
-/** Replace what is in a section; what was unfolded stays so, and a link keeps the focus. */
-function replaceWithin(section, content) {
-  const focused = section.contains(document.activeElement) ? document.activeElement : null;
-  const open = [...section.querySelectorAll("details")].map((each) => each.open);
-  section.replaceChildren(...content.filter(Boolean));
-  section.querySelectorAll("details").forEach((each, place) => { each.open = open[place] ?? false; });
-  if (!focused) return;
-  const same = [...section.querySelectorAll("a, summary")].find((each) =>
-    each.tagName === focused.tagName && each.getAttribute("href") === focused.getAttribute("href"));
-  same?.focus({ preventScroll: true });
+  return { fill, settle: () => sections.forEach((section) => section.settle()) };
 }
 
 function listsOf(lists) {
