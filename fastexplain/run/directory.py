@@ -30,6 +30,7 @@ from fastexplain.kernels.scalars import histogram_edges
 from fastexplain.kernels.summary import widen
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord, SignClass, Statistics
 from fastexplain.run.arrays import ArrayFile
+from fastexplain.run.context import neighbours_of
 from fastexplain.run.layout import (
     ADDED,
     CONTEXT,
@@ -257,20 +258,8 @@ class Run:
 
     @cached_property
     def neighbours(self) -> np.ndarray:
-        """The excerpts directly before and behind each one of `places`, int32 `[2, excerpts]`.
-
-        -1 where the run has none. Made once: of a million excerpts it takes a fifth of a second.
-        """
-        documents, offsets = self.places["document"], self.places["offset"]
-        length = self._tokens
-        order = np.lexsort((offsets, documents)).astype(np.int32)
-        first, second = order[:-1], order[1:]
-        adjoin = documents[first] == documents[second]
-        adjoin &= offsets[second] - offsets[first] == length
-        found = np.full((2, len(order)), -1, np.int32)
-        found[0, second[adjoin]] = first[adjoin]
-        found[1, first[adjoin]] = second[adjoin]
-        return found
+        """See `context.neighbours_of`, for all of `places`."""
+        return neighbours_of(self.places, self._tokens)
 
     @cached_property
     def excerpts(self) -> np.ndarray:
