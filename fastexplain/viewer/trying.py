@@ -4,6 +4,7 @@ GET  /api/subject   `Background.state`
 POST /api/subject   the same, once its loading is begun
 POST /api/try       {text, page, neuron?}   all neurons ranked, or one followed; `Background.state`
                                             where the subject was not loaded, which is begun
+                    {excerpt, page, neuron}  one followed on an excerpt of the run
 POST /api/simulate  {neuron, explanation}   a list, simulated and scored
 GET  /api/simulator        `Simulations.state`, or `simulating.without_simulator`
 POST /api/simulate/cost    {neuron, explanation}   `Simulations.estimate`
@@ -30,6 +31,10 @@ from fastexplain.viewer.background import Background, OvertakenError
 from fastexplain.viewer.viewed import Viewed, body_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from fastexplain.run.directory import Run
+    from fastexplain.subject.activations import Text
     from fastexplain.viewer.simulating import Simulations
 
 MOST_CHARACTERS = 4000
@@ -50,12 +55,15 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
         return JSONAnswer(background.state())
 
     def tried(asked: dict[str, Any]) -> dict[str, Any]:
-        text, page = _text(asked, "text"), asked.get("page")
+        page = asked.get("page")
+        text = _text(asked, "text") if asked.get("excerpt") is None else _excerpt(run, asked)
         if not isinstance(page, str) or len(page) > 40:
             raise UsageError("`page` is a name of up to 40 characters")
         neuron = None if asked.get("neuron") is None else _neuron(viewed, asked)
         if neuron is not None and neuron.place:
             raise UsageError(f"{neuron} is no neuron of a layer's MLP, which alone can be tried")
+        if neuron is None and not isinstance(text, str):
+            raise UsageError("name the `neuron` that is followed on the excerpt")
         if background.state()["state"] != "ready":
             background.begin()
             return background.state()
@@ -110,7 +118,7 @@ def _simulations(viewed: Viewed) -> Simulations | None:
 
 
 def _tried(
-    background: Background, viewed: Viewed, page: str, text: str, neuron: NeuronId | None
+    background: Background, viewed: Viewed, page: str, text: Text, neuron: NeuronId | None
 ) -> dict[str, Any]:
     from fastexplain.report.finding import activated_data
     from fastexplain.report.trying import followed_data
@@ -133,6 +141,14 @@ def _neuron(viewed: Viewed, asked: dict[str, Any]) -> NeuronId:
     if not isinstance(name, str):
         raise UsageError("name a neuron, such as 5:131")
     return viewed.run.check(NeuronId.parse(name[:100]))
+
+
+def _excerpt(run: Run, asked: dict[str, Any]) -> np.ndarray:
+    """Token ids of one of the run's excerpts."""
+    excerpt, count = asked["excerpt"], run.manifest["sweep"]["excerpts"]
+    if type(excerpt) is not int or not 0 <= excerpt < count:
+        raise UsageError(f"`excerpt` is a number from 0 to {count - 1}, as the run's excerpts have")
+    return run.excerpt(excerpt)
 
 
 def _text(asked: dict[str, Any], name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import planted
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -183,6 +184,25 @@ def test_texts_are_run_and_bounded(address: str, ask: Callable[..., httpx.Respon
         answer = ask("try", body | wrong)
         assert answer.status_code == 400 and line in answer.json()["error"], wrong
     assert ask("try", body | {"text": "cat \ud800 cat", "neuron": CAT}).status_code == 200
+
+
+def test_a_neuron_is_followed_on_an_excerpt_of_the_run(
+    address: str, ask: Callable[..., httpx.Response], planted_run: Run
+) -> None:
+    loaded(address, ask)
+    exemplar = planted_run.neuron(CAT).random[3]
+    body = {"excerpt": exemplar.excerpt, "page": "p", "neuron": CAT}
+    found = ask("try", body).json()
+    assert found["tokens"] == exemplar.tokens and found["values"][0] is None
+    np.testing.assert_allclose(found["values"][1:], exemplar.activations[1:], rtol=1e-3, atol=1e-5)
+    for wrong, line in (
+        ({"excerpt": 400}, "a number from 0 to 399"),
+        ({"excerpt": -1}, "a number from 0 to 399"),
+        ({"excerpt": True}, "a number from 0 to 399"),
+        ({"neuron": None}, "name the `neuron`"),
+    ):
+        answer = ask("try", body | wrong)
+        assert answer.status_code == 400 and line in answer.json()["error"], wrong
 
 
 def test_a_text_has_the_subject_loaded(planted_run: Run) -> None:

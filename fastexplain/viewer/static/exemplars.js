@@ -2,13 +2,14 @@
 
 import { element, number } from "./dom.js";
 import { signLists } from "./signs.js";
-import { live, load } from "./source.js";
+import { live, load, send } from "./source.js";
+import { subjectLoaded } from "./subject.js";
 import { tokenView } from "./tokens.js";
 
 const KINDS = {
   top: ["Top", "t", "The excerpts with the largest activations, largest first."],
   bottom: ["Bottom", "b", "The excerpts with the most negative activations, most negative first."],
-  quantile: ["By quantile", "q", "Random excerpts from the parts of the neuron's own distribution. Where they are no top or random ones, only the range of their largest activation is stored."],
+  quantile: ["By quantile", "q", "Random excerpts from the parts of the neuron's own distribution. Of those that are no top or random ones only the range of the largest activation is stored."],
   random: ["Random", "r", "Random excerpts, the same for all neurons."],
   signs: ["By signs", "g", "By whether the neuron's two factors, f(gate) and up, are above 0: the excerpts with the largest |activation| in each class. Only tokens of the class have their values."],
   simulated: ["True and simulated", "s", "The excerpts that score explanations: what the neuron does, what is predicted, and the difference."],
@@ -36,6 +37,7 @@ export function exemplarsSection(data, chosen, remember, signal) {
         open(kind);
         document.getElementById("simulation").focus(); // it was made anew
       }) : "",
+      kind === "quantile" ? runButton(data, () => open(kind), signal) : "",
       list,
     );
     if (kind === "simulated" && !by.values) predictByRule(data, by, list, signal);
@@ -70,6 +72,31 @@ async function predictByRule(data, rule, list, signal) {
   } catch (error) {
     if (!signal.aborted) list.replaceChildren(element("li", { class: "failure", role: "alert" }, error.message));
   }
+}
+
+/** What runs the subject on the excerpts whose activations are not stored. */
+function runButton(data, done, signal) {
+  const lacking = data.exemplars.quantile.filter((row) => !row.values && !knownValues(data, row.excerpt));
+  if (!live() || data.kind !== "mlp" || !lacking.length) return "";
+  const said = element("span", { class: "quiet", role: "status" });
+  const button = element("button", { type: "button" }, `Run the subject on the ${lacking.length} without activations`);
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      await subjectLoaded((line) => { said.textContent = line; }, signal);
+      for (const row of lacking) {
+        const page = `${data.neuron} quantiles ${row.excerpt}`;
+        row.values = (await send("try", { excerpt: row.excerpt, neuron: data.neuron, page }, signal)).values;
+      }
+      done();
+      document.getElementById("tab-quantile").focus(); // the button is gone
+    } catch (error) {
+      if (signal.aborted) return;
+      button.disabled = false;
+      said.replaceChildren(element("span", { class: "failure" }, error.message));
+    }
+  });
+  return element("p", {}, button, " ", said);
 }
 
 function rowsOf(data, kind) {

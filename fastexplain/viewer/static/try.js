@@ -5,11 +5,11 @@ import { setAddress } from "./addresses.js";
 import { element, explanation, number } from "./dom.js";
 import { listForm } from "./simulate.js";
 import { load, returning, send } from "./source.js";
+import { subjectLoaded } from "./subject.js";
 import { quotedToken, tokenView } from "./tokens.js";
 import { explanationForm } from "./typed.js";
 
 const TYPING = 150; // ms without a key stroke before a text is run
-const POLL = 400; // ms between two looks at a subject that is being loaded
 const MOST_TEXT = 4000;
 
 export async function tryPage(content, { query, signal }) {
@@ -72,13 +72,7 @@ class Trial {
   /** Have the subject loaded, and then run the text. */
   async prepare() {
     try {
-      let found = await send("subject", {}, this.signal);
-      while (found.state === "loading") {
-        this.say(`Loading ${found.name}…`);
-        await new Promise((resolve) => { setTimeout(resolve, POLL); });
-        found = await load("subject", this.signal);
-      }
-      if (found.state !== "ready") throw new Error(found.error ?? "The subject is not loaded.");
+      await subjectLoaded((line) => this.say(line), this.signal);
       this.ready = true;
       await this.run();
     } catch (error) {
