@@ -139,3 +139,22 @@ def test_a_real_subject_runs_what_is_typed(
     page = open_page(f"{real_address}#/try?text=def+main(self)%3A")
     over = page.get_by_role("table", name="Over the text")
     expect(over.get_by_role("row")).to_have_count(26, timeout=60_000)
+
+
+def test_every_page_is_accessible(
+    real_address: str, open_page: Callable[..., Page], check_accessible: Callable[[Page], None]
+) -> None:
+    page = open_page(f"{real_address}#/")
+    check_accessible(page)
+    for address in ("search?q=self", "rate", "compare"):
+        page.goto(f"{real_address}#/{address}")
+        page.wait_for_selector("main[aria-busy=false]")
+        check_accessible(page)
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    check_accessible(page)
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("self")
+    expect(page.get_by_role("option").first).to_be_visible()
+    check_accessible(page)
