@@ -57,7 +57,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; errors are one line, exit code 2 for usage and 1 for failure.
 
-    SIGTERM is handled as Ctrl-C is; the exit code is 130 after Ctrl-C and 143 after SIGTERM.
+    SIGTERM is handled as Ctrl-C is; the exit code is 130 after Ctrl-C and 143 after SIGTERM, but
+    that of the viewer, which either of them ends in good order, is 0.
     """
     with terminations() as terminated:
         code = _run()

@@ -31,7 +31,7 @@ def serve(
     other: Run | None = None,
     simulator: Settings | None = None,
 ) -> None:
-    """Serve the viewer until Ctrl-C or SIGTERM.
+    """Serve the viewer until Ctrl-C or SIGTERM, at which it returns.
 
     Args:
         run: what is viewed.
@@ -84,10 +84,12 @@ def serve(
             lifespan="on",
         )
         server = uvicorn.Server(config)
-        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
         try:
+            ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
             server.run(sockets=[listening])
-        finally:  # a signal's exception comes out of it
+        except KeyboardInterrupt:  # in which uvicorn ends: so was it told to
+            pass
+        finally:
             # Who wrote meanwhile left its log behind, for the viewer had the database open.
             _write_nothing(runs)
 

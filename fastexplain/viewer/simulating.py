@@ -79,6 +79,7 @@ class Simulations:
         self._trials: dict[tuple[NeuronId, str], _Trial] = {}
         self._running: set[futures.Future[Tried]] = set()  # of those that were left, too
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread
         self._opening = asyncio.Lock()
         self._opened = AsyncExitStack()
         self._reached: tuple[Connection, Responses] | None = None
@@ -151,9 +152,21 @@ class Simulations:
             return
         for result in futures.wait(running, _AT_END).not_done:
             result.cancel()
+        asyncio.run_coroutine_threadsafe(self._end(), loop)
         # It waits in vain while a model is being loaded, which ends with the process.
-        futures.wait([asyncio.run_coroutine_threadsafe(self._opened.aclose(), loop)], _AT_END)
-        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join(_AT_END)
+
+    async def _end(self) -> None:
+        """Close the model and the store, and let all that still waits come to its end."""
+        try:
+            await self._opened.aclose()
+        finally:
+            waiting = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.stop)
 
     def _rehearsed(self, neuron: NeuronId, text: str) -> tuple[Share, Tried | None]:
         with self._run.database(read_only=True) as database:
@@ -192,9 +205,10 @@ class Simulations:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             # The end of the viewer does not wait for it.
-            threading.Thread(
+            self._thread = threading.Thread(
                 target=_run_forever, args=(self._loop,), name="simulator", daemon=True
-            ).start()
+            )
+            self._thread.start()
         trial = _Trial(self._clock)
         trial.result = asyncio.run_coroutine_threadsafe(self._simulate(trial, *key), self._loop)
         self._trials[key] = trial
@@ -279,6 +293,7 @@ def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
     """Run the simulator's loop: a model in this process, which it begins, lets pages go first."""
     give_way()
     loop.run_forever()
+    loop.close()
 
 
 def without_simulator(run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from fastexplain.errors import LLMError, RunError, UsageError
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.pipeline.models import Settings
 from fastexplain.pipeline.scoring import score
+from fastexplain.viewer import simulating
 from fastexplain.viewer.simulating import LEASE, MOST, Simulations, without_simulator
 from fastexplain.viewer.viewed import Beside
 
@@ -180,6 +182,42 @@ def test_when_all_pages_have_left_no_more_is_sent_and_a_new_one_goes_on_from_the
     server.step = lambda: None
     found = tried(made(clock), run, "cat")
     assert found["answered"] == 7 and len(server.simulated()) == 10
+
+
+@pytest.mark.parametrize("loading", [False, True])
+def test_what_takes_too_long_at_the_end_leaves_no_word_behind(
+    run: Run,
+    server: Stepping,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    loading: bool,
+) -> None:
+    monkeypatch.setattr(simulating, "_AT_END", 0.5)
+    go_on, held, reach = threading.Event(), threading.Event(), simulating.reach
+
+    def hold() -> None:
+        held.set()
+        go_on.wait(60)
+
+    def load(*given: Any) -> Any:  # as a model in this process is, with the loop standing still
+        hold()
+        return reach(*given)
+
+    if loading:
+        monkeypatch.setattr(simulating, "reach", load)
+    else:
+        server.step = hold
+    simulations = Simulations(run, settings(server), Clock())
+    assert simulations.ask(run.neuron(CAT).id, "cat")["done"] == 0
+    assert held.wait(60)
+    [thread] = [each for each in threading.enumerate() if each.name == "simulator"]
+    simulations.close()
+    go_on.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    del simulations
+    gc.collect()  # a task that is forgotten says so
+    assert caplog.messages == []
 
 
 def test_some_at_once_are_enough(
