@@ -143,6 +143,51 @@ def test_two_fingers_enlarge_and_one_moves_the_picture(
     page.wait_for_url("**#/neuron/**")
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_of_two_fingers_the_one_that_is_left_moves_the_picture_on(
+    run: Run, serve: Callable[..., str], open_page: Callable[..., Page], left: int
+) -> None:
+    page = open_page(serve(run), has_touch=True, viewport={"width": 390, "height": 700})
+    picture = page.locator("canvas.picture")
+    expect(page.locator(".legend")).to_contain_text("active on more tokens")
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, points: dict[int, tuple[float, float]]) -> None:
+        given = [{"x": x + dx, "y": y + dy, "id": id_} for id_, (dx, dy) in points.items()]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": given})
+
+    def view() -> dict[str, float]:
+        page.wait_for_timeout(500)  # it is kept when it rests
+        return page.evaluate("({ ...history.state.picture, scrolled: scrollY })")
+
+    page.wait_for_function("() => history.state?.picture")
+    touch("touchStart", {0: (-30, 0)})
+    touch("touchStart", {0: (-30, 0), 1: (30, 0)})
+    for apart in (40, 50, 60):
+        touch("touchMove", {0: (-apart, 0), 1: (apart, 0)})
+    page.wait_for_function("() => Math.abs(history.state.picture.zoom - 2) < 0.01")
+    before, at = view(), (-60, 60)[left]
+    touch("touchEnd", {1 - left: (-at, 0)})
+    assert view() == before
+    touch("touchMove", {left: (at + 1, 0)})
+    page.wait_for_function("x => history.state.picture.x !== x", arg=before["x"])
+    first = view()
+    # By as much as the finger, and no more.
+    for step in (10, 20, 31):
+        touch("touchMove", {left: (at + step, step - 1)})
+    page.wait_for_function("x => history.state.picture.x !== x", arg=first["x"])
+    after = view()
+    moved, once = before["x"] - after["x"], before["x"] - first["x"]
+    assert moved == pytest.approx(31 * once, rel=0.01) and after["y"] < before["y"]
+    assert (after["zoom"], after["scrolled"]) == (before["zoom"], before["scrolled"])
+    touch("touchEnd", {})
+    assert "#/neuron" not in page.url and view() == after
+
+
 def test_search_by_touch_and_without_a_viewer(
     planted_run: Run, serve: Callable[..., str], browser: Browser
 ) -> None:
