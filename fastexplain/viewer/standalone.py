@@ -29,16 +29,15 @@ def standalone_page(settings: Mapping[str, Any], *, loads: bool) -> str:
 
     Args:
         settings: what `static/source.js` finds in `FASTEXPLAIN`; JSON.
-        loads: whether the page may load scripts from beside it.
+        loads: whether the page may load scripts from beside it; else it is of one neuron.
 
     Raises:
         RunError: the viewer's files are not as they were installed.
     """
     page = _installed("index.html")
     style = f"\n{_installed('style.css')}"
-    script = (
-        f"\nwindow.FASTEXPLAIN = {script_json(settings)};\n{joined_script(STATIC, 'exported.js')}"
-    )
+    joined = joined_script(STATIC, "exported.js" if loads else "single.js")
+    script = f"\nwindow.FASTEXPLAIN = {script_json(settings)};\n{joined}"
     for name, text in (("style", style), ("script", script)):
         if re.search(rf"</{name}|<!--", text, re.IGNORECASE):
             raise RunError(f"the viewer's {name} has what would end it within a page")

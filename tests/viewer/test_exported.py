@@ -73,8 +73,8 @@ def explained(planted_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run
 def probed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Exported pages give tests what they load, as `window.probe`."""
     folder = shutil.copytree(standalone.STATIC, tmp_path_factory.mktemp("static") / "static")
-    main = folder / "exported.js"
-    main.write_text(PROBE + main.read_text())
+    for main in (folder / "exported.js", folder / "single.js"):
+        main.write_text(PROBE + main.read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(standalone, "STATIC", folder)
         patch.setattr(exporting, "_SHARD", 150_000)

@@ -5,12 +5,10 @@
 import { keepScrolled, scrollBack, scrolledBefore } from "./addresses.js";
 import { announce, element } from "./dom.js";
 import { neuronPage } from "./neuron.js";
-import { overviewPage } from "./overview.js";
-import { searchField, searchPage } from "./searching.js";
 import { countOf, homeAddress, neuronAt, neuronRanges, searchable } from "./source.js";
 
 // Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
-const PAGES = { "": overviewPage, neuron: neuronPage, random: randomPage, search: searchPage };
+const PAGES = { neuron: neuronPage, random: randomPage };
 
 const KEYS = {
   "/": ["search", () => document.getElementById("search").focus()],
@@ -115,8 +113,13 @@ function pressed(event) {
   found[1]();
 }
 
-/** Begin to show pages: those that need no server, and others by their names. */
-export function start(others) {
+/**
+ * Begin to show pages.
+ *
+ * @param {Object} others Pages beside that of a neuron, by their names; "" is where the viewer opens.
+ * @param {function(Element, function(string))=} search Makes a field one to search with, if there is any to be.
+ */
+export function start(others, search) {
   Object.assign(PAGES, others);
   addEventListener("hashchange", show);
   addEventListener("keydown", pressed);
@@ -125,7 +128,7 @@ export function start(others) {
     event.preventDefault(); // the address is the page's
     document.getElementById("content").focus();
   });
-  searchField(document.getElementById("search"), go);
+  search?.(document.getElementById("search"), go);
   for (const link of document.querySelectorAll("nav a")) {
     if (!Object.hasOwn(PAGES, route(link.getAttribute("href")).page)) link.remove();
   }
