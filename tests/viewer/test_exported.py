@@ -290,3 +290,28 @@ def test_the_page_of_one_neuron_opens_at_it(
     folder = ROOT / ".cache" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=folder / f"exported-{scheme}-{width}.png")
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_needs_a_server_is_not_offered_and_says_so_in_a_line(
+    width: int, scheme: str, site: Path, open_page: Callable[..., Page]
+) -> None:
+    """An address that was shared may be one of the viewer itself."""
+    address = f"{(site / 'index.html').as_uri()}#/"
+    page = open_page(address, viewport={"width": width, "height": 500}, color_scheme=scheme)
+    pages = page.get_by_role("navigation", name="Pages")
+    expect(pages.get_by_role("link")).to_have_text(["Random"])
+    expect(page.get_by_role("link", name="try a text")).to_have_count(0)
+    for name in ("try?neuron=0:3", "compare", "rate"):
+        page.goto(f"{address}{name}")
+        expect(page.get_by_role("alert")).to_have_text(
+            f"The page '{name.split('?')[0]}' needs the viewer itself, not an exported copy: "
+            "fastexplain view RUN"
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        folder = ROOT / ".cache" / "screenshots"
+        folder.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=folder / f"exported-{name[:3]}-{scheme}-{width}.png")
+    page.goto(f"{address}nowhere")
+    expect(page.get_by_role("alert")).to_have_text("There is no page 'nowhere'.")

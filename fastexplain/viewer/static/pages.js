@@ -5,10 +5,12 @@
 import { keepScrolled, scrollBack, scrolledBefore } from "./addresses.js";
 import { announce, element } from "./dom.js";
 import { neuronPage } from "./neuron.js";
-import { countOf, homeAddress, neuronAt, neuronRanges, searchable } from "./source.js";
+import { countOf, homeAddress, live, neuronAt, neuronRanges, searchable } from "./source.js";
 
 // Each page fills `content` and may return `{title, keys}`: keys by name, `{key: [what, does]}`.
 const PAGES = { neuron: neuronPage, random: randomPage };
+
+const NEED_VIEWER = ["compare", "rate", "try"];
 
 const KEYS = {
   "/": ["search", () => document.getElementById("search").focus()],
@@ -62,7 +64,7 @@ async function show() {
   try {
     const { page, parts, query } = route();
     markLink(page);
-    if (!Object.hasOwn(PAGES, page)) throw new Error(`There is no page '${page}'.`);
+    if (!Object.hasOwn(PAGES, page)) throw new Error(lacking(page));
     const shown = (await PAGES[page](content, { parts, query, signal })) ?? {};
     if (signal.aborted) return;
     scrollBack(content, scrolled);
@@ -79,6 +81,12 @@ async function show() {
   } finally {
     if (!signal.aborted) content.setAttribute("aria-busy", "false");
   }
+}
+
+/** Why there is no such page; an address that was shared may be of the viewer, where this is an exported page. */
+function lacking(page) {
+  if (!live() && NEED_VIEWER.includes(page)) return `The page '${page}' needs the viewer itself, not an exported copy: fastexplain view RUN`;
+  return `There is no page '${page}'.`;
 }
 
 /** Say which of the main pages is open. */
