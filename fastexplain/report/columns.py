@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastexplain.results import CORRELATION, LIST
+from fastexplain.explainers.lookup import METHOD as LOOKUP
+from fastexplain.results import BOTTOM, CORRELATION, LIST, side_of
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
-from fastexplain.run.reading import OF_TOP
 
 KINDS = ("lookup", "list", "rule", "other")
 """Whose scores there are: the whole table's, its text's, rules', all others' of the top."""
@@ -25,15 +25,55 @@ SPLITS = ("top_and_random", "random_only")
 _BLOCK = 256  # numbers of which the smallest is looked for first
 
 # One row for each judge of an explanation.
-_ROWS = f"""SELECT CASE WHEN NOT ({OF_TOP}) THEN -1
-            WHEN e.method = 'lookup' THEN s.judge = '{LIST}'
-            WHEN e.method = 'rule' AND e.model = 'rule' THEN 2 ELSE 3 END,
+_ROWS = f"""SELECT e.method, e.model,
+        CASE WHEN e.method = '{LOOKUP}' THEN iif(s.judge = '{LIST}', '{LIST}', '{LOOKUP}') END,
         e.unit, e.id, s.value, (SELECT value FROM scores WHERE explanation = e.id
             AND scorer = s.scorer AND judge = s.judge AND version = s.version
             AND split = '{SPLITS[1]}' AND measure = s.measure)
     FROM explanations e JOIN scores s ON s.explanation = e.id AND s.scorer = '{CORRELATION}'
         AND s.measure = '{CORRELATION}' AND s.split = '{SPLITS[0]}'
     WHERE e.site = ? AND e.text IS NOT NULL"""
+
+
+class Explainer(NamedTuple):
+    """Whose scores they are.
+
+    Attributes:
+        method, model: as stored; explanations of the bottom have a method of their own.
+        judge: "lookup" or "list", of a lookup's table and of its text; None for the best judge.
+    """
+
+    method: str
+    model: str
+    judge: str | None
+
+    @property
+    def kind(self) -> str | None:
+        """The one of `KINDS` that it belongs to; None for explainers of the bottom."""
+        if side_of(self.method) == BOTTOM:
+            return None
+        if self.judge is not None:
+            return self.judge
+        return "rule" if self.method == self.model == "rule" else "other"
+
+
+class Explained(NamedTuple):
+    """What an explainer has of all neurons.
+
+    Attributes:
+        values: by split of `SPLITS`, float32 `[neurons]`; NaN where there is no score or it is
+            undefined.
+        ids: int64 `[neurons]`, the explanation's id in the database; 0 for none.
+    """
+
+    values: Mapping[str, np.ndarray]
+    ids: np.ndarray
+
+    @classmethod
+    def nothing(cls, neurons: int) -> Explained:
+        """Of an explainer without any score."""
+        blank = {split: np.full(neurons, np.nan, np.float32) for split in SPLITS}
+        return cls(blank, np.zeros(neurons, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +84,16 @@ class ScoreColumns:
     the best headline that counts, and of equals the latest.
 
     Attributes:
-        values: by `(kind, split)` of `KINDS` and `SPLITS`, float32 `[neurons]`; NaN where there is
-            no score or it is undefined.
-        ids: by kind, int64 `[neurons]`, the explanation's id in the database; 0 for none.
+        values, ids: as those of `Explained`, by `(kind, split)` and by kind of `KINDS`: of all
+            explainers of the kind.
+        explainers: what each has that has scores.
         headlines: float32 `[ids]`, by the ids of all explanations, of bottoms too, the best
             headline; NaN where there is none. Ids from its length on had none either.
     """
 
     values: Mapping[tuple[str, str], np.ndarray]
     ids: Mapping[str, np.ndarray]
+    explainers: Mapping[Explainer, Explained]
     headlines: np.ndarray
 
 
@@ -119,47 +160,76 @@ def score_columns(run: Run, database: Database) -> ScoreColumns:
         RunError: the database is damaged, or has a neuron that the run has not.
     """
     total = neurons_of(run)
-    values = {(k, split): np.full(total, np.nan, np.float32) for k in KINDS for split in SPLITS}
-    ids = {kind: np.zeros(total, np.int64) for kind in KINDS}
+    kinds = {kind: Explained.nothing(total) for kind in KINDS}
+    explainers: dict[Explainer, Explained] = {}
     keys, headlines = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     start = 0
     for site in run.sites.values():
         rows = database.query(_ROWS, (site.name,))
-        end = start + site.units
         with database.understood():
             if rows:
-                own = _fill(
-                    {key: column[start:end] for key, column in values.items()},
-                    {kind: column[start:end] for kind, column in ids.items()},
-                    rows,
-                )
-                keys.append(own[0])
-                headlines.append(own[1])
-        start = end
+                found = _Rows.of(rows, start, site.units)
+                for name in found.names:
+                    if name not in explainers:
+                        explainers[name] = Explained.nothing(total)
+                    found.put(explainers[name], [name])
+                for kind, own in kinds.items():
+                    found.put(own, [name for name in found.names if name.kind == kind])
+                keys.append(found.keys)
+                headlines.append(found.columns[0].astype(np.float32))
+        start += site.units
     every = np.concatenate(keys)
     by_id = np.full(every.max(initial=0) + 1, np.nan, np.float32)
     np.fmax.at(by_id, every, np.concatenate(headlines))
-    return ScoreColumns(values, ids, by_id)
+    return ScoreColumns(
+        {(kind, split): own.values[split] for kind, own in kinds.items() for split in SPLITS},
+        {kind: own.ids for kind, own in kinds.items()},
+        explainers,
+        by_id,
+    )
 
 
-def _fill(
-    values: Mapping[tuple[str, str], np.ndarray], ids: Mapping[str, np.ndarray], rows: list[Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Put a site's rows where they belong; raises LookupError for a neuron that there is not.
+class _Rows(NamedTuple):
+    """A site's scores, a row each.
 
-    Returns:
-        The rows' ids, int64, and headlines, float32; NaN for none.
+    Attributes:
+        names: the explainers that there are.
+        numbers: int64 `[rows]`, places in `names`.
+        places: int64 `[rows]`, of the neurons among all.
+        keys: int64 `[rows]`, the explanations' ids.
+        columns: float64 `[rows]` each, by split.
+        order: int64 `[rows]`, the rows with the best headlines last, of equals the latest.
     """
-    kinds, units, keys, *scores = zip(*rows, strict=True)
-    kind_of, unit_of, key_of = (np.array(each, np.int64) for each in (kinds, units, keys))
-    if unit_of.min() < 0:
-        raise IndexError(f"neuron {unit_of.min()}")
-    columns = [np.array(each, np.float64) for each in scores]  # None: NaN
-    # The best comes last, and where places repeat it is the last that stays.
-    order = np.lexsort((key_of, np.nan_to_num(columns[0], nan=-np.inf)))
-    for number, kind in enumerate(KINDS):
-        own = order[kind_of[order] == number]
-        ids[kind][unit_of[own]] = key_of[own]
-        for split, column in zip(SPLITS, columns, strict=True):
-            values[kind, split][unit_of[own]] = column[own]
-    return key_of, columns[0].astype(np.float32)
+
+    names: list[Explainer]
+    numbers: np.ndarray
+    places: np.ndarray
+    keys: np.ndarray
+    columns: list[np.ndarray]
+    order: np.ndarray
+
+    @classmethod
+    def of(cls, rows: list[Any], start: int, units: int) -> _Rows:
+        """Of what `_ROWS` gives; raises LookupError for a neuron that there is not."""
+        *named, unit_of, key_of, both, alone = zip(*rows, strict=True)
+        known: dict[tuple[Any, ...], int] = {}
+        numbers = np.fromiter(
+            (known.setdefault(each, len(known)) for each in zip(*named, strict=True)),
+            np.int64,
+            len(rows),
+        )
+        places, keys = np.array(unit_of, np.int64), np.array(key_of, np.int64)
+        if places.min() < 0 or places.max() >= units:
+            raise IndexError(f"neuron {places.min() if places.min() < 0 else places.max()}")
+        columns = [np.array(each, np.float64) for each in (both, alone)]  # None: NaN
+        order = np.lexsort((keys, np.nan_to_num(columns[0], nan=-np.inf)))
+        names = [Explainer(*each) for each in known]
+        return cls(names, numbers, places + start, keys, columns, order)
+
+    def put(self, into: Explained, names: list[Explainer]) -> None:
+        """Put the rows of some explainers where they belong; the best comes last, and stays."""
+        wanted = np.array([name in names for name in self.names])
+        own = self.order[wanted[self.numbers[self.order]]]
+        into.ids[self.places[own]] = self.keys[own]
+        for split, column in zip(SPLITS, self.columns, strict=True):
+            into.values[split][self.places[own]] = column[own]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastexplain.errors import RunError, UsageError
+from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import METHOD as LOOKUP
 from fastexplain.records import Exemplar, NeuronId, NeuronRecord
-from fastexplain.report.columns import name_at
+from fastexplain.report.columns import (
+    SPLITS,
+    Explained,
+    Explainer,
+    ScoreColumns,
+    first_places,
+    name_at,
+    neurons_of,
+)
 from fastexplain.report.neuron import explanation_data
-from fastexplain.results import CORRELATION, LIST
+from fastexplain.results import LIST, Scores, StoredExplanation
 from fastexplain.run.directory import Run
 
-SPLITS = ("top_and_random", "random_only")
 LARGEST = 15
 """Neurons that are listed for each side: those that it explains better than the other by most."""
 
@@ -24,15 +31,7 @@ _OTHER = "other:"  # before the key of a side of the second run
 _NORMAL = 1.959964
 """So many standard errors to each side have 95% of a normal distribution."""
 
-_EXPLAINERS = """SELECT method, model FROM explanations
-    WHERE text IS NOT NULL GROUP BY method, model ORDER BY method <> 'lookup', method, model"""
-
-# The best last, and of equals the latest, so that it is what stays.
-_SCORES = f"""SELECT e.site, e.unit, s.value FROM explanations e
-    JOIN scores s ON s.explanation = e.id AND s.scorer = '{CORRELATION}'
-        AND s.measure = '{CORRELATION}' AND s.split = ?
-    WHERE e.method = ? AND e.model = ? AND e.text IS NOT NULL AND (? IS NULL OR s.judge = ?)
-    ORDER BY s.value NULLS FIRST, e.id"""
+_EXPLAINERS = "SELECT DISTINCT method, model FROM explanations WHERE text IS NOT NULL"
 
 
 class Side(NamedTuple):
@@ -42,26 +41,36 @@ class Side(NamedTuple):
         key: names it in addresses.
         label: names it for readers.
         run: whose explanations.
-        method, model: by which they are.
-        judge: whose scores; None for the best of all.
+        explainer: by which they are, and whose scores.
     """
 
     key: str
     label: str
     run: Run
-    method: str
-    model: str
-    judge: str | None
+    explainer: Explainer
+
+    @property
+    def scores_text(self) -> bool:
+        """Whether it is the explanation's text that is scored; of a lookup it may be its table."""
+        return self.explainer.judge != LOOKUP
 
 
 class Pair(NamedTuple):
-    """Two sides, with a score over a split of each neuron, float32 `[neurons]`, NaN for none."""
+    """Two sides with what they have of each neuron.
+
+    Attributes:
+        first, second: the sides.
+        split: over which the scores are.
+        a, b: float32 `[neurons]`, each side's scores; NaN for none.
+        ids: int64 `[neurons]` for each side, of the explanations that have these; 0 for none.
+    """
 
     first: Side
     second: Side
     split: str
     a: np.ndarray
     b: np.ndarray
+    ids: tuple[np.ndarray, np.ndarray]
 
 
 def check_comparable(run: Run, other: Run) -> None:
@@ -90,7 +99,7 @@ def sides_of(run: Run, other: Run | None = None) -> dict[str, Side]:
         where = f" ({own.path.resolve().name})" if other is not None else ""
         with own.database(read_only=True) as database:
             explainers = database.query(_EXPLAINERS)
-        for method, model in explainers:
+        for method, model in sorted(explainers, key=lambda own: (own[0] != LOOKUP, own)):
             whose: list[tuple[str, str, str | None]] = [
                 (f"{method}/{model}", f"{method} by {model}", None)
             ]
@@ -99,7 +108,8 @@ def sides_of(run: Run, other: Run | None = None) -> dict[str, Side]:
             if method == LOOKUP:
                 whose = [("table", "lookup's table", LOOKUP), (LIST, "lookup's text", LIST)]
             for key, label, judge in whose:
-                side = Side(prefix + key, label + where, own, method, model, judge)
+                explainer = Explainer(method, model, judge)
+                side = Side(prefix + key, label + where, own, explainer)
                 found[side.key] = side
     return found
 
@@ -125,30 +135,15 @@ def same_corpus(run: Run, other: Run) -> bool:
     return mine is not None and mine == theirs
 
 
-def scores_of(side: Side, split: str) -> np.ndarray:
-    """A side's correlations over a split, float32 `[neurons]` in the order of the run's sites.
-
-    Raises:
-        RunError: the database is damaged, or has a neuron that the run has not.
-    """
-    first: dict[str, int] = {}
-    total = 0
-    for site in side.run.sites.values():
-        first[site.name] = total
-        total += site.units
-    column = np.full(total, np.nan, np.float32)
-    with side.run.database(read_only=True) as database:
-        rows = database.query(_SCORES, (split, side.method, side.model, side.judge, side.judge))
-    if rows:
-        try:
-            sites, units, values = zip(*rows, strict=True)
-            places = np.array([first[site] for site in sites]) + np.array(units, np.int64)
-            column[places] = np.array(values, np.float32)  # None: NaN
-        except (LookupError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{side.run.path} is damaged: its database has neurons that it has not ({error})"
-            ) from error
-    return column
+def pair_of(
+    first: Side, second: Side, split: str, mine: ScoreColumns, theirs: ScoreColumns
+) -> Pair:
+    """Two sides with the columns of their runs; who is not in them has no score there yet."""
+    a, b = (
+        columns.explainers.get(side.explainer) or Explained.nothing(neurons_of(side.run))
+        for side, columns in ((first, mine), (second, theirs))
+    )
+    return Pair(first, second, split, a.values[split], b.values[split], (a.ids, b.ids))
 
 
 def summary_data(pair: Pair) -> dict[str, Any]:
@@ -161,7 +156,8 @@ def summary_data(pair: Pair) -> dict[str, Any]:
         `neurons` (with both scores), `only_a`, `only_b`, `a_higher`, `b_higher`; `difference` (the
         mean of a - b), `low`, `high` (its 95% interval); `correlation` (of both scores);
         `largest`: neurons that `a` or `b` explains better than the other by most, each with
-        `neuron`, `a`, `b`, `text_a` and `text_b`. NaN is null.
+        `neuron`, `a`, `b`, `text_a` and `text_b`; `text_scored`: for each side, whether it is its
+        text that is scored. NaN is null.
     """
     known_a, known_b = ~np.isnan(pair.a), ~np.isnan(pair.b)
     places = np.nonzero(known_a & known_b)[0]
@@ -171,9 +167,13 @@ def summary_data(pair: Pair) -> dict[str, Any]:
     half = None
     if len(places) > 1:
         half = _NORMAL * float(differences.std(ddof=1)) / len(places) ** 0.5
-    order = places[np.argsort(differences, kind="stable")]
-    higher_b = order[:LARGEST]
-    higher_a = order[::-1][:LARGEST]
+    higher_a, higher_b = (
+        places[first_places(LARGEST, keys)]
+        for keys in (
+            np.where(differences > 0, -differences, np.nan),
+            np.where(differences < 0, differences, np.nan),
+        )
+    )
     return {
         "neurons": len(places),
         "only_a": int((known_a & ~known_b).sum()),
@@ -185,9 +185,10 @@ def summary_data(pair: Pair) -> dict[str, Any]:
         "high": None if half is None or mean is None else mean + half,
         "correlation": _correlation(a, b),
         "largest": {
-            "a": _listed(pair, higher_a[pair.a[higher_a] > pair.b[higher_a]]),
-            "b": _listed(pair, higher_b[pair.b[higher_b] > pair.a[higher_b]]),
+            "a": _listed(pair, higher_a),
+            "b": _listed(pair, higher_b),
         },
+        "text_scored": [side.scores_text for side in (pair.first, pair.second)],
     }
 
 
@@ -195,11 +196,13 @@ def neuron_data_of(first: Side, second: Side, name: str) -> dict[str, Any]:
     """One neuron as two sides have it.
 
     Returns:
-        `neuron`; `sides`, each with `label`, `explanation` (as `explanation_data`, or null) and
-        `exemplar` (its strongest: `excerpt`, `tokens`, `activations`, `counted`, `lowest`,
-        `highest`; null where there is none); `correlation` of its activations in two runs on the
-        random excerpts that both have, and `shared`, how many these are: null and 0 where both
-        sides are of one run or the runs are of other corpora.
+        `neuron`; `sides`, each with `label`, `explanation` (as `explanation_data`, or null),
+        `scores` (over `top_and_random` with the interval's ends `low` and `high`, and over
+        `random_only`; null where it has none), `text_scored` (see `summary_data`) and `exemplar`
+        (its strongest: `excerpt`, `tokens`, `activations`, `counted`, `lowest`, `highest`; null
+        where there is none); `correlation` of its activations in two runs on the random excerpts
+        that both have, and `shared`, how many these are: null and 0 where both sides are of one
+        run or the runs are of other corpora.
 
     Raises:
         UsageError: there is no such neuron.
@@ -213,9 +216,10 @@ def neuron_data_of(first: Side, second: Side, name: str) -> dict[str, Any]:
     return {
         "neuron": str(neuron),
         "sides": [
-            {
+            _explanation(side, neuron)
+            | {
                 "label": side.label,
-                "explanation": _explanation(side, neuron),
+                "text_scored": side.scores_text,
                 "exemplar": _exemplar(records[side.run]),
             }
             for side in (first, second)
@@ -248,41 +252,55 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def _listed(pair: Pair, places: np.ndarray) -> list[dict[str, Any]]:
-    neurons = [NeuronId.parse(name_at(pair.first.run, int(place))) for place in places]
-    texts = [_texts(side, neurons) for side in (pair.first, pair.second)]
+    texts = [
+        _texts(side, ids[places].tolist())
+        for side, ids in zip((pair.first, pair.second), pair.ids, strict=True)
+    ]
     return [
         {
-            "neuron": str(neuron),
+            "neuron": name_at(pair.first.run, place),
             "a": float(pair.a[place]),
             "b": float(pair.b[place]),
             "text_a": text_a,
             "text_b": text_b,
         }
-        for neuron, place, text_a, text_b in zip(neurons, places, *texts, strict=True)
+        for place, text_a, text_b in zip(places.tolist(), *texts, strict=True)
     ]
 
 
-def _texts(side: Side, neurons: list[NeuronId]) -> list[str | None]:
-    found = (_explanation(side, neuron) for neuron in neurons)
-    return [None if each is None else str(each["explanation"]) for each in found]
+def _texts(side: Side, ids: Sequence[int]) -> list[str | None]:
+    """Explanations by their ids; None for one that was replaced meanwhile."""
+    condition = f"id IN ({', '.join('?' * len(ids))})"
+    with side.run.database(read_only=True) as database:
+        found = dict(database.stored("explanations", "id, text", condition, ids))
+    return [found.get(each) for each in ids]
 
 
-def _explanation(side: Side, neuron: NeuronId) -> dict[str, Any] | None:
-    """The side's explanation with the best score; the newest where none has any."""
+def _explanation(side: Side, neuron: NeuronId) -> dict[str, Any]:
+    """The side's explanation with the best score, the newest where none has any; and its scores."""
     with side.run.database(read_only=True) as database:
         rows = [
             row
             for row in database.explanations(neuron)
-            if (row.method, row.model) == (side.method, side.model) and row.text is not None
+            if (row.method, row.model) == side.explainer[:2] and row.text is not None
         ]
     if not rows:
-        return None
+        return {"explanation": None, "scores": None}
 
-    def score(row: Any) -> float:
-        value = row.scores and row.scores.top_and_random
-        return -2.0 if value is None else value
+    def scores(row: StoredExplanation) -> Scores | None:
+        return row.text_scores if side.explainer.judge == LIST else row.scores
 
-    return explanation_data(max(rows, key=score))
+    def headline(row: StoredExplanation) -> float:
+        own = scores(row)
+        return -2.0 if own is None or own.top_and_random is None else own.top_and_random
+
+    best = max(rows, key=headline)
+    names = ("top_and_random", "low", "high", "random_only")
+    own = scores(best)
+    return {
+        "explanation": explanation_data(best),
+        "scores": own and {name: getattr(own, name) for name in names},
+    }
 
 
 def _exemplar(record: NeuronRecord) -> dict[str, Any] | None:

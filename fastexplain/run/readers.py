@@ -33,6 +33,22 @@ _KEPT = 4
 _PROGRAMS = ("CREATE TRIGGER", "CREATE VIEW", "CREATE VIRTUAL TABLE")
 
 
+def file_state(path: Path) -> tuple[tuple[int, ...], ...]:
+    """What changes with any commit to an SQLite file, and where another file is put in its place.
+
+    An empty log counts as none: it comes and goes with who reads.
+    """
+    found = []
+    for name in (path, f"{path}-wal"):
+        try:
+            status = os.stat(name)  # noqa: PTH116
+        except OSError:
+            continue
+        if status.st_size:
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
 def connect(database: Path | str) -> sqlite3.Connection:
     """A connection that trusts nothing in the database's schema; texts that are URIs are taken so.
 
@@ -121,7 +137,7 @@ class Readers:
             reader.close()
 
     def _take(self) -> _Reader:
-        files = _files(self._path)
+        files = file_state(self._path)
         while True:
             with self._lock:
                 if not self._idle:
@@ -184,19 +200,3 @@ class _Reader:
                 shutil.copyfile(file, Path(self._folder.name) / file.name)
             sqlite = connect(Path(self._folder.name) / path.name)
         return sqlite
-
-
-def _files(path: Path) -> tuple[tuple[int, ...], ...]:
-    """Changes with any commit, and where another file is put in its place.
-
-    An empty log counts as none: it comes and goes with who reads.
-    """
-    found = []
-    for name in (path, f"{path}-wal"):
-        try:
-            status = os.stat(name)  # noqa: PTH116
-        except OSError:
-            continue
-        if status.st_size:
-            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)

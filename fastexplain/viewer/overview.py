@@ -30,7 +30,6 @@ from fastexplain.report.maps import (
 from fastexplain.report.search import glance_data, search_data
 from fastexplain.viewer.answers import JSONAnswer
 from fastexplain.viewer.baselines import BaselineMaps
-from fastexplain.viewer.kept import Kept
 from fastexplain.viewer.viewed import Viewed
 
 _FEW, _MANY = 8, 100
@@ -38,7 +37,7 @@ _FEW, _MANY = 8, 100
 
 def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     """The addresses above; see the functions of `report` that they call for what they give."""
-    run, kept = viewed.run, Kept(viewed.run)
+    run, kept = viewed.run, viewed.kept
     baselines = BaselineMaps(run)
     viewed.at_end.callback(baselines.close)
     kept.begun()  # whoever opens the viewer sees the overview first

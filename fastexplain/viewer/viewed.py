@@ -13,6 +13,7 @@ from starlette.requests import Request
 from fastexplain.errors import RunError, UsageError
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
+from fastexplain.viewer.kept import Kept
 
 if TYPE_CHECKING:
     from fastexplain.pipeline.models import Settings
@@ -44,6 +45,7 @@ class Viewed:
 
     Attributes:
         run: read by several threads at once.
+        kept: what is made of the whole run.
         token: what the browser sends with what it may not do without; see `guard.py`.
         beside: what else there is.
         at_end: what is to be closed when the viewer ends.
@@ -51,6 +53,7 @@ class Viewed:
 
     def __init__(self, run: Run, token: str, beside: Beside | None = None) -> None:
         self.run, self.token, self.beside = run, token, beside or Beside()
+        self.kept = Kept(run)
         self.at_end = ExitStack()
         self._lock = threading.Lock()
         self._database: Database | None = None

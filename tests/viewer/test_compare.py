@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,16 +21,20 @@ from fastexplain import Run, open_run
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import store_lookup
 from fastexplain.records import NeuronId
+from fastexplain.report.columns import score_columns
 from fastexplain.report.comparing import (
+    SPLITS,
     Pair,
+    Side,
     check_comparable,
     neuron_data_of,
-    scores_of,
+    pair_of,
     sides_data,
     sides_of,
     summary_data,
 )
-from fastexplain.results import ExplanationRow
+from fastexplain.results import CORRELATION, ExplanationRow, Measured
+from fastexplain.viewer import kept
 from fastexplain.viewer.viewed import Beside
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -53,11 +60,19 @@ def other(explained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
+def paired(first: Side, second: Side, split: str = "random_only") -> Pair:
+    columns = []
+    for side in (first, second):
+        with side.run.database(read_only=True) as database:
+            columns.append(score_columns(side.run, database))
+    return pair_of(first, second, split, *columns)
+
+
 def test_sides_have_the_scores_that_are_stored(explained: Run) -> None:
     sides = sides_of(explained)
     assert list(sides) == ["table", "list", "model/sage-1"]
-    for key, name in (("table", "scores"), ("list", "text_scores")):
-        found = scores_of(sides[key], "random_only")
+    pair = paired(sides["table"], sides["list"])
+    for found, name in ((pair.a, "scores"), (pair.b, "text_scores")):
         with explained.database(read_only=True) as database:
             for index in range(planted.NEVER + 1):
                 [row] = [
@@ -69,18 +84,20 @@ def test_sides_have_the_scores_that_are_stored(explained: Run) -> None:
                 assert found[index] == pytest.approx(
                     np.nan if value is None else value, nan_ok=True
                 )
-    assert np.isnan(scores_of(sides["model/sage-1"], "random_only")).all()
+    pair = paired(sides["model/sage-1"], sides["list"])
+    assert np.isnan(pair.a).all() and not pair.ids[0].any()
 
 
-def test_differences_are_counted_over_neurons_with_both_scores() -> None:
+def test_differences_are_counted_over_neurons_with_both_scores(explained: Run) -> None:
     a = np.array([0.9, 0.5, np.nan, 0.1, 0.4], np.float32)
     b = np.array([0.1, 0.5, 0.3, 0.2, np.nan], np.float32)
-    run = SimpleNamespace(sites={})
-    side = SimpleNamespace(run=run)
-    found = summary_data(Pair(side, side, "random_only", a[1:2], b[1:2]))  # type: ignore[arg-type]
+    side = sides_of(explained)["table"]
+    none_stored = np.zeros(1, np.int64)
+    ids = (none_stored, none_stored)
+    found = summary_data(Pair(side, side, "random_only", a[1:2], b[1:2], ids))
     assert (found["neurons"], found["difference"], found["low"]) == (1, 0, None)
     assert found["correlation"] is None and found["largest"] == {"a": [], "b": []}
-    none = summary_data(Pair(side, side, "random_only", a[2:3], b[2:3]))  # type: ignore[arg-type]
+    none = summary_data(Pair(side, side, "random_only", a[2:3], b[2:3], ids))
     assert (none["neurons"], none["difference"], none["only_b"]) == (0, None, 1)
 
 
@@ -89,7 +106,8 @@ def test_the_mean_difference_has_the_usual_interval(explained: Run) -> None:
     total = explained.sites["0"].units
     a, b = np.full((2, total), np.nan, np.float32)
     a[:4], b[:4], a[4] = [0.9, 0.5, 0.3, 0.1], [0.1, 0.5, 0.4, 0.2], 1
-    found = summary_data(Pair(sides["table"], sides["list"], "random_only", a, b))
+    found = summary_data(paired(sides["table"], sides["list"])._replace(a=a, b=b))
+    assert found["text_scored"] == [False, True]
     differences = (a - b)[:4].astype(np.float64)
     assert found["difference"] == pytest.approx(differences.mean())
     half = 1.959964 * differences.std(ddof=1) / 2
@@ -143,6 +161,8 @@ def test_the_server_answers_what_can_be_compared_and_refuses_the_rest(explained:
                 [ExplanationRow(NeuronId(0, 1), "model", "sage-2", "1", "digits")]
             )
         assert "model/sage-2" in client.get("compare").text  # written since
+        points = client.get("compare/points?a=table&b=model%2Fsage-2").content
+        assert np.isnan(np.frombuffer(points, "<f4")[120:]).all()  # in no column yet
         for path, line in (
             ("compare/points?a=table", "'' has no explanations here; choose one of table"),
             ("compare/points?a=table&b=nobody", "'nobody' has no explanations here"),
@@ -152,6 +172,48 @@ def test_the_server_answers_what_can_be_compared_and_refuses_the_rest(explained:
         ):
             answer = client.get(path)
             assert answer.status_code == 400 and line in answer.json()["error"], path
+
+
+def test_columns_are_made_while_the_rest_is_answered_and_former_ones_are_given_meanwhile(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_lookup(run)
+    monkeypatch.setattr(kept, "_SHARE", np.inf)  # new ones at once
+    go = threading.Event()
+    of_run = kept.score_columns
+
+    def made_late(*arguments):
+        go.wait()
+        return of_run(*arguments)
+
+    monkeypatch.setattr(kept, "score_columns", made_late)
+    with (
+        serving(run) as address,
+        ThreadPoolExecutor(1) as pool,
+        httpx.Client(base_url=f"{address}api/") as client,
+        contextlib.ExitStack() as at_end,
+    ):
+        at_end.callback(go.set)
+
+        def points() -> np.ndarray:
+            packed = httpx.get(f"{address}api/compare/points?a=table&b=rule", timeout=60)
+            return np.frombuffer(packed.content, "<f4").reshape(2, -1)
+
+        with run.database() as database:
+            rule = ExplanationRow(NeuronId(0, 1), "rule", "rule", "1", "digits")
+            [id_] = database.add_explanations([rule])
+        first = pool.submit(points)
+        assert len(client.get("compare").json()["sides"]) == 3  # nothing waits for them
+        assert client.get("compare/neuron/0:1?a=table&b=rule").status_code == 200
+        go.set()
+        assert np.isnan(first.result()[1]).all()
+        go.clear()
+        with run.database() as database:
+            measured = [Measured(split, CORRELATION, 0.5, 5) for split in SPLITS]
+            database.add_scores(CORRELATION, "rule", "1", {id_: measured})
+        assert np.isnan(points()[1]).all()  # the former ones, without waiting
+        go.set()
+        assert any(points()[1, 1] == 0.5 for _ in range(2000))
 
 
 @pytest.mark.browser

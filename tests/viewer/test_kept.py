@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import sqlite3
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +53,7 @@ def test_former_scores_are_given_while_new_ones_are_made(
     go.clear()
     explain(run, 0.5)
     assert np.isnan(score(store.made()))  # without waiting
-    newer = store._newer
+    newer = store._all._newer
     assert newer is not None
     go.set()
     assert score(newer.result()) == 0.5
@@ -59,10 +64,31 @@ def test_former_scores_are_given_while_new_ones_are_made(
 def test_a_run_that_is_written_into_is_not_read_all_the_time(run: Run) -> None:
     store = Kept(run)
     first = store.made()
-    store._next = np.inf
+    store._all._next = np.inf
     explain(run, 0.5)
     assert store.made() is first
-    assert store._newer is None
+    assert store._all._newer is None
+
+
+def test_another_file_in_the_database_s_place_is_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it has the same size and time, as a copy that was changed elsewhere may have."""
+    monkeypatch.setattr(kept, "_SHARE", np.inf)
+    explain(run, 0.5)
+    store = Kept(run)
+    assert score(store.made()) == 0.5
+    file, copy = run.path / "run.sqlite", tmp_path / "run.sqlite"
+    shutil.copy2(file, copy)
+    with contextlib.closing(sqlite3.connect(copy)) as sqlite, sqlite:
+        sqlite.execute("UPDATE scores SET value = 0.25")
+    status = file.stat()
+    assert copy.stat().st_size == status.st_size
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    copy.replace(file)
+    store.made()
+    newer = store._all._newer
+    assert newer is not None and score(newer.result()) == 0.25
 
 
 def test_what_failed_is_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
