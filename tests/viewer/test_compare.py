@@ -33,7 +33,7 @@ from fastexplain.report.comparing import (
     sides_of,
     summary_data,
 )
-from fastexplain.results import CORRELATION, ExplanationRow, Measured
+from fastexplain.results import CORRELATION, ExplanationRow, Measured, Scores
 from fastexplain.viewer import kept
 from fastexplain.viewer.viewed import Beside
 
@@ -231,7 +231,12 @@ def test_explainers_and_runs_are_compared(
     expect(page.locator(".figures")).to_contain_text("0 neurons have both scores")
     page.get_by_label("Both of neuron").fill("0:0")
     page.get_by_role("button", name="Show").click()
+    sides = page.get_by_role("region")
     expect(page.get_by_role("region", name="model by sage-1")).to_contain_text("<script>")
+    expect(sides.filter(has_text="It has no score.")).to_have_count(1)
+    table = page.get_by_role("region", name="lookup's table")
+    expect(table.locator(".side-scores")).to_contain_text("on top and random excerpts")
+    expect(table).to_contain_text("What is scored is the whole table. Its list:")
     assert "b=model%2Fsage-1" in page.url and "neuron=0%3A0" in page.url
     check_accessible(page)
     address = serve(explained, Beside(other=other))
@@ -255,3 +260,76 @@ def test_explainers_and_runs_are_compared(
             path=ROOT / ".cache" / "screenshots" / f"compare-{scheme}-{width}.png",
             full_page=True,
         )
+
+
+@pytest.mark.browser
+def test_links_lead_to_both_of_a_neuron_and_what_is_gone_is_said(
+    explained: Run,
+    tmp_path: Path,
+    serve: Callable[..., str],
+    open_page: Callable[..., Page],
+) -> None:
+    instruct = open_run(shutil.copytree(explained.path, tmp_path / "instruct"))
+    with instruct.database() as database:
+        scores = Scores(-0.5, -0.5, -0.5, 5, 5)
+        rows = [
+            ExplanationRow(NeuronId(0, unit), "model", "sage-1", "2", "none", scores=scores)
+            for unit in (0, 1, 2)
+        ]
+        database.add_explanations(rows)
+    address = serve(explained, Beside(other=instruct))
+    page = open_page(f"{address}#/compare?a=table&b=other%3Amodel%2Fsage-1")
+    expect(page.locator(".figures")).to_contain_text("3 neurons have both scores")
+    rows = page.locator(".differences tbody tr")
+    expect(rows).to_have_count(3)
+    name = rows.nth(1).get_by_role("link").inner_text()
+    rows.nth(1).get_by_role("link").click()
+    expect(page.get_by_role("heading", level=2)).to_have_text(name)
+    assert page.url.endswith(f"neuron={name.replace(':', '%3A')}") and "#/compare?" in page.url
+    expect(page.get_by_role("region", name="model by sage-1")).to_contain_text("Correlation -0.5")
+
+    # The points by their first score, from the lowest, are the rows from the last one.
+    canvas = page.locator("canvas.points")
+    canvas.focus()
+    pointed = page.locator(".pointed")
+    names = [f"0:{unit}" for unit in (0, 1, 2)]
+    seen = []
+    for key in ("Home", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "End"):
+        canvas.press(key)
+        seen.append(pointed.inner_text().split(": ")[0])
+    assert sorted(seen[:3]) == names and seen[3:] == [seen[2], seen[1], seen[2]]
+    canvas.press("Home")
+    canvas.press("Enter")
+    expect(page.get_by_role("heading", level=2)).to_have_text(seen[0])
+
+    page = open_page(f"{address}#/compare?a=nope&b=table")
+    expect(page.locator(".figures")).to_have_text(
+        "“nope” has no explanations here; choose what to compare."
+    )
+    expect(page.get_by_label("First")).to_have_value("nope")
+    assert page.url.endswith("#/compare?a=nope&b=table")
+    page.get_by_label("First").select_option("list")
+    expect(page.locator(".figures")).to_contain_text("neurons have both scores")
+
+
+@pytest.mark.browser
+def test_the_page_says_that_it_loads_until_scores_are_there(
+    explained: Run,
+    serve: Callable[..., str],
+    open_page: Callable[..., Page],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go = threading.Event()
+    of_run = kept.score_columns
+
+    def made_late(*arguments):
+        go.wait()
+        return of_run(*arguments)
+
+    monkeypatch.setattr(kept, "score_columns", made_late)
+    try:
+        page = open_page(f"{serve(explained)}#/compare?neuron=0%3A0")
+        expect(page.locator(".figures")).to_have_text("Loading…")
+    finally:
+        go.set()
+    expect(page.locator(".figures")).to_contain_text("neurons have both scores")

@@ -1,20 +1,24 @@
 // A scatter of two scores of all neurons on a canvas: tens of thousands of points are too many for
 // elements.
 
-import { element, number } from "./dom.js";
+import { element, number, visible } from "./dom.js";
 
 const EDGE = 46; // pixels for the axes' numbers and names
 const REACH = 8; // pixels from the pointer to a point
+const PAGES_OF_POINTS = 20; // so many times a page key is pressed from the lowest score to the highest
 
 /**
  * A canvas of points.
  *
- * @param {Object} handlers `pointed(place)`: the pointer is near a point, or null; `chosen(place)`.
+ * @param {Object} handlers `pointed(place)`: the pointer or cursor is at a point, or null;
+ *   `chosen(place)`: it was clicked, or Enter pressed.
  * @returns {{canvas, show}} `show(a, b, first, second)` draws anew: NaN is left out.
  */
 export function pointCloud({ pointed, chosen }, signal) {
-  const canvas = element("canvas", { class: "points", role: "img" });
-  const shown = { a: [], b: [], low: 0, cells: new Map() };
+  const canvas = element("canvas", { class: "points", tabindex: 0, role: "application" });
+  const shown = { a: [], b: [], low: 0, cells: new Map(), orders: new Map() };
+  let cursor = null;
+  let marked = false;
 
   const toPixel = (value) => EDGE + ((value - shown.low) / (1 - shown.low)) * (side(canvas) - EDGE - 8);
   const across = (value) => toPixel(value);
@@ -42,6 +46,10 @@ export function pointCloud({ pointed, chosen }, signal) {
       shown.cells.get(cell).push(place);
     }
     pen.globalAlpha = 1;
+    if (!marked || cursor === null) return;
+    pen.lineWidth = 2;
+    pen.strokeStyle = style.getPropertyValue("caret-color");
+    pen.strokeRect(across(shown.a[cursor]) - 6, down(shown.b[cursor]) - 6, 12, 12);
   }
 
   function axes(pen, style) {
@@ -92,6 +100,54 @@ export function pointCloud({ pointed, chosen }, signal) {
     return best;
   }
 
+  /** The places of all points in ascending order of a column, and where each place stands in it. */
+  function orderBy(name) {
+    if (!shown.orders.has(name)) {
+      const { a, b } = shown;
+      const column = shown[name];
+      const places = Uint32Array.from(a.keys()).filter((place) => !Number.isNaN(a[place]) && !Number.isNaN(b[place]));
+      places.sort((one, other) => column[one] - column[other] || one - other);
+      const ranks = new Uint32Array(a.length);
+      places.forEach((place, rank) => { ranks[place] = rank; });
+      shown.orders.set(name, { places, ranks });
+    }
+    return shown.orders.get(name);
+  }
+
+  /** Move the cursor by so many points in the order of a column; at first it is at the lowest. */
+  function moveBy(name, step) {
+    const { places, ranks } = orderBy(name);
+    if (!places.length) return;
+    const rank = (cursor === null ? -1 : ranks[cursor]) + step;
+    [cursor, marked] = [places[Math.min(Math.max(rank, 0), places.length - 1)], true];
+    draw();
+    pointed(cursor);
+  }
+
+  const page = () => Math.ceil(orderBy("a").places.length / PAGES_OF_POINTS);
+  const KEYS_OF_POINTS = {
+    ArrowLeft: () => moveBy("a", -1),
+    ArrowRight: () => moveBy("a", 1),
+    ArrowDown: () => moveBy("b", -1),
+    ArrowUp: () => moveBy("b", 1),
+    PageDown: () => moveBy("a", -page()),
+    PageUp: () => moveBy("a", page()),
+    Home: () => moveBy("a", -shown.a.length),
+    End: () => moveBy("a", shown.a.length),
+    Enter: () => marked && chosen(cursor),
+  };
+
+  canvas.addEventListener("keydown", (event) => {
+    const found = KEYS_OF_POINTS[event.key];
+    if (!found || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    found();
+  });
+  canvas.addEventListener("blur", () => {
+    marked = false;
+    draw();
+  });
   canvas.addEventListener("pointermove", (event) => pointed(nearest(event)));
   canvas.addEventListener("pointerleave", () => pointed(null));
   canvas.addEventListener("click", (event) => {
@@ -106,8 +162,14 @@ export function pointCloud({ pointed, chosen }, signal) {
   function show(a, b, first, second) {
     let least = 0;
     for (const column of [a, b]) for (const value of column) if (value < least) least = value;
-    Object.assign(shown, { a, b, first, second, low: Math.floor(least * 5) / 5 });
-    canvas.setAttribute("aria-label", `Scores of all neurons: ${first} from left to right, ${second} upwards`);
+    [first, second] = [visible(first), visible(second)];
+    Object.assign(shown, { a, b, first, second, low: Math.floor(least * 5) / 5, orders: new Map() });
+    [cursor, marked] = [null, false];
+    canvas.setAttribute(
+      "aria-label",
+      `Scores of all neurons: ${first} from left to right, ${second} upwards. Left and right arrows go from point to ` +
+        "point across, up and down upwards, page keys go by many; Enter opens one.",
+    );
     draw();
   }
 

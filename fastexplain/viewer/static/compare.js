@@ -1,10 +1,11 @@
 // Two explainers, or two runs, neuron by neuron: how their scores differ, and where by most.
 
 import { setAddress } from "./addresses.js";
-import { element, explanation, number } from "./dom.js";
+import { cut, element, explanation, number, visible } from "./dom.js";
 import { pointCloud } from "./cloud.js";
 import { load, loadPacked, neuronAt, neuronRanges, returning } from "./source.js";
 import { tokenView } from "./tokens.js";
+import { watchProgress } from "./watching.js";
 
 const SPLIT_NAMES = { top_and_random: "top and random excerpts", random_only: "random excerpts only" };
 
@@ -15,7 +16,8 @@ export async function comparePage(content, { query, signal }) {
   }
   const comparison = new Comparison(known, await neuronRanges(), query, signal);
   content.replaceChildren(...comparison.parts());
-  await comparison.refresh();
+  comparison.refresh().catch((error) => comparison.fail(error));
+  watchProgress((now) => comparison.follow(now), signal);
   return { title: "Compare" };
 }
 
@@ -26,15 +28,15 @@ class Comparison {
     this.wait = returning(signal, () => this.refresh().catch((error) => this.fail(error)));
     const keys = known.sides.map(({ key }) => key);
     const second = known.other ? keys.find((key) => key.startsWith("other:")) : keys[1];
-    const chosen = (name, fallback) => (keys.includes(query.get(name)) ? query.get(name) : fallback ?? keys[0]);
+    // What a link names and is gone stays chosen, so that nothing else is compared unasked.
     this.set = {
-      a: chosen("a", keys[0]),
-      b: chosen("b", second),
-      split: known.splits.includes(query.get("split")) ? query.get("split") : known.splits[0],
+      a: query.get("a") || keys[0],
+      b: query.get("b") || (second ?? keys[0]),
+      split: query.get("split") || known.splits[0],
       neuron: query.get("neuron") ?? "",
     };
     this.figures = element("p", { class: "figures", role: "status" });
-    this.pointed = element("p", { class: "pointed quiet" });
+    this.pointed = element("p", { class: "pointed quiet", "aria-live": "polite" });
     this.lists = element("div", { class: "try-tables" });
     this.pair = element("div");
     this.cloud = pointCloud(
@@ -65,7 +67,9 @@ class Comparison {
     ];
   }
 
-  choice(name, label, options) {
+  choice(name, label, offered) {
+    const gone = offered.every(([value]) => value !== this.set[name]);
+    const options = gone ? [[this.set[name], `${cut(this.set[name], 40)} (not here)`], ...offered] : offered;
     const change = (event) => {
       this.set[name] = event.target.value;
       this.keepAddress();
@@ -103,6 +107,14 @@ class Comparison {
     this.asked += 1;
     const mine = this.asked;
     const { a, b, split } = this.set;
+    const gone = this.gone();
+    if (gone) {
+      this.cloud.show([], [], "", "");
+      this.lists.replaceChildren();
+      this.pair.replaceChildren();
+      throw new Error(gone);
+    }
+    if (!this.a) this.figures.textContent = "Loading…";
     const asked = new URLSearchParams({ a, b, split });
     const [packed, summary] = await Promise.all([
       loadPacked(`compare/points?${asked}`, this.signal),
@@ -114,12 +126,27 @@ class Comparison {
     const [first, second] = [this.label(a), this.label(b)];
     this.cloud.show(this.a, this.b, first, second);
     this.point(null);
-    this.figures.textContent = figuresText(summary, first, second);
+    this.figures.textContent = visible(figuresText(summary, first, second));
     this.lists.replaceChildren(
-      this.largest(`${first} is better by most`, summary.largest.a, first, second),
-      this.largest(`${second} is better by most`, summary.largest.b, first, second),
+      this.largest(`${first} is better by most`, summary.largest.a, summary.text_scored),
+      this.largest(`${second} is better by most`, summary.largest.b, summary.text_scored),
     );
     if (this.set.neuron) await this.show(this.set.neuron);
+  }
+
+  /** What is chosen and not there, in a line; null where all is. */
+  gone() {
+    const { sides, splits } = this.known;
+    const side = [this.set.a, this.set.b].find((each) => sides.every(({ key }) => key !== each));
+    if (side !== undefined) return `“${cut(side, 100)}” has no explanations here; choose what to compare.`;
+    return splits.includes(this.set.split) ? null : `There are no scores on “${cut(this.set.split, 50)}”; choose where to compare.`;
+  }
+
+  /** Show what has been made since. */
+  follow({ made }) {
+    const before = this.made;
+    this.made = made;
+    if (before && made !== before) this.refresh().catch((error) => this.fail(error));
   }
 
   label(key) {
@@ -129,16 +156,29 @@ class Comparison {
   point(place) {
     this.pointed.textContent =
       place === null
-        ? "Point at the picture for a neuron; click to open it."
+        ? "Point at the picture for a neuron, or go to it and press an arrow; a click or Enter opens it."
         : `${neuronAt(this.ranges, place)}: ${number(this.a[place])} and ${number(this.b[place])}`;
   }
 
   choose(neuron) {
-    if (this.known.other) this.show(neuron);
-    else location.hash = `#/neuron/${neuron}`;
+    if (this.known.other) {
+      this.show(neuron).then(() => this.pair.scrollIntoView({ block: "nearest" }));
+    } else location.hash = `#/neuron/${neuron}`;
   }
 
-  largest(title, rows, first, second) {
+  /** A link to a neuron: of two runs to both of it, else to its page. */
+  link(neuron) {
+    if (!this.known.other) return element("a", { href: `#/neuron/${neuron}` }, neuron);
+    const click = (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // another tab has the whole page
+      event.preventDefault();
+      this.choose(neuron);
+    };
+    return element("a", { href: addressOf({ ...this.set, neuron }), on: { click } }, neuron);
+  }
+
+  largest(title, rows, scored) {
+    const heads = ["neuron", ...[this.set.a, this.set.b].map((key, place) => this.label(key) + (scored[place] ? "" : ", and its list, which is not what is scored"))];
     return element(
       "div",
       { class: "scrolled" },
@@ -146,7 +186,7 @@ class Comparison {
         "table",
         { class: "differences" },
         element("caption", {}, title),
-        element("thead", {}, element("tr", {}, ["neuron", first, second].map((head) => element("th", { scope: "col" }, head)))),
+        element("thead", {}, element("tr", {}, heads.map((head) => element("th", { scope: "col" }, head)))),
         element(
           "tbody",
           {},
@@ -154,7 +194,7 @@ class Comparison {
             element(
               "tr",
               {},
-              element("th", { scope: "row" }, element("a", { href: `#/neuron/${row.neuron}` }, row.neuron)),
+              element("th", { scope: "row" }, this.link(row.neuron)),
               element("td", {}, number(row.a), explanation(row.text_a ?? "", { class: "explained" })),
               element("td", {}, number(row.b), explanation(row.text_b ?? "", { class: "explained" })),
             ),
@@ -194,8 +234,7 @@ class Comparison {
   }
 
   keepAddress() {
-    const kept = Object.entries(this.set).filter(([, value]) => value !== "");
-    setAddress(`#/compare?${new URLSearchParams(kept)}`);
+    setAddress(addressOf(this.set));
   }
 
   fail(error) {
@@ -205,11 +244,27 @@ class Comparison {
   }
 }
 
-function sidePart({ label, explanation: stored, exemplar }) {
+/** The page's address with what is set in it. */
+function addressOf(set) {
+  return `#/compare?${new URLSearchParams(Object.entries(set).filter(([, value]) => value !== ""))}`;
+}
+
+/** A side's scores of a neuron, in a line. */
+function scoresLine(scores) {
+  if (!scores) return "It has no score.";
+  const { top_and_random: both, low, high, random_only: random } = scores;
+  const value = (score) => (score === null ? "undefined" : number(score));
+  const interval = low === null ? "" : ` (${number(low)} to ${number(high)})`;
+  return `Correlation ${value(both)}${interval} on top and random excerpts, ${value(random)} on random ones only.`;
+}
+
+function sidePart({ label, explanation: stored, scores, text_scored: scored, exemplar }) {
   return element(
     "section",
     { class: "explanation", "aria-label": label },
     element("h3", {}, label),
+    stored ? element("p", { class: "side-scores" }, scoresLine(scores)) : null,
+    stored && !scored ? element("p", { class: "quiet" }, "What is scored is the whole table. Its list:") : null,
     element("p", {}, explanation(stored?.explanation ?? "Not explained by it.", { class: "explained" })),
     exemplar &&
       tokenView({

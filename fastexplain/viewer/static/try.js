@@ -2,7 +2,7 @@
 // and an explanation of one's own, a list or in words, simulated and scored.
 
 import { setAddress } from "./addresses.js";
-import { element, explanation, number } from "./dom.js";
+import { element, explanation, number, visible } from "./dom.js";
 import { listForm } from "./simulate.js";
 import { load, returning, send } from "./source.js";
 import { subjectLoaded } from "./subject.js";
@@ -217,7 +217,7 @@ class Trial {
 
   say(text) {
     this.state.className = "try-state quiet";
-    this.state.textContent = text;
+    this.state.textContent = visible(text);
   }
 
   fail(error) {

@@ -1,6 +1,6 @@
 // An explanation of one's own in words, simulated by a language model on a neuron's test excerpts.
 
-import { element, number } from "./dom.js";
+import { element, number, visible } from "./dom.js";
 import { comparedRows } from "./exemplars.js";
 import { scoresTable } from "./simulate.js";
 import { load, returning, send } from "./source.js";
@@ -136,7 +136,7 @@ class Guess {
 
   say(text) {
     this.cost.className = "try-state quiet";
-    this.cost.textContent = text;
+    this.cost.textContent = visible(text);
   }
 
   fail(error) {
