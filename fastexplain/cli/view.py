@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 PASSWORD = "FASTEXPLAIN_PASSWORD"
 
 
+_UNENCRYPTED = (
+    "Other machines reach it by this machine's address. Its password and all data go over the "
+    "network unencrypted: use a tunnel, or a proxy with TLS."
+)
+
 # What has a meaning with a simulator only.
 _FOR_SIMULATOR = {
     "base_url", "local", "simulation", "readout", "concurrency", "requests_per_minute",
@@ -55,7 +60,8 @@ def view(
         typer.Option(
             "--password",
             help=f"Ask for a password, which {PASSWORD} holds or is typed here; "
-            "needed with an address that other machines reach.",
+            "needed with an address that other machines reach. It and all data go over the "
+            "network unencrypted: use a tunnel, or a proxy with TLS.",
         ),
     ] = False,
     subject: SubjectPlace = None,
@@ -155,7 +161,11 @@ def serve_until_ended(
     from fastexplain.viewer.serving import serve
 
     def ready(address: str) -> None:
+        from fastexplain.viewer.guard import is_loopback
+
         out.print(f"The viewer is at {address} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        if not is_loopback(host):
+            out.print(_UNENCRYPTED, markup=False, soft_wrap=True)
         if browser:
             webbrowser.open(address)
 

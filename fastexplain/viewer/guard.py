@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hmac
+import ipaddress
 import secrets
 import time
 from collections import deque
@@ -222,5 +224,7 @@ def _refuse(status: int, why: str, headers: dict[str, str] | None = None) -> JSO
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own, which no other reaches."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Whether an address is this machine's own, which no other reaches: `localhost` or an IP's."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"

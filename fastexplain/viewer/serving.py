@@ -85,13 +85,19 @@ def serve(
         )
         server = uvicorn.Server(config)
         try:
-            ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+            ready(address_of(host, port))
             server.run(sockets=[listening])
         except KeyboardInterrupt:  # in which uvicorn ends: so was it told to
             pass
         finally:
             # Who wrote meanwhile left its log behind, for the viewer had the database open.
             _write_nothing(runs)
+
+
+def address_of(host: str, port: int) -> str:
+    """The address to open on this machine; one that stands for all of its own names none."""
+    named = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{named}]' if ':' in named else named}:{port}/"
 
 
 def _write_nothing(runs: Iterable[Run]) -> None:

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 
 import fastexplain
 from fastexplain import Corpus, Run, Subject
@@ -132,3 +134,25 @@ def test_on_a_terminal_the_demo_ends_with_the_viewer(planted_run: Run, cli: Comm
     monkeypatch.setattr(out, "_force_terminal", False)
     _, shown, _ = cli("demo", "--out", planted_run.path)
     assert "viewer" not in shown
+
+
+def test_beyond_this_machine_it_opens_at_an_address_and_says_what_can_be_read(
+    planted_run: Run, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)  # it listens, and ends
+    monkeypatch.setenv("FASTEXPLAIN_PASSWORD", "secret")
+    arguments = ("view", planted_run.path, "--port", "0")
+    code, shown, _ = cli(*arguments, "--host", "0.0.0.0", "--password")
+    assert code == 0
+    [address] = opened
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address) and address in shown
+    assert "Its password and all data go over the network unencrypted" in shown
+    code, shown, _ = cli(*arguments, "--password")
+    assert code == 0 and "unencrypted" not in shown
+
+
+def test_an_address_that_is_shown_names_a_machine() -> None:
+    assert serving.address_of("::", 1) == "http://[::1]:1/"
+    assert serving.address_of("10.0.0.1", 1) == "http://10.0.0.1:1/"

@@ -232,3 +232,23 @@ def test_files_are_served_by_name_and_no_path_reaches_the_disk(viewer: Starlette
 
 def test_the_token_is_in_what_only_this_origin_can_read(viewer: Starlette, door: Door) -> None:
     assert ask(viewer, path="/api/run").json()["token"] == door.token
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("127.attacker.example", False),
+        ("127.0.0.1.attacker.example", False),
+        ("localhost.attacker.example", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("", False),
+    ],
+)
+def test_this_machine_s_own_addresses(host: str, own: bool) -> None:
+    assert guard.is_loopback(host) is own

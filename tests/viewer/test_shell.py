@@ -111,3 +111,10 @@ def test_random_neurons_are_linked_and_leave_no_place_behind(
     expect(page.get_by_role("heading", level=1)).to_contain_text("Neuron 0:")
     page.go_back()
     expect(page.get_by_role("heading", level=1)).to_have_text("Search")
+
+
+def test_the_tab_s_title_steers_no_text(
+    planted_run: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    page = open_page(f"{serve(planted_run)}#/search?q=%E2%80%AEevil")
+    expect(page).to_have_title("Search: \\u202eevil · fastexplain")

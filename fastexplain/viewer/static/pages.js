@@ -3,7 +3,7 @@
 // An address is `#/PAGE/PART...?name=value`, so a link can be kept, and works in an exported site.
 
 import { keepScrolled, scrollBack, scrolledBefore } from "./addresses.js";
-import { announce, element } from "./dom.js";
+import { announce, element, visible } from "./dom.js";
 import { neuronPage } from "./neuron.js";
 import { countOf, homeAddress, live, neuronAt, neuronRanges, searchable } from "./source.js";
 
@@ -69,7 +69,7 @@ async function show() {
     if (signal.aborted) return;
     scrollBack(content, scrolled);
     keys = shown.keys ?? {};
-    document.title = shown.title ? `${shown.title} · fastexplain` : "fastexplain";
+    document.title = visible(shown.title ? `${shown.title} · fastexplain` : "fastexplain");
     announce(document.title);
   } catch (error) {
     if (signal.aborted) return;
