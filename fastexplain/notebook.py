@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _SHOWN = 10  # exemplars of each kind: about a screen
 _LONGEST = 200  # characters of a token that are shown
 
-# From this share of the full colour on, a value below 0 is underlined (static/tokens.js too).
-_MARKED = -0.1
+# From this share of the full colour on, a value is underlined (static/tokens.js too).
+_MARKED = 0.1
 
 # Red, green, blue; and the share of the full colour from which on black is legible on dark pages.
 _ABOVE, _BELOW = ("255,140,0", 0.65), ("30,144,255", 0.8)
@@ -135,7 +135,7 @@ def tokens_html(
 ) -> str:
     """Tokens on backgrounds that are the deeper, the nearer a value is to the highest or lowest.
 
-    Those well below 0 are underlined too.
+    Those well above 0 are underlined too, and those well below it by dots.
 
     Args:
         tokens: any text; line ends and tabs are made visible, very long ones are cut.
@@ -156,8 +156,11 @@ def tokens_html(
                 style += ";color:#000"
             if share < 0:
                 kind = "token below"
-            if share < _MARKED:
+            if share < -_MARKED:
                 kind, style = f"{kind} marked", f"{style};text-decoration:underline dotted"
+            elif share > _MARKED:
+                kind = f"{kind} raised"
+                style += f";text-decoration:underline solid {1 + 2 * share:.1f}px"
         spans.append(
             f'<span class="{kind}" style="{style}" title="{title}">'
             f"{escape(token_text(token))}</span>"

@@ -115,10 +115,19 @@ def test_colours_say_how_near_a_value_is_to_the_ends() -> None:
         r'class="(token[ a-z]*)" style="unicode-bidi:isolate;?([^"]*)" title="(.*?)"', html
     )
     line, black = ";text-decoration:underline dotted", ";color:#000"
+    solid = ";text-decoration:underline solid"
     assert found == [
         ("token uncounted", "opacity:0.65", "5, not counted"),
-        ("token", f"background:rgba(255,140,0,1.000);border-radius:2px{black}", "2"),
-        ("token", "background:rgba(255,140,0,0.500);border-radius:2px", "1"),
+        (
+            "token raised",
+            f"background:rgba(255,140,0,1.000);border-radius:2px{black}{solid} 3.0px",
+            "2",
+        ),
+        (
+            "token raised",
+            f"background:rgba(255,140,0,0.500);border-radius:2px{solid} 2.0px",
+            "1",
+        ),
         ("token", "", "0"),
         ("token", "", "\u2013"),
         (

@@ -125,6 +125,22 @@ def hostile(run: Run) -> Run:
     return made
 
 
+def test_entries_that_differ_in_spaces_look_different(
+    run: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    with run.database() as database:
+        database.add_explanations(
+            [
+                ExplanationRow(NeuronId(0, 0), "human", str(spaces), "1", f"'{' ' * spaces}' 0.11")
+                for spaces in (3, 7, 11)
+            ]
+        )
+    page = open_page(f"{serve(run)}#/neuron/0:0")
+    said = page.locator(".said > bdi")
+    widths = said.evaluate_all("all => all.map(each => each.getBoundingClientRect().width)")
+    assert len({round(width) for width in widths}) == 3
+
+
 def test_lists_run_from_left_to_right_whatever_their_tokens(
     run: Run, serve: Callable[..., str], open_page: Callable[..., Page]
 ) -> None:

@@ -47,6 +47,12 @@ LOOKS = """spans => spans.map(span => {
 })"""
 
 
+SHOW = """async shown => {
+    const { tokenView } = await import("./tokens.js");
+    document.getElementById("content").replaceChildren(tokenView(shown));
+}"""
+
+
 def test_the_viewer_and_a_notebook_show_tokens_alike(
     planted_run: Run, serve: Callable[..., str], open_page: Callable[..., Page], browser: Browser
 ) -> None:
@@ -54,13 +60,7 @@ def test_the_viewer_and_a_notebook_show_tokens_alike(
     shown = {"tokens": TOKENS, "values": values, "skip": SKIP, "lowest": LOWEST, "highest": HIGHEST}
     address = serve(planted_run)
     page = open_page(address, color_scheme="light")
-    page.evaluate(
-        """async shown => {
-            const { tokenView } = await import("./tokens.js");
-            document.getElementById("content").replaceChildren(tokenView(shown));
-        }""",
-        shown,
-    )
+    page.evaluate(SHOW, shown)
     in_viewer = page.locator("#content .token").evaluate_all(LOOKS)
     notebook = browser.new_page()
     notebook.set_content(tokens_html(TOKENS, np.array(VALUES), LOWEST, HIGHEST, SKIP))
@@ -68,3 +68,25 @@ def test_the_viewer_and_a_notebook_show_tokens_alike(
     notebook.close()
     assert len(in_viewer) == len(TOKENS)
     assert in_notebook == in_viewer
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_values_are_told_without_colours_and_where_colours_are_forced(
+    planted_run: Run, serve: Callable[..., str], open_page: Callable[..., Page], scheme: str
+) -> None:
+    page = open_page(serve(planted_run), color_scheme=scheme, forced_colors="active")
+    values = [10.0, 0.0, -1.0, 5.0]
+    shown = {"tokens": list("abcd"), "values": values, "lowest": -1.0, "highest": 10.0}
+    page.evaluate(SHOW, shown)
+    most, none, least, half = page.locator("#content .token").evaluate_all(
+        """spans => spans.map(span => {
+            const { backgroundColor, textDecorationLine, textDecorationStyle,
+                textDecorationThickness } = getComputedStyle(span);
+            return [backgroundColor, textDecorationLine, textDecorationStyle,
+                parseFloat(textDecorationThickness)];
+        })"""
+    )
+    assert most[1:] == ["underline", "solid", 3] and half[1:] == ["underline", "solid", 2]
+    assert least[1:3] == ["underline", "dotted"] and none[1] == "none"
+    colours = [most[0], none[0], least[0], half[0]]
+    assert len(set(colours)) == 4  # each as it is where none is forced

@@ -85,30 +85,6 @@ export function distributionChart(title, sites) {
   return frame(title, x, y, named, ticks(Math.min(...known), Math.max(...known)), "layer", columns);
 }
 
-/**
- * Points, each a link where it has an address.
- *
- * @param {Array} points Each `{x, y, title, address}`.
- */
-export function scatterChart(title, points, { xLabel, low = 0, high = 1 }) {
-  const { width, height, left, right, top, bottom } = CHART;
-  const x = scaled(low, high, left, width - right);
-  const y = scaled(low, high, height - bottom, top);
-  const found = ticks(low, high);
-  const marks = points.map((point) => {
-    const mark = drawn(
-      "circle",
-      { class: "point", cx: x(point.x), cy: y(point.y), r: 2.5 },
-      drawn("title", {}, point.title),
-    );
-    return point.address ? drawn("a", { href: point.address }, mark) : mark;
-  });
-  return frame(title, x, y, found.map((at) => ({ at, text: number(at) })), found, xLabel, [
-    drawn("line", { class: "grid", x1: x(low), y1: y(low), x2: x(high), y2: y(high) }),
-    marks,
-  ]);
-}
-
 /** Rows with a bar each: `{label, value, text}`; the longest bar is that of `most`. */
 export function barRows(title, rows, most = Math.max(...rows.map(({ value }) => value), 0)) {
   return element(

@@ -24,7 +24,7 @@ export function driversSection(data) {
 function entryCells(entry) {
   const place = [element("span", { class: "quiet" }, tokenText(entry.before)), element("mark", {}, tokenText(entry.own)), element("span", { class: "quiet" }, tokenText(entry.after))];
   const from = entry.source ? element("small", { class: "quiet" }, ` ${entry.source}`) : "";
-  return [explanation(entry.text), number(entry.mean), entry.count, [element("bdi", { class: "place" }, place), from], number(entry.activation)];
+  return [explanation(entry.text, { class: "explained" }), number(entry.mean), entry.count, [element("bdi", { class: "place" }, place), from], number(entry.activation)];
 }
 
 function rowsDetails(rows, title) {

@@ -4,8 +4,8 @@ import { announce, element, number, visible } from "./dom.js";
 
 const SIGNS = { "\n": "⏎\n", "\r": "␍", "\t": "⇥\t" };
 const LONGEST = 200;
-// From this share of the full colour on, a value below 0 is underlined too.
-const MARKED = -0.1;
+// From this share of the full colour on, a value is underlined too: by dots below 0, by a line above.
+const MARKED = 0.1;
 
 /** A token as it is shown: line ends and tabs by signs, a very long one cut (notebook.py too). */
 export function tokenText(token) {
@@ -40,7 +40,7 @@ export function tokenView({ tokens, values, skip = 0, lowest, highest, label }) 
     return element(
       "span",
       {
-        class: `token${counted ? "" : " uncounted"}${share < 0 ? " below" : ""}${share < MARKED ? " marked" : ""}`,
+        class: `token${counted ? "" : " uncounted"}${share < 0 ? " below" : ""}${share < -MARKED ? " marked" : ""}${share > MARKED ? " raised" : ""}`,
         title: counted ? number(value, 4) : `${number(value, 4)}, not counted`,
         "data-place": place,
         tabindex: place === 0 ? 0 : -1,
