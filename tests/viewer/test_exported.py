@@ -287,6 +287,10 @@ def test_the_page_of_one_neuron_opens_at_it(
     page.keyboard.press("h")
     page.keyboard.press("R")
     expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:3")
+    page.keyboard.press("?")
+    keys = page.get_by_role("dialog").locator("kbd").all_inner_texts()
+    assert "?" in keys and not {"/", "h", "R", "n", "p", "T", "C", "J"} & set(keys)
+    page.keyboard.press("Escape")
     folder = ROOT / ".cache" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=folder / f"exported-{scheme}-{width}.png")

@@ -29,6 +29,16 @@ def test_the_overview_names_the_run(
     page.evaluate("Math.random = () => 0")
     page.keyboard.press("R")  # a neuron's page has it too
     expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:0")
+    expect(page.locator("main")).to_contain_text("`fastexplain weights` adds")
+    page.keyboard.press("?")
+    keys = page.get_by_role("dialog").locator("kbd")
+    assert {"/", "h", "R", "T", "C", "J", "n", "?"} <= set(keys.all_inner_texts())
+    assert "p" not in keys.all_inner_texts()  # it is the first
+    page.keyboard.press("Escape")
+    for key, said in (("T", "Try a text"), ("J", "Rate explanations"), ("C", "nothing to compare")):
+        page.keyboard.press(key)
+        expect(page.locator("main")).to_contain_text(said)
+        page.evaluate("document.activeElement.blur()")
 
 
 def test_what_cannot_be_read_is_found(

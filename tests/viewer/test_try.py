@@ -244,14 +244,16 @@ def test_a_key_word_that_is_typed_fires_its_neuron(
     expect(cat).to_have_attribute("style", "--share: 1.000;")
     expect(page.locator(".try-shown .token", has_text="old")).not_to_have_attribute("style", "")
     assert "text=the+old+cat+sees" in page.url
-    page.get_by_label("Tokens and their mean activations").fill("'cat' 4; else 0")
+    page.get_by_label("Tokens and their mean activations").fill("'cat' 3; else 0")
     page.get_by_role("button", name="Simulate and score").click()
     expect(page.get_by_role("row", name="your list")).to_contain_text("1 (")
+    missed = page.get_by_role("group", name="too much, too little, top excerpt").first
+    expect(missed.locator(".token.below", has_text="cat").first).to_be_visible()  # 3 is too little
 
     # The form is there as soon as a neuron is named, with what was typed.
     page.get_by_label("Neuron", exact=True).fill("0:11")
     expect(page.get_by_role("heading", level=2).last).to_have_text("A list of your own for 0:11")
-    expect(page.get_by_label("Tokens and their mean activations")).to_have_value("'cat' 4; else 0")
+    expect(page.get_by_label("Tokens and their mean activations")).to_have_value("'cat' 3; else 0")
     page.get_by_label("Neuron", exact=True).fill("")
     expect(page.get_by_role("heading", level=2)).to_have_count(0)
     over = page.get_by_role("table", name="Over the text")
@@ -263,6 +265,21 @@ def test_a_key_word_that_is_typed_fires_its_neuron(
     check_accessible(page)
     page.reload()
     expect(page.get_by_role("table", name="At 'cat'")).to_contain_text(CAT)
+    page.locator(".try-shown .token").first.focus()
+    assert "at=0" in page.url
+    page.reload()
+    chosen = page.locator(".try-shown .token").first
+    expect(chosen).to_have_attribute("aria-current", "true", timeout=30_000)
+
+
+@pytest.mark.browser
+def test_a_text_that_runs_is_said_to(address: str, open_page: Callable[..., Page]) -> None:
+    page = open_page(f"{address}#/try?neuron={CAT}")
+    state = page.locator(".try-state").first
+    expect(state).to_have_text("Type a text.", timeout=30_000)
+    page.route("**/api/try", lambda route: None)  # it is never answered
+    page.get_by_label("Text, up to").fill("the old cat")
+    expect(state).to_have_text("Running…")
 
 
 @pytest.mark.browser

@@ -29,7 +29,7 @@ export async function neuronPage(content, { parts, query, signal }) {
     heading(data, steps.links),
     explanationsSection(data, signal),
     excerpts.section,
-    ...[driversSection(data), effectsSection(data), relationsSection(data, signal), distributionSection(data)].filter(Boolean),
+    ...[driversSection(data), effectsSection(data), relationsSection(data, signal), weightsMissing(data), distributionSection(data)].filter(Boolean),
   );
   return { title: `Neuron ${data.neuron}`, keys: { ...steps.keys, ...excerpts.keys, e: ["details of the explanations", toggleExplanations] } };
 }
@@ -57,10 +57,16 @@ function stepsOf(data) {
     return element("a", { href: to, "data-to": to, rel: what === "next" ? "next" : "prev" }, `${what}: ${name}`);
   };
   const [previous, next] = [link(data.previous, "previous"), link(data.next, "next")];
-  return {
-    links: [previous, next].filter(Boolean),
-    keys: { n: ["the next neuron", () => next?.click()], p: ["the previous neuron", () => previous?.click()] },
-  };
+  const keys = {};
+  if (next) keys.n = ["the next neuron", () => next.click()];
+  if (previous) keys.p = ["the previous neuron", () => previous.click()];
+  return { links: [previous, next].filter(Boolean), keys };
+}
+
+/** Where weights were not looked at, what does that. */
+function weightsMissing(data) {
+  if (data.weights || data.kind !== "mlp") return null;
+  return element("p", { class: "quiet" }, "Its weights were not looked at. `fastexplain weights` adds the tokens that they read, raise and lower, and the neurons that it feeds and is fed by.");
 }
 
 function distributionSection(data) {

@@ -12,12 +12,24 @@ const PAGES = { neuron: neuronPage, random: randomPage };
 
 const NEED_VIEWER = ["compare", "rate", "try"];
 
-const KEYS = {
+const HELP = { "?": ["this help", () => showHelp()] };
+const ON_MANY = {
   "/": ["search", () => document.getElementById("search").focus()],
   h: ["the overview", () => go("#/")],
   R: ["a random neuron", () => go("#/random")],
-  "?": ["this help", () => showHelp()],
 };
+// Keys of pages that not every viewer has.
+const OF_PAGES = {
+  try: ["T", "try a text", () => go("#/try")],
+  compare: ["C", "compare explainers", () => go("#/compare")],
+  rate: ["J", "judge explanations", () => go("#/rate")],
+};
+
+/** The keys that do something on any page of this viewer; one of one neuron has none but help. */
+function commonKeys() {
+  const pages = Object.entries(OF_PAGES).filter(([page]) => Object.hasOwn(PAGES, page));
+  return { ...(searchable() ? ON_MANY : {}), ...Object.fromEntries(pages.map(([, [key, ...rest]]) => [key, rest])), ...HELP };
+}
 
 let leave = new AbortController();
 let keys = {};
@@ -99,7 +111,7 @@ function markLink(page) {
 
 function showHelp() {
   const help = document.getElementById("help");
-  const rows = Object.entries({ ...KEYS, ...keys }).map(([key, [what]]) =>
+  const rows = Object.entries({ ...commonKeys(), ...keys }).map(([key, [what]]) =>
     element("tr", {}, element("td", {}, element("kbd", {}, key)), element("td", {}, what)),
   );
   help.replaceChildren(
@@ -115,7 +127,7 @@ function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
   // What has the focus takes Enter itself.
   if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
-  const found = keys[event.key] ?? KEYS[event.key];
+  const found = keys[event.key] ?? commonKeys()[event.key];
   if (!found) return;
   event.preventDefault();
   found[1]();

@@ -94,9 +94,21 @@ function withInterval(score) {
 function excerptItem(found, { excerpt, top, tokens, activations, simulated }) {
   const truth = activations.map((value) => value && Math.max(value, 0));
   const full = Math.max(...(simulated ?? []), 0);
-  const line = (name, values, highest) => [
+  const missed = (simulated ?? []).map((value, place) => (value === null || truth[place] === null ? null : value - truth[place]));
+  const line = (name, values, highest, lowest = 0) => [
     element("span", { class: "peak" }, name),
-    tokenView({ tokens, values, lowest: 0, highest, label: `${name}, ${top ? "top" : "random"} excerpt ${excerpt}` }),
+    tokenView({ tokens, values, lowest, highest, label: `${name}, ${top ? "top" : "random"} excerpt ${excerpt}` }),
   ];
-  return element("li", {}, element("div", { class: "compared" }, line("true", truth, found.highest), line("simulated", simulated ?? [], Math.max(full, found.highest))));
+  const most = Math.max(full, found.highest);
+  return element(
+    "li",
+    {},
+    element(
+      "div",
+      { class: "compared" },
+      line("true", truth, found.highest),
+      line("simulated", simulated ?? [], most),
+      line("too much, too little", missed, most, -most),
+    ),
+  );
 }

@@ -28,7 +28,7 @@ class Trial {
     this.page = Math.random().toString(36).slice(2); // newer texts of a page overtake its older ones
     this.asked = 0;
     this.ready = false;
-    this.at = Number(query.get("at")) || null;
+    this.at = /^\d{1,6}$/.test(query.get("at") ?? "") ? Number(query.get("at")) : null;
     this.text = element("textarea", { id: "try-text", rows: 4, maxlength: MOST_TEXT, spellcheck: false });
     this.text.value = query.get("text") ?? "";
     this.neuron = element("input", { id: "try-neuron", placeholder: "all", autocomplete: "off", spellcheck: false, size: 12 });
@@ -104,7 +104,7 @@ class Trial {
       return;
     }
     const neuron = this.neuron.value.trim() || null;
-    if (!neuron) this.say("Running…");
+    this.say("Running…");
     try {
       const signal = AbortSignal.any([this.signal, this.running.signal]);
       const found = await send("try", { text, neuron, page: this.page }, signal);
