@@ -240,7 +240,12 @@ def test_search_as_one_types(
         page.keyboard.press("Enter")
         expect(page.locator("main")).to_contain_text("Nothing has")
     field.fill("w7")
-    expect(options.first).to_contain_text("mean")
+    expect(options.first).to_contain_text(re.compile(r"mean .* on it.*correlation (0\.\d|1)"))
+    for width in (660, 768, 900, 1060, 1160, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        box = page.get_by_role("listbox").bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width, width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     page.wait_for_url("**#/neuron/**")

@@ -19,7 +19,7 @@ function groupsOf(found) {
         address: `#/neuron/${neuron}`,
         name: neuron,
         text: `mean ${number(mean)} on it`,
-        note: number(told, 2),
+        note: `correlation ${number(told, 2)}`,
       })),
     ]);
   }
