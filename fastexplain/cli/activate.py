@@ -15,6 +15,7 @@ from fastexplain.cli.terminal import out, print_json, progress, visible, working
 from fastexplain.errors import UsageError
 
 if TYPE_CHECKING:
+    from fastexplain.cli.text_table import TextTable
     from fastexplain.pipeline.activating import Activated, Active
     from fastexplain.run.directory import Run
 
@@ -105,39 +106,39 @@ def _text(text: str | None, file: Path | None) -> str:
         raise UsageError(f"{name} {why}") from error
 
 
-def _ranking_table(run: Run, found: Activated) -> Table:
+def _ranking_table(run: Run, found: Activated) -> TextTable:
     """The neurons that stand highest over the text, each at its best token."""
-    from fastexplain.cli.tables import light_table, words_text
+    from fastexplain.cli.text_table import Column, TextTable
+    from fastexplain.cli.token_text import marked, token_beside_marks, words_text
     from fastexplain.finding.search import best_explanation
 
-    table = light_table("Over the text")
-    table.add_column("neuron", no_wrap=True)
-    for name in ("quantile", "activation", "of its\nlargest"):
-        table.add_column(name, justify="right")
-    table.add_column("where, and what explains it", ratio=1, overflow="fold")
+    names = ("quantile", "activation", "of its largest")
+    columns = [Column("neuron"), *(Column(name, number=True) for name in names)]
+    rows = []
     with run.database(read_only=True) as database:
         for each in found.over_text:
-            before = visible("".join(found.tokens[: each.place]))[-_AROUND:]
-            token = visible(found.tokens[each.place])
+            before = token_beside_marks(out, "".join(found.tokens[: each.place]))[-_AROUND:]
+            token = marked(out, token_beside_marks(out, found.tokens[each.place]))
             explanation = best_explanation(database.explanations(each.neuron))
-            table.add_row(
+            values = (
                 str(each.neuron),
                 quantile_text(each),
                 f"{each.activation:.3g}",
                 "" if each.of_largest != each.of_largest else f"{each.of_largest:.2f}",
-                Text.assemble(
-                    before,
-                    (f"[{token}]", "bold"),
-                    "" if explanation is None else "\n",
-                    words_text("" if explanation is None else explanation.text or ""),
-                ),
             )
-    return table
+            where = Text.assemble(
+                before,
+                (token, "bold"),
+                "" if explanation is None else "\n",
+                words_text("" if explanation is None else explanation.text or ""),
+            )
+            rows.append(([[value] for value in values], where))
+    return TextTable(columns, "where, and what explains it", rows, "Over the text")
 
 
 def _tokens_table(found: Activated) -> Table:
     """The neurons that stand highest at each token."""
-    from fastexplain.cli.tables import light_table
+    from fastexplain.cli.text_table import light_table
 
     table = light_table("By token")
     table.add_column("token")
@@ -150,7 +151,7 @@ def _tokens_table(found: Activated) -> Table:
 
 def _values_table(found: Activated) -> Table:
     """The values of the neurons that were named, at every token."""
-    from fastexplain.cli.tables import light_table
+    from fastexplain.cli.text_table import light_table
 
     table = light_table("Activations")
     table.add_column("token")

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fastexplain.cli import terminal
-from fastexplain.cli.tables import excerpt_text
 from fastexplain.cli.terminal import visible
+from fastexplain.cli.token_text import excerpt_text
 from fastexplain.records import Exemplar
 
 LABEL = 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from fastexplain.cli.common import AsJson, Limit, RunPath, print_rows
@@ -13,6 +12,7 @@ from fastexplain.cli.terminal import out, print_json, progress, visible
 from fastexplain.errors import UsageError
 
 if TYPE_CHECKING:
+    from fastexplain.cli.text_table import TextTable
     from fastexplain.finding.results import Evidence, Hit
     from fastexplain.run.directory import Run
 
@@ -80,12 +80,12 @@ def search(run: RunPath, words: Words = None, limit: Limit = 20, as_json: AsJson
 def _print_kinds(wanted: bool) -> None:
     if not wanted:
         return
-    from fastexplain.cli.tables import light_table
+    from fastexplain.cli.text_table import light_table
     from fastexplain.finding.kinds import KINDS
 
     table = light_table()
     for column in ("kind", "neurons that", "found where"):
-        table.add_column(column, no_wrap=column == "kind")
+        table.add_column(column, no_wrap=column == "kind", overflow="fold")
     for name, kind in KINDS.items():
         table.add_row(name, kind.finds, kind.criterion)
     out.print(table)
@@ -135,45 +135,46 @@ def _print_found(hits: list[Hit], as_json: bool, otherwise: str = "") -> None:
         out.print(otherwise, markup=False)
 
 
-def _hits_table(hits: list[Hit]) -> Table:
-    from fastexplain.cli.tables import light_table, words_text
+def _hits_table(hits: list[Hit]) -> TextTable:
+    from fastexplain.cli.text_table import Column, TextTable
+    from fastexplain.cli.token_text import words_text
 
-    table = light_table()
-    table.add_column("neuron", no_wrap=True)
-    valued = hits[0].value is not None
-    if valued:
-        table.add_column("value", justify="right")
-    for name in hits[0].details:
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("score", justify="right")
-    table.add_column("explanation, and where it is strongest", ratio=1, overflow="fold")
-    for hit in hits:
+    details = [
+        {name: _shown(value) for name, value in hit.details.items()}
+        | ({} if hit.value is None else {"value": f"{hit.value:.2f}"})
+        for hit in hits
+    ]
+    scores = ["" if hit.score is None else f"{hit.score:.2f}" for hit in hits]
+    # The search beyond lookup has it among its details, as the best of the others.
+    known = all(own.get("other") == score for own, score in zip(details, scores, strict=True))
+    names = [*(["value"] if "value" in details[0] else []), *hits[0].details]
+    columns = [Column("neuron"), *(Column(name, number=True) for name in names)]
+    rows = []
+    for hit, own, score in zip(hits, details, scores, strict=True):
         explained = [words_text(hit.explanation)] if hit.explanation else []
         lines = Text("\n").join([*explained, *map(_evidence_text, hit.evidence)])
-        table.add_row(
-            str(hit.neuron),
-            *([f"{hit.value:.2f}"] if valued else []),
-            *(_shown(value) for value in hit.details.values()),
-            "" if hit.score is None else f"{hit.score:.2f}",
-            lines,
-        )
-    return table
+        cells = [[str(hit.neuron)], *([own[name]] for name in names), *([] if known else [[score]])]
+        rows.append((cells, lines))
+    columns += [] if known else [Column("score", number=True)]
+    return TextTable(columns, "explanation, and where it is strongest", rows)
 
 
-def _shown(value: float | int | str) -> Text:
+def _shown(value: float | int | str) -> str:
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
-    return Text(visible(text if text.strip() else text.replace(" ", "␣")))
+    return visible(text if text.strip() else text.replace(" ", "␣"))
 
 
 def _evidence_text(found: Evidence) -> Text:
-    """The tokens around the peak, which is in brackets and bold."""
+    """The tokens around the peak, which is marked and bold."""
+    from fastexplain.cli.token_text import marked, token_beside_marks
+
     before, after = (
-        visible("".join(found.tokens[part]))
+        token_beside_marks(out, "".join(found.tokens[part]))
         for part in (slice(0, found.place), slice(found.place + 1, None))
     )
     return Text.assemble(
         "· ",
         before[-_BEFORE:],
-        ("[" + visible(found.tokens[found.place]) + "]", "bold"),
+        (marked(out, token_beside_marks(out, found.tokens[found.place])), "bold"),
         after[:_AFTER],
     )

@@ -14,6 +14,7 @@ from fastexplain.cli.tables import (
     interval_text,
     judges_table,
 )
+from fastexplain.cli.token_text import marked
 from fastexplain.cli.weights import weights_table
 from fastexplain.errors import UsageError
 from fastexplain.records import Exemplar, NeuronRecord
@@ -83,8 +84,9 @@ def print_neuron(
         if own := [each for each in simulated if each[0].side == side]:
             _print_simulations(console, of_side(record, side), own, side, count)
     console.print(
-        "\nColours, or numbers in brackets where there are none, are tenths: of the neuron's "
-        "largest activation, and of 10 (or a contrast's largest) where a language model simulates.",
+        f"\nColours, or numbers as in {marked(console, 8)} where there are none, are tenths: "
+        "of the neuron's largest activation, and of 10 (or a contrast's largest) where a language "
+        "model simulates.",
         style="dim",
     )
 

@@ -214,7 +214,7 @@ class _Dialogue:
 
     def _show(self, task: Task) -> None:
         from fastexplain.cli.excerpts import print_exemplars
-        from fastexplain.cli.tables import words_text
+        from fastexplain.cli.token_text import words_text
 
         self._task = task
         out.print(

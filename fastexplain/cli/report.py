@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastexplain.cli import terminal
 from fastexplain.cli.common import AsJson, RunPath
 from fastexplain.cli.terminal import out, print_json
 
@@ -33,4 +34,6 @@ def report(
     if as_json:
         print_json(figures)
     else:
-        out.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+        # To a file on one line, for who searches in it by lines; a terminal would cut its words.
+        line = f"Written: {', '.join(map(str, files))}"
+        out.print(line, markup=False, soft_wrap=not terminal.LAID_OUT)

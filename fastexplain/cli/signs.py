@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastexplain.cli.excerpts import print_exemplars
-from fastexplain.cli.tables import light_table
+from fastexplain.cli.text_table import light_table
 from fastexplain.records import Exemplar, SignClass
 
 

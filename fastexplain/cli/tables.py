@@ -1,71 +1,20 @@
-"""What the terminal shows: excerpts coloured by activation, and tables of explanations."""
+"""Tables of explanations and their scores, as the terminal shows them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
-from rich import box
-from rich.console import Console
-from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from fastexplain.cli.terminal import visible
+from fastexplain.cli.text_table import Column, TextTable, light_table
+from fastexplain.cli.token_text import words_text
 from fastexplain.explainers.lists import mean_text
-from fastexplain.kernels import discretize
 from fastexplain.report.entries import ShownEntry
 from fastexplain.results import LIST, TOP, Mean, Measured, Scores, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.scorers.registry import JUDGES
-
-# Styles of the values 1 to 10, on light and dark terminals alike: low ones are lines under a text
-# of a colour that is legible on both, the others black on backgrounds from dull to full, about
-# halfway between black and white in brightness.
-_LINED = 3
-_SHADES = [
-    Style(color="rgb(190,105,25)", underline=True)
-    if value <= _LINED
-    else Style(
-        color="black", bgcolor=f"rgb({185 + 7 * value},{190 - 8 * value},{150 - 15 * value})"
-    )
-    for value in range(11)
-]
-
-
-def excerpt_text(
-    console: Console, tokens: Sequence[str], activations: np.ndarray, scale: float
-) -> Text:
-    """An excerpt on one line, each token's background by its activation `[tokens]`.
-
-    Where there are no colours, as in a file, a value from 1 to 10 follows its token in brackets.
-
-    Args:
-        scale: the activation that gets the full colour.
-    """
-    values = discretize(
-        np.nan_to_num(activations.astype(np.float32))[None], np.array([scale], np.float32)
-    )[0]
-    text = Text()
-    for token, value in zip(tokens, values.tolist(), strict=True):
-        shown = visible(token)
-        if value == 0:
-            text.append(shown)
-        elif console.color_system is None:
-            text.append(f"{shown}[{value}]")
-        else:
-            text.append(shown, style=_SHADES[value])
-    return text
-
-
-def light_table(title: str | None = None, **options: Any) -> Table:
-    """A table with a line below its header and no others, which leaves the width to its texts."""
-    return Table(
-        title=title, title_justify="left", title_style="bold italic", header_style="bold",
-        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), **options,
-    )  # fmt: skip
 
 
 def score_text(value: float | None) -> str:
@@ -108,7 +57,7 @@ def explanations_table(
     *,
     intervals: bool = False,
     texts: Mapping[int, str] | None = None,
-) -> Table:
+) -> TextTable:
     """Neurons, explanations, scores, and how many top and random excerpts those rest on.
 
     A lookup explanation has two lines of scores: what its text predicts as it stands, and what its
@@ -122,37 +71,33 @@ def explanations_table(
     names = list(dict.fromkeys(name for own in (beside or {}).values() for name in own))
     resting = {_resting(scores) for row in rows for _, scores in _scored(row)}
     [same] = resting if len(resting) == 1 else [None]
-    table = light_table(
-        title,
-        caption=same and f"Scores rest on {same} excerpts, top + random.",
-        caption_justify="left",
-    )
-    table.add_column("neuron", no_wrap=True)
-    table.add_column("explained by", no_wrap=True)
-    table.add_column("top and random", justify="right", min_width=20 if intervals else 7)
-    for name in names:
-        table.add_column(name, justify="right", style="dim")
-    table.add_column("random", justify="right")
-    if not same:
-        table.add_column("excerpts", max_width=16)
-    table.add_column("explanation", ratio=1, overflow="fold")
+    columns = [
+        Column("neuron"),
+        Column("explained by", "by"),
+        Column("top and random", number=True),
+        *(Column(name, number=True, style="dim") for name in names),
+        Column("random", number=True),
+        *([] if same else [Column("excerpts")]),
+    ]
+    shown = []
     for row in rows:
         lines = _scored(row)
-        headlines = (
+        headlines = [
             interval_text(s.top_and_random, *((s.low, s.high) if intervals else (None, None)))
             for _, s in lines
-        )
+        ]
         text = (texts or {}).get(row.id) or row.text or f"failed: {row.failure}"
-        table.add_row(
-            str(row.neuron),
-            Text("\n".join(visible(name) for name, _ in lines)),
-            "\n".join(headlines),
-            *(score_text((beside or {})[row.id].get(name)) for name in names),
-            "\n".join(score_text(scores.random_only) for _, scores in lines),
-            *([] if same else ["\n".join(_resting(scores) for _, scores in lines)]),
-            words_text(text),
-        )
-    return table
+        cells = [
+            [str(row.neuron)],
+            [visible(name) for name, _ in lines],
+            headlines,
+            *([score_text((beside or {})[row.id].get(name))] for name in names),
+            [score_text(scores.random_only) for _, scores in lines],
+            *([] if same else [[_resting(scores) for _, scores in lines]]),
+        ]
+        shown.append((cells, words_text(text)))
+    caption = same and f"Scores rest on {same} excerpts, top + random."
+    return TextTable(columns, "explanation", shown, title, caption)
 
 
 def best_table(rows: Sequence[StoredExplanation], title: str, texts: Mapping[int, str]) -> Table:
@@ -213,7 +158,7 @@ def _resting(scores: Scores) -> str:
     return f"{scores.excerpts_top} + {scores.excerpts_random}{lacking}"
 
 
-def judges_table(run: Run, explanations: Sequence[StoredExplanation]) -> Table | None:
+def judges_table(run: Run, explanations: Sequence[StoredExplanation]) -> TextTable | None:
     """The scores that judges gave, a row for each scorer; None if there are none."""
     rows: dict[tuple[str, ...], list[Measured]] = {}
     with run.database(read_only=True) as database:
@@ -227,14 +172,12 @@ def judges_table(run: Run, explanations: Sequence[StoredExplanation]) -> Table |
             rows.setdefault(key, []).append(score.measured)
     if not rows:
         return None
-    table = light_table("What judges say")
-    table.add_column("neuron", no_wrap=True)
-    table.add_column("explained by", no_wrap=True)
-    table.add_column("scorer")
-    table.add_column("scores, with 95% intervals", ratio=1)
-    for (*names, _), measured in rows.items():
-        table.add_row(*(Text(visible(name)) for name in names), Text(_measured_text(measured)))
-    return table
+    columns = [Column("neuron"), Column("explained by", "by"), Column("scorer")]
+    shown = (
+        ([[visible(name)] for name in names], Text(_measured_text(measured)))
+        for (*names, _), measured in rows.items()
+    )
+    return TextTable(columns, "scores, with 95% intervals", shown, "What judges say")
 
 
 def _measured_text(measured: Sequence[Measured]) -> str:
@@ -282,8 +225,3 @@ def _unusual(simulation: str) -> str:
     _, *how = simulation.split()
     rare = [word for word in how if word not in ("prompt-logprobs", "expected")]
     return f" ({', '.join(rare)})" if rare else ""
-
-
-def words_text(text: str) -> Text:
-    """An explanation in a cell; the space that a quoted token begins with, a break, is a sign."""
-    return Text(re.sub(r"(^|, |after |·)(['\"]) ", r"\1\2␣", visible(text)))

@@ -58,10 +58,19 @@ class _SafeConsole(Console):
     """Escapes what steers a terminal in all texts that are printed.
 
     In a string that is done before it is laid out. `render` then is what everything goes through.
+    Where there is no terminal, the spaces that fill up lines are left out: files, mails and
+    comparisons have no use for them. What is not laid out has none, and stays as it is.
     """
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(_escaped(o) if isinstance(o, str) else o for o in objects), **options)
+        shown = [_escaped(o) if isinstance(o, str) else o for o in objects]
+        if self.is_terminal or options.get("soft_wrap"):
+            super().print(*shown, **options)
+            return
+        with self.capture() as captured:
+            super().print(*shown, **options)
+        lines = Text(re.sub(r" +(?=\n)", "", captured.get()))
+        super().print(lines, end="", soft_wrap=True)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

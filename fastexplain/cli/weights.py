@@ -56,11 +56,11 @@ def weights(
 
 def weights_table(found: NeuronWeights) -> Table:
     """A neuron's weights: tokens with their values, neurons with cosines."""
-    from fastexplain.cli.tables import light_table
+    from fastexplain.cli.text_table import light_table
 
     table = light_table("By its weights")
-    table.add_column("what", max_width=26)
-    table.add_column("which", ratio=1)
+    table.add_column("what", max_width=26, overflow="fold")
+    table.add_column("which", ratio=1, overflow="fold")
     spread = f"spread {found.output.spread:.2g}"
     table.add_row(f"raises ({spread})", _tokens(found.output.most))
     table.add_row("lowers", _tokens(found.output.least))
@@ -74,7 +74,7 @@ def weights_table(found: NeuronWeights) -> Table:
 
 
 def _tokens(tokens: Sequence[TokenEffect]) -> Text:
-    from fastexplain.cli.tables import words_text
+    from fastexplain.cli.token_text import words_text
 
     return words_text(", ".join(f"{each.token!r} {each.value:+.2g}" for each in tokens))
 

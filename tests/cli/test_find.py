@@ -40,7 +40,7 @@ def test_find_by_words_is_search(cli, explained) -> None:
 
 def test_find_by_a_condition_shows_where_neurons_are_strongest(cli, explained) -> None:
     code, out, _ = cli("find", explained, "--where", "kurtosis > 3 and index < 6", "--limit", 2)
-    assert code == 0 and "[cat]" in out and "neurons meet it" in out
+    assert code == 0 and "⟦cat⟧" in out and "neurons meet it" in out
     _, out, _ = cli("find", explained, "--where", "index = 0", "--json")
     [found] = json.loads(out.splitlines()[-1])["found"]
     assert found["neuron"] == "0:0" and found["value"] is None and found["score"] > 0.9
@@ -59,7 +59,7 @@ def test_no_mark_is_lost_in_a_narrow_column(capsys, monkeypatch) -> None:
     lines = capsys.readouterr().out.splitlines()
     column = lines[0].index("explanation, and where")
     shown = "".join(line[column:].strip() for line in lines[2:])
-    assert "space[_end]_of_it" in shown and "…" not in shown and "'␣a_name_that_is_long" in shown
+    assert "space⟦_end⟧_of_it" in shown and "…" not in shown and "'␣a_name_that_is_long" in shown
     assert max(map(len, lines)) <= 80
     assert lines[2][:column].split() == [
         "1:123",
@@ -105,7 +105,7 @@ def test_find_says_what_it_lacks(cli, explained, arguments: list[str], message: 
 def test_activate_ranks_and_shows_tokens(cli, explained) -> None:
     code, out, err = cli("activate", explained, TEXT, "--top", 3)
     assert code == 0 and "Over the text" in out and "By token" in out and "not counted" in out
-    assert "[rare]" in out and "0:4" in out and "Loading" in err
+    assert "⟦rare⟧" in out and "0:4" in out and "Loading" in err
     _, out, _ = cli("activate", explained, TEXT, "--json", "--neuron", "0:0", "--neuron", "0:4")
     data = json.loads(out.splitlines()[-1])
     assert data["tokens"][1] == "cat" and len(data["by_token"]) == 7 and not data["by_token"][0]
@@ -163,3 +163,14 @@ def test_activate_refuses_files_that_are_no_texts(
     (tmp_path / "text").write_bytes(content)
     code, _, err = cli("activate", explained, "--file", tmp_path / "text")
     assert code == 2 and message in err
+
+
+def test_a_score_that_is_a_detail_stands_once(capsys: pytest.CaptureFixture[str]) -> None:
+    details = {"lookup": 0.1, "other": 0.9}
+    shown = []
+    for score in (0.9, 0.8):
+        terminal.out.print(_hits_table([Hit(NeuronId(1, 123), 0.8, details, [], "x", score)]))
+        shown.append(capsys.readouterr().out.splitlines())
+    assert shown[0][0].split()[:5] == ["neuron", "value", "lookup", "other", "explanation,"]
+    assert shown[0][2].split() == ["1:123", "0.80", "0.10", "0.90", "x"]
+    assert shown[1][2].split() == ["1:123", "0.80", "0.10", "0.90", "0.80", "x"]

@@ -150,13 +150,13 @@ def test_top_shows_the_best(cli, swept) -> None:
 def test_show_puts_the_true_beside_the_simulated(cli, swept) -> None:
     code, out, _ = cli("show", swept, f"0:{planted.CAT}")
     assert code == 0
-    assert "cat[10]" in out
+    assert "cat⟦10⟧" in out
     true = [line for line in out.splitlines() if line.lstrip().startswith("true ")]
     simulated = [line for line in out.splitlines() if line.lstrip().startswith("lookup ")]
     assert len(true) == len(simulated) == 5
     assert out.count("top excerpt of the test split") == 3
     assert out.count("random excerpt of the test split") == 2
-    assert all("cat[" in line for line in [*true, *simulated])
+    assert all("cat⟦" in line for line in [*true, *simulated])
 
 
 def test_show_as_json_has_the_whole_neuron(cli, swept) -> None:
@@ -222,8 +222,8 @@ def test_what_counts_for_nothing_is_not_coloured(planted_subject, tmp_path) -> N
     print_neuron(Console(file=shown, width=400), run, record, 5)
     for line in shown.getvalue().splitlines():
         if line.lstrip().startswith(("true ", "lookup ")):
-            # The words stand without spaces: the first bracket must follow "cat".
-            assert line.split("[")[0].endswith("cat"), line
+            # The words stand without spaces: the first mark must follow "cat".
+            assert line.split("⟦")[0].endswith("cat"), line
 
 
 def test_show_before_any_explanation_says_what_to_do(cli, planted_run) -> None:

@@ -16,8 +16,9 @@ from fastexplain.cli import main as app
 from fastexplain.cli.cost_table import ledger_table
 from fastexplain.cli.neuron import print_neuron
 from fastexplain.cli.requests import Failures
-from fastexplain.cli.tables import excerpt_text, explanations_table
+from fastexplain.cli.tables import explanations_table
 from fastexplain.cli.terminal import messages, out, print_line, progress, visible, working
+from fastexplain.cli.token_text import excerpt_text
 from fastexplain.errors import LLMError
 from fastexplain.ledger.responses import LedgerRow
 from fastexplain.records import NeuronId
