@@ -104,12 +104,13 @@ def evidence(record: NeuronRecord, search: Search | None = None) -> list[Evidenc
 
 def best_explanation(rows: Sequence[StoredExplanation]) -> StoredExplanation | None:
     """The top's explanation with the highest headline score; of those without, the first."""
+    return max((row for row in rows if row.text and row.side == TOP), key=worth, default=None)
 
-    def score(row: StoredExplanation) -> float:
-        value = headline(row)
-        return -np.inf if value is None else value
 
-    return max((row for row in rows if row.text and row.side == TOP), key=score, default=None)
+def worth(row: StoredExplanation) -> float:
+    """The headline by which explanations are ordered: one that has none comes last."""
+    value = headline(row)
+    return -np.inf if value is None else value
 
 
 def headline(row: StoredExplanation) -> float | None:

@@ -88,7 +88,8 @@ class ScoreColumns:
             explainers of the kind.
         explainers: what each has that has scores.
         headlines: float32 `[ids]`, by the ids of all explanations, of bottoms too, the best
-            headline; NaN where there is none. Ids from its length on had none either.
+            headline as `finding.search.headline` has it: of a lookup explanation its text's, not
+            its table's; NaN where there is none. Ids from its length on had none either.
     """
 
     values: Mapping[tuple[str, str], np.ndarray]
@@ -175,8 +176,9 @@ def score_columns(run: Run, database: Database) -> ScoreColumns:
                     found.put(explainers[name], [name])
                 for kind, own in kinds.items():
                     found.put(own, [name for name in found.names if name.kind == kind])
-                keys.append(found.keys)
-                headlines.append(found.columns[0].astype(np.float32))
+                own_keys, own_headlines = found.headlines()
+                keys.append(own_keys)
+                headlines.append(own_headlines)
         start += site.units
     every = np.concatenate(keys)
     by_id = np.full(every.max(initial=0) + 1, np.nan, np.float32)
@@ -233,3 +235,16 @@ class _Rows(NamedTuple):
         into.ids[self.places[own]] = self.keys[own]
         for split, column in zip(SPLITS, self.columns, strict=True):
             into.values[split][self.places[own]] = column[own]
+
+    def headlines(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, int64, and headlines, float32; NaN for none.
+
+        A lookup explanation's table is left out where its text has a score of its own, or has none
+        since that is undefined.
+        """
+        table, text = (
+            np.array([name.judge == judge for name in self.names])[self.numbers]
+            for judge in (LOOKUP, LIST)
+        )
+        own = ~(table & np.isin(self.keys, self.keys[text]))
+        return self.keys[own], self.columns[0][own].astype(np.float32)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fastexplain.finding.search import best_explanation, headline
+from fastexplain.finding.search import best_explanation, headline, worth
 from fastexplain.finding.single_tokens import form
 from fastexplain.records import NeuronId
 from fastexplain.report.columns import by_site, first_places, name_at
-from fastexplain.results import CORRELATION
+from fastexplain.results import StoredExplanation
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 
@@ -50,7 +50,7 @@ def search_data(
         limit: so many of each at most.
 
     Returns:
-        `neurons`: names that begin with the text, as in `5:13`.
+        `neurons`: names that begin with the text, as in `5:13`; where there are any, nothing else.
         `token`: None where the text is no token of the tables, else `text`, `count` (counted tokens
         of the corpus) and `neurons`, each with `neuron`, `told` (see `TokenSearch`) and `mean`.
         `explanations`: each with `neuron`, `method`, `model`, `text` and `score` (the headline or
@@ -61,10 +61,16 @@ def search_data(
         RunError: a file or the database is damaged.
     """
     text = text[:_LONGEST]
+    names = _names(run, text.strip(), limit)
+    if names:  # whose numbers are not meant as words
+        return {
+            **{"neurons": names, "token": None},
+            **{"explanations": [], "more": False, "ranked": True},
+        }
     found, ranked = _matches(database, headlines, text, 3 * limit)
     rows = _explanations(database, found)
     return {
-        "neurons": _names(run, text.strip(), limit),
+        "neurons": [],
         "token": tokens.find(text, limit),
         "explanations": rows[:limit],
         "more": len(rows) > limit or len(found) == 3 * limit,
@@ -86,8 +92,7 @@ def glance_data(run: Run, database: Database, name: str) -> dict[str, Any]:
     row = best_explanation(database.explanations(neuron))
     if row is None:
         return {"neuron": str(neuron)} | dict.fromkeys(("method", "model", "text", "score"))
-    own = {"method": row.method, "model": row.model, "text": row.text, "score": headline(row)}
-    return {"neuron": str(neuron)} | own
+    return _line(row)
 
 
 _QUOTED = re.compile(r"""\s*(['"])(.+)\1\s*""", re.DOTALL)
@@ -210,31 +215,20 @@ def _headlines(known: np.ndarray | None, ids: np.ndarray) -> np.ndarray:
 
 
 def _explanations(database: Database, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The explanations of these ids that are still there, in their order, the first of a neuron."""
-    among = f"IN ({', '.join('?' * len(ids))})"
-    rows = {
-        key: own
-        for key, *own in database.stored(
-            "explanations", "id, site, unit, method, model, text", f"id {among}", ids
-        )
-    }
-    scores = dict(
-        database.query(
-            f"""SELECT explanation, max(value) FROM scores WHERE explanation {among}
-            AND scorer = '{CORRELATION}' AND measure = '{CORRELATION}' AND split = 'top_and_random'
-            GROUP BY explanation""",
-            ids,
-        )
-    )
-    found: dict[str, dict[str, Any]] = {}
-    for key in ids:
-        if key in rows:
-            site, unit, method, model, text = rows[key]
-            found.setdefault(
-                f"{site}:{unit}",
-                {
-                    **{"neuron": f"{site}:{unit}", "method": method, "model": model},
-                    **{"text": text, "score": scores.get(key)},
-                },
-            )
+    """The explanations of these ids that are still there, in their order, the first of a neuron.
+
+    One that was scored in several ways has its best score, as in `glance_data`.
+    """
+    best: dict[int, StoredExplanation] = {}
+    for row in database.explanations_by_id(ids):
+        best[row.id] = max(best.get(row.id, row), row, key=worth)
+    found: dict[NeuronId, dict[str, Any]] = {}
+    for row in (best[key] for key in ids if key in best):
+        found.setdefault(row.neuron, _line(row))
     return list(found.values())
+
+
+def _line(row: StoredExplanation) -> dict[str, Any]:
+    """An explanation as it is listed."""
+    own = {"method": row.method, "model": row.model, "text": row.text, "score": headline(row)}
+    return {"neuron": str(row.neuron)} | own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,69 +18,26 @@ from fastexplain.results import (
     Measured,
     Raised,
     Score,
-    Scores,
     Steering,
     StoredExplanation,
 )
 from fastexplain.run.connections import Connections
+from fastexplain.run.explanation_rows import (
+    ASKED,
+    BY_RULES,
+    CORRELATIONS,
+    EVERY_CORRELATION,
+    HEADLINES,
+    OF_TEXT,
+    OF_TOP,
+    OTHER,
+    SELECT,
+    SPLITS,
+    TEXT_HEADLINES,
+    TEXTS,
+    explanation_of,
+)
 from fastexplain.run.rows import whole
-
-# An explanation e is one of this package's rules: another explainer may have their method, "rule",
-# but not with their model. And it is by neither rules nor lookup, which ask no model.
-_BY_RULES = "(e.method = 'rule' AND e.model = 'rule')"
-_ASKED = f"NOT (e.method = 'lookup' OR {_BY_RULES})"
-OF_TOP = "e.method NOT GLOB '*_bottom'"  # as `results.method_of` has it
-
-_SPLITS = ("random_only", "top_and_random", "top_only")
-
-# The scores by which explanations are listed; they stand as s beside an explanation e. Those of a
-# lookup explanation's text stand beside its table's.
-_EVERY_CORRELATION = (
-    f"scores s ON s.explanation = e.id AND s.scorer = '{CORRELATION}' "
-    f"AND s.measure = '{CORRELATION}'"
-)
-_OF_TEXT = f"(e.method = 'lookup' AND s.judge = '{LIST}')"
-_CORRELATIONS = f"{_EVERY_CORRELATION} AND NOT {_OF_TEXT}"
-_HEADLINES = f"{_CORRELATIONS} AND s.split = 'top_and_random'"
-_TEXTS = f"{_EVERY_CORRELATION} AND {_OF_TEXT} AND s.split = 'top_and_random'"
-
-# A column of the row that has the same judge's correlation over another split.
-_OTHER = (
-    "(SELECT {} FROM scores WHERE explanation = e.id AND scorer = s.scorer AND judge = s.judge "
-    "AND version = s.version AND measure = s.measure AND split = '{}')"
-)
-
-# The same of a lookup explanation's text, whose headline stands as l beside it.
-_TEXT_HEADLINES = (
-    f"scores l ON e.method = 'lookup' AND l.explanation = e.id AND l.scorer = '{CORRELATION}' "
-    f"AND l.judge = '{LIST}' AND l.version = e.version AND l.measure = '{CORRELATION}' "
-    "AND l.split = 'top_and_random'"
-)
-
-
-def _of_text(column: str, split: str) -> str:
-    return _OTHER.format(column, split).replace(" s.", " l.")
-
-
-# An explanation's scores by one judge are three rows, which make one `Scores`.
-_SCORES = 8
-_SELECT = f"""
-    SELECT e.site, e.unit, e.method, e.model, e.version, e.text, e.data, e.parameters, e.failure,
-        e.parent, e.id, e.created, s.judge, s.version,
-        iif(json_type(e.parameters, '$.spent') IS NULL, r.cost,
-            json_extract(e.parameters, '$.spent.cost')),
-        {_OTHER.format("value", "random_only")}, s.value, {_OTHER.format("value", "top_only")},
-        s.excerpts - {_OTHER.format("excerpts", "top_only")},
-        {_OTHER.format("excerpts", "top_only")},
-        iif(s.value IS NULL, NULL, s.reason), s.low, s.high,
-        l.judge, {_of_text("value", "random_only")}, l.value, {_of_text("value", "top_only")},
-        l.excerpts - {_of_text("excerpts", "top_only")}, {_of_text("excerpts", "top_only")},
-        iif(l.value IS NULL, NULL, l.reason), l.low, l.high,
-        {whole("explanations", "e")}
-    FROM explanations e LEFT JOIN {_HEADLINES}
-        LEFT JOIN {_TEXT_HEADLINES}
-        LEFT JOIN responses r ON r.request = json_extract(e.parameters, '$.request')
-"""
 
 
 class Reading(Connections):
@@ -123,10 +80,14 @@ class Reading(Connections):
         """
         return self._read(
             "WHERE e.site = ? AND e.unit = ? "
-            f"ORDER BY {_BY_RULES} AND json_extract(e.parameters, '$.first') DESC, "
-            f"e.method = 'lookup' DESC, {_BY_RULES} DESC, e.id DESC, s.judge, s.version",
+            f"ORDER BY {BY_RULES} AND json_extract(e.parameters, '$.first') DESC, "
+            f"e.method = 'lookup' DESC, {BY_RULES} DESC, e.id DESC, s.judge, s.version",
             (neuron.site, neuron.index),
         )
+
+    def explanations_by_id(self, ids: Sequence[int]) -> list[StoredExplanation]:
+        """The explanations of these ids that there are, each as often as `explanations` has it."""
+        return self._read(f"WHERE e.id IN ({', '.join('?' * len(ids))})", tuple(ids))
 
     def search(self, words: str, limit: int = 20) -> list[StoredExplanation]:
         """The explanations that have all of these words, or forms of them, best match first.
@@ -201,13 +162,13 @@ class Reading(Connections):
         Raises:
             UsageError: there is no such score.
         """
-        if by not in _SPLITS:
-            raise UsageError(f"there is no score '{by}'; choose one of {', '.join(_SPLITS)}")
+        if by not in SPLITS:
+            raise UsageError(f"there is no score '{by}'; choose one of {', '.join(SPLITS)}")
         return self._read(
             # They are chosen first: what is read of a row takes longer than to look at its score.
             f"""JOIN (SELECT e.id, s.judge, s.version, s.value
-                FROM explanations e JOIN {_EVERY_CORRELATION} AND s.split = '{by}'
-                    LEFT JOIN {_TEXT_HEADLINES}
+                FROM explanations e JOIN {EVERY_CORRELATION} AND s.split = '{by}'
+                    LEFT JOIN {TEXT_HEADLINES}
                 WHERE s.value IS NOT NULL AND s.judge = coalesce(l.judge, s.judge)
                     AND (? IS NULL OR e.method = ?) AND (? IS NULL OR e.layer = ?)
                     AND (? IS NULL OR e.model = ?)
@@ -219,10 +180,10 @@ class Reading(Connections):
 
     def layer_means(self, method: str) -> list[LayerMeans]:
         """Per layer the mean correlations of all neurons explained by a method."""
-        means = ", ".join(f"avg(s.value) FILTER (WHERE s.split = '{name}')" for name in _SPLITS)
+        means = ", ".join(f"avg(s.value) FILTER (WHERE s.split = '{name}')" for name in SPLITS)
         rows = self.query(
             f"""SELECT e.layer, count(DISTINCT e.site || ':' || e.unit), {means}
-            FROM explanations e JOIN {_CORRELATIONS}
+            FROM explanations e JOIN {CORRELATIONS}
             WHERE e.method = ? GROUP BY e.layer ORDER BY e.layer""",
             (method,),
         )
@@ -251,9 +212,9 @@ class Reading(Connections):
             explanation and judge; None where they are undefined or there are none.
         """
         return self.query(
-            f"""SELECT e.unit, s.value, {_OTHER.format("value", "random_only")}
-            FROM explanations e LEFT JOIN {_TEXTS if text else _HEADLINES}
-            WHERE e.site = ? AND {"e.method = 'lookup'" if lookup else f"{_ASKED} AND {OF_TOP}"}
+            f"""SELECT e.unit, s.value, {OTHER.format("value", "random_only")}
+            FROM explanations e LEFT JOIN {TEXTS if text else HEADLINES}
+            WHERE e.site = ? AND {"e.method = 'lookup'" if lookup else f"{ASKED} AND {OF_TOP}"}
                 AND e.text IS NOT NULL
             ORDER BY e.id, s.created, s.judge, s.version""",
             (str(layer),),
@@ -268,9 +229,9 @@ class Reading(Connections):
             None where they are undefined.
         """
         return self.query(
-            f"""SELECT iif({_OF_TEXT}, '{LIST}', e.method), e.site, e.unit, s.value,
-                {_OTHER.format("value", "random_only")}, {_OTHER.format("value", "top_only")}
-            FROM explanations e JOIN {_EVERY_CORRELATION} AND s.split = 'top_and_random'
+            f"""SELECT iif({OF_TEXT}, '{LIST}', e.method), e.site, e.unit, s.value,
+                {OTHER.format("value", "random_only")}, {OTHER.format("value", "top_only")}
+            FROM explanations e JOIN {EVERY_CORRELATION} AND s.split = 'top_and_random'
             ORDER BY s.value NULLS FIRST, s.created, e.id"""
         )
 
@@ -305,7 +266,7 @@ class Reading(Connections):
             rows = self.stored(
                 "explanations",
                 "text",
-                f"{condition} AND {f'{_ASKED} AND {OF_TOP}'.replace('e.', '')} "
+                f"{condition} AND {f'{ASKED} AND {OF_TOP}'.replace('e.', '')} "
                 "AND text IS NOT NULL "
                 "ORDER BY layer, site, unit, id DESC LIMIT 1",
                 values,
@@ -352,7 +313,7 @@ class Reading(Connections):
     def unsimulated(self, site: str) -> list[int]:
         """Indices of a site's explanations without any simulation, lookup and rules left out."""
         rows = self.query(
-            f"""SELECT e.unit FROM explanations e WHERE e.site = ? AND {_ASKED}
+            f"""SELECT e.unit FROM explanations e WHERE e.site = ? AND {ASKED}
                 AND e.text IS NOT NULL AND NOT EXISTS (SELECT 1 FROM simulations
                 WHERE explanation = e.id AND activations IS NOT NULL)""",
             (site,),
@@ -377,23 +338,7 @@ class Reading(Connections):
             return {excerpt: np.frombuffer(blob, dtype="<f4") for excerpt, blob in rows}
 
     def _read(self, rest: str, values: tuple[Any, ...]) -> list[StoredExplanation]:
-        found = self.query(_SELECT + rest, values)
+        found = self.query(SELECT + rest, values)
         self.check_whole("explanations", found)
         with self.understood():
-            return [_explanation(*row[:-1]) for row in found]
-
-
-def _explanation(site: str, unit: int, *row: Any) -> StoredExplanation:
-    """A row of `_SELECT`."""
-    method, model, version, text, data, parameters, failure, parent, *own = row
-    key, created, judge, simulation, cost, *found = own
-    scores, (of_text, *text_scores) = found[:_SCORES], found[_SCORES:]
-    return StoredExplanation(
-        NeuronId.of(site, operator.index(unit)),
-        *(method, model, version, text),
-        *(json.loads(data), json.loads(parameters), failure),
-        None if judge is None else Scores(*scores),
-        parent,
-        None if of_text is None else Scores(*text_scores),
-        *(key, created, judge, simulation, cost),
-    )
+            return [explanation_of(*row[:-1]) for row in found]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fastexplain import Run
 from fastexplain.errors import UsageError
+from fastexplain.finding.search import worth
 from fastexplain.records import NeuronId
 from fastexplain.report import search
 from fastexplain.report.columns import (
@@ -211,6 +212,44 @@ def test_a_word_that_fits_better_outweighs_a_somewhat_better_score(run: Run) -> 
     assert [each["neuron"] for each in found["explanations"]] == ["0:1", "0:2"]
 
 
+def test_a_lists_score_is_that_of_its_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table's, which is often far higher, says nothing of the text that is found."""
+
+    def text_scores(value: float | None) -> dict[str, Scores]:
+        return {"text_scores": Scores(value, value, value, 5, 5)}
+
+    with run.database() as database:
+        *_, several = database.add_explanations(
+            [
+                explained(1, "lookup", 0.98, "birds, 1", **text_scores(0.07)),
+                explained(2, "lookup", 0.97, "birds, 2", **text_scores(None)),
+                explained(3, "lookup", 0.3, "birds, 3"),  # of an earlier version
+                explained(4, "rule", 0.15, "birds, 4"),
+                explained(5, "model", 0.2, "birds, 5"),
+            ]
+        )
+        better = [Measured("top_and_random", CORRELATION, 0.25, 5)]
+        database.add_scores(CORRELATION, "b", "1", {several: better})
+    tokens = TokenSearch(run, statistic_columns(run))
+    with run.database(read_only=True) as database:
+        headlines = score_columns(run, database).headlines
+        own = {
+            row.id: (row.neuron, worth(row))
+            for neuron in range(1, 6)
+            for row in sorted(database.explanations(NeuronId(0, neuron)), key=worth)
+        }
+        for key, (_, value) in own.items():
+            assert headlines[key] == np.float32(value) or np.isnan(headlines[key])
+        for ranked in (1000, 1):
+            monkeypatch.setattr(search, "_RANKED", ranked)
+            found = search_data(run, database, tokens, headlines, "birds", 8)["explanations"]
+            assert [(each["neuron"], each["score"]) for each in found] == [
+                *(("0:3", 0.3), ("0:5", 0.25), ("0:4", 0.15), ("0:1", 0.07), ("0:2", None)),
+            ]
+            for each in found:
+                assert glance_data(run, database, each["neuron"]) == each
+
+
 def test_neurons_are_found_by_the_beginning_of_their_name(find) -> None:
     assert find("0:1")["neurons"] == ["0:1", *(f"0:{n}" for n in range(10, 17))]
     assert find(" 0:11 ")["neurons"] == ["0:11", *(f"0:{n}" for n in range(110, 117))]
@@ -218,6 +257,17 @@ def test_neurons_are_found_by_the_beginning_of_their_name(find) -> None:
     assert find("0:0")["neurons"] == ["0:0"]
     for nothing in ("0:01", "0:120", "7:1", "0", "0:1:2"):
         assert find(nothing)["neurons"] == []
+
+
+def test_a_neurons_name_finds_no_explanations_by_its_numbers(find, run: Run) -> None:
+    with run.database() as database:
+        database.add_explanations([explained(9, "lookup", 0.9, "'x' 0.1, 'y' 0:11; else 0")])
+    for name in ("0:11", "0:1", "0:", " 0:0"):
+        found = find(name)
+        assert found["neurons"][0] == (name.strip() if name[-1] != ":" else "0:0")
+        assert (found["explanations"], found["more"], found["token"]) == ([], False, None)
+    [other] = find("11")["explanations"]
+    assert other["neuron"] == "0:9"
 
 
 def test_the_neurons_that_a_token_drives_come_first(find, run: Run) -> None:

@@ -159,6 +159,12 @@ def test_search_finds_names_and_explanations_without_a_server(
         )
 
     assert search("0:1", 3)["neurons"] == ["0:1", "0:10", "0:11"]
+    assert search("0")["explanations"] != []
+    for name in ("0:", "0:1"):  # whose numbers are in many lists
+        assert (
+            search(name)["explanations"] == []
+            and search(name)["neurons"][0] == f"0:{name[2:] or 0}"
+        )
     [found] = search("script ZEB")["explanations"]
     assert found == {
         "neuron": "0:3", "method": "human", "model": HOSTILE, "text": HOSTILE, "score": 1.0,

@@ -8,11 +8,13 @@
  */
 export function findOffline(texts, names, text, limit) {
   const wanted = text.trim();
-  const holds = wanted ? wordTest(wanted) : () => false;
+  const neurons = /^\d+(\.\w+)?:\d*$/.test(wanted) ? firstOf(names, wanted, limit) : [];
+  // A name's numbers are not meant as words.
+  const holds = wanted && !neurons.length ? wordTest(wanted) : () => false;
   const found = texts.filter((each) => each.text !== null && holds(each.text));
   found.sort((one, other) => (other.score ?? -Infinity) - (one.score ?? -Infinity) || 0);
   return {
-    neurons: /^\d+(\.\w+)?:\d*$/.test(wanted) ? firstOf(names, wanted, limit) : [],
+    neurons,
     token: null,
     explanations: found.slice(0, limit),
     more: found.length > limit,
