@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fastexplain.cli.tables import score_text
 from fastexplain.cli.terminal import out, print_json
+from fastexplain.counting import counted
 from fastexplain.ledger.prices import dollars
 from fastexplain.pipeline.comparing import Compared, compare
 
@@ -32,7 +33,7 @@ def comparison_table(found: Sequence[Compared]) -> Table:
     """A row for each way, with its gain over the first and what it takes of a neuron."""
     count = found[0].neurons
     table = Table(
-        title=f"Correlation on top and random test excerpts, means over {count:,} neurons",
+        title=f"Correlation on top and random test excerpts, means over {counted(count, 'neuron')}",
         title_justify="left",
         header_style="bold",
     )

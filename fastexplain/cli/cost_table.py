@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastexplain.cli.terminal import visible
+from fastexplain.counting import counted
 from fastexplain.ledger.budget import Estimate, Share
 from fastexplain.ledger.prices import dollars, users_file
 from fastexplain.ledger.responses import LedgerRow
@@ -45,10 +46,10 @@ def spending_table(spending: Spending) -> Table:
     """Which neurons the limits allow for, and what is left out."""
     learned = "nothing was explained yet, so that all may gain up to a score of 1"
     if spending.learned:
-        learned = f"going by {spending.learned:,} neurons that are explained"
+        learned = f"going by {counted(spending.learned, 'neuron')} explained before"
     table = Table(
         title=f"By need; {learned}", title_justify="left", header_style="bold",
-        caption=f"{spending.without:,} more neurons are left out: nothing is expected of them.",
+        caption=f"Left out: {counted(spending.without, 'neuron')} of which nothing is expected.",
         caption_justify="left",
     )  # fmt: skip
     table.add_column("")  # in 80 columns it takes two lines, and the numbers are whole

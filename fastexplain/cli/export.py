@@ -9,6 +9,7 @@ import typer
 
 from fastexplain.cli.common import AsJson, RunPath, Seed, Where
 from fastexplain.cli.terminal import duration, out, print_json, print_line, progress, working
+from fastexplain.counting import counted
 from fastexplain.errors import UsageError
 
 
@@ -55,9 +56,9 @@ def export(
     if as_json:
         print_json(result)
     else:
-        out.print(
-            f"Written: {result['page']} ({_size(result['bytes'])})", markup=False, soft_wrap=True
-        )
+        of = "" if result["page"] == str(html) else f" in all of {html}"
+        line = f"Written: {result['page']} ({_size(result['bytes'])}{of})"
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def _export_page(run: Any, chosen: list[Any], file: Path) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def _export_site(run: Any, chosen: list[Any], directory: Path) -> dict[str, Any]
     with working("Estimating the size"):
         plan = plan_site(run, chosen)
     print_line(
-        f"{len(plan.neurons):,} neurons: about {_size(plan.size)}, in about "
+        f"{counted(len(plan.neurons), 'neuron')}: about {_size(plan.size)}, in about "
         f"{duration(plan.seconds)}; Ctrl-C leaves {directory} as it is."
     )
     with progress("Exporting", len(plan.neurons)) as advance:

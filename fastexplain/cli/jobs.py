@@ -13,6 +13,7 @@ from rich.markup import escape
 from fastexplain.bench import turns as bench
 from fastexplain.bench.geometries import random_subject
 from fastexplain.cli.terminal import interrupts, messages, print_line, progress, working
+from fastexplain.counting import counted
 from fastexplain.errors import RunError
 from fastexplain.run.directory import Run
 from fastexplain.subject.model import Subject, load_subject
@@ -79,7 +80,7 @@ def report_sweep(run: Run) -> None:
     """Print the size, speed and place of a finished sweep."""
     done = run.manifest["sweep"]
     print_line(
-        f"{done['neurons']:,} neurons of {run.manifest['subject']['name']} over "
+        f"{counted(done['neurons'], 'neuron')} of {run.manifest['subject']['name']} over "
         f"{done['tokens']:,} tokens in {done['seconds']:.0f} s, "
         f"{done['tokens_per_second']:,.0f} tokens/s: {run.path}"
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fastexplain.cli.common import AsJson, RunPath
 from fastexplain.cli.terminal import messages, out, print_json, print_line
+from fastexplain.counting import counted
 from fastexplain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ s        skip this neuron
 b        go back to the one before, to change what was said of it
 n        go on to the next that is not rated, without a change
 u        undo the last judgement, change or skip
-q        quit; all is stored already"""
+q        quit; all is stored already
+The viewer's Rate takes rankings and grades by the same keys, without the g."""
 
 
 def rate(
@@ -38,7 +40,7 @@ def rate(
     neurons: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NEURON]...",
+            metavar="NEURON",
             help="5:131, 5:*, 0-3:*, all, or @FILE with one a line; all if left out.",
         ),
     ] = None,
@@ -62,7 +64,7 @@ def rate(
     chosen = select_neurons(opened, neurons) if neurons else None
     session = RatingSession(opened, rater, chosen, texts=TEXTS if texts is None else texts)
     if chosen is not None and (fewer := len(chosen) - len(session.neurons)):
-        print_line(f"{fewer:,} of these neurons have no two explanations that differ: left out.")
+        print_line(f"Left out: {counted(fewer, 'neuron')} without two explanations that differ.")
     dialogue = _Dialogue(session)
     dialogue.run()
     if as_json:
@@ -72,7 +74,7 @@ def rate(
     else:
         did = ", ".join(f"{count:,} {what}" for what, count in dialogue.counts.items())
         out.print(
-            f"By {session.rater}: {did}; {session.left():,} neurons are left. "
+            f"By {session.rater}: {did}; left: {counted(session.left(), 'neuron')}. "
             f"See: fastexplain ratings {run}",
             markup=False, soft_wrap=True,
         )  # fmt: skip

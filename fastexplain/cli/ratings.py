@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fastexplain.cli.common import AsJson, RunPath
 from fastexplain.cli.terminal import out, print_json, print_line, visible
+from fastexplain.counting import counted
 
 
 def ratings(
@@ -34,7 +35,7 @@ def ratings(
     data = ratings_data(opened)
     if csv is not None:
         count = write_csv(opened, csv)
-        print_line(f"Wrote {count:,} ratings to {csv}")
+        print_line(f"Wrote {counted(count, 'rating')} to {csv}")
     if as_json:
         print_json(data)
     elif not data["raters"]:
@@ -48,15 +49,16 @@ def ratings(
 
 def _print(data: dict[str, Any]) -> None:
     out.print(_raters_table(data["raters"]))
-    for what, of, units in (
-        ("order", "which of two explanations is better", "comparisons"),
-        ("grades", "grades", "explanations"),
+    for what, of, unit in (
+        ("order", "which of two explanations is better", "comparison"),
+        ("grades", "grades", "explanation"),
     ):
         found = data["between_raters"][what]
         if found["units"]:
             out.print(
                 f"\nKrippendorff's alpha of {of}: {_with_ends(found, 'alpha')}, from "
-                f"{found['units']:,} {units} of {found['neurons']:,} neurons by two raters or more"
+                f"{counted(found['units'], unit)} of {counted(found['neurons'], 'neuron')} by two "
+                "raters or more"
             )
     if not any(found["units"] for found in data["between_raters"].values()):
         out.print("\nNo two raters judged the same neuron: whether they agree is not known.")
@@ -120,6 +122,8 @@ def _explainers_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _scores_table(rows: Sequence[dict[str, Any]]) -> Table:
+    from fastexplain.rating.scores import ITSELF
+
     table = _table(
         "Automatic scores beside people", "score", "ordered alike", "tau", "pairs", "neurons",
         caption="Ordered alike: where a person preferred one of two explanations, how often its "
@@ -129,7 +133,8 @@ def _scores_table(rows: Sequence[dict[str, Any]]) -> Table:
     for row, kind in zip(rows, kinds, strict=True):
         scorer, judge, split, measure = kind
         name = measure if measure == scorer else f"{measure} ({scorer})"
-        name = f"{name}, {split}, by {judge}".replace("_", " ")
+        by = "without a simulator" if judge == ITSELF else f"by {judge}"
+        name = f"{name}, {split}, {by}".replace("_", " ")
         if kinds.count(kind) > 1:
             name += f" ({row['version']})"
         table.add_row(

@@ -9,6 +9,7 @@ import typer
 
 from fastexplain.cli.common import AsJson, Device, RunPath, SubjectPlace, Trust
 from fastexplain.cli.terminal import out, print_json, progress
+from fastexplain.counting import counted
 
 
 def score(
@@ -56,10 +57,10 @@ def score(
         }
         print_json(asdict(found) | named)
         return
-    lines = [f"{found.scored:,} explanations scored."]
+    lines = [f"{counted(found.scored, 'explanation')} scored."]
     if found.lacking:
         lines.append(
-            f"{found.lacking:,} have no simulations: explain their neurons with a simulator."
+            f"Without simulations: {found.lacking:,}; explain their neurons with a simulator."
         )
     out.print(" ".join(lines), markup=False)
     from fastexplain.cli.tables import means_table

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import sys
+import warnings
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,7 +126,7 @@ def view(
     other = None if compare is None else open_run(compare)
     secret = None
     if password:
-        secret = os.environ.get(PASSWORD) or typer.prompt("Password", hide_input=True, err=True)
+        secret = os.environ.get(PASSWORD) or _typed_password()
     serve_until_ended(
         opened,
         host=host,
@@ -135,6 +138,24 @@ def view(
         other=other,
         simulator=simulating,
     )
+
+
+def _typed_password() -> str:
+    """A password that is typed unseen. Raises UsageError where that can't be."""
+    typed = ""
+    with warnings.catch_warnings():
+        # Without a terminal `getpass` warns, and reads what everybody sees.
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            while not typed:
+                typed = getpass.getpass("Password: ", sys.stderr)
+        except getpass.GetPassWarning:
+            raise UsageError(
+                f"there is no terminal to type the password on; set {PASSWORD} to it"
+            ) from None
+        except (EOFError, KeyboardInterrupt):
+            raise typer.Abort from None
+    return typed
 
 
 def _reject_without_simulator(context: typer.Context) -> None:

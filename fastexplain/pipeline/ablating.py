@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastexplain.counting import counted
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import METHOD, lookup_is_stored, simulate_by_lookup, store_lookup
 from fastexplain.progress import Report, reported
@@ -85,7 +86,9 @@ class Ablated:
     def __repr__(self) -> str:
         both = self.comparison()["top_and_random"]
         mean = "undefined" if both["mean"] is None else f"{both['mean']:.2f}"
-        return f"{len(self.rows):,} neurons by {self.explainer}; mean ablation score {mean}"
+        return (
+            f"{counted(len(self.rows), 'neuron')} by {self.explainer}; mean ablation score {mean}"
+        )
 
 
 def ablate(

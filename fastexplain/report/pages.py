@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastexplain.counting import counted
 from fastexplain.errors import RunError
 from fastexplain.report.names import SPLITS, measure_name, name_of, shown, split_name
 from fastexplain.report.plots import check_matplotlib, pictures
@@ -129,8 +130,8 @@ def _title(figures: dict[str, Any]) -> str:
 
 def _what(figures: dict[str, Any]) -> str:
     return (
-        f"{figures['neurons']:,} neurons over {figures['tokens']:,} tokens in "
-        f"{figures['excerpts']:,} excerpts."
+        f"{counted(figures['neurons'], 'neuron')} over {figures['tokens']:,} tokens in "
+        f"{counted(figures['excerpts'], 'excerpt')}."
     )
 
 

@@ -10,6 +10,7 @@ import io
 import math
 from typing import Any
 
+from fastexplain.counting import counted
 from fastexplain.errors import UsageError
 from fastexplain.report.names import SPLITS, measure_name, name_of, shown, split_name
 from fastexplain.results import DOCUMENTS, LIST
@@ -128,8 +129,8 @@ def _baselines(figures: dict[str, Any]) -> Any:
     axes[0].set_ylabel("mean correlation over a layer's neurons")
     figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(
-        f"{shown(figures['subject'])}, {figures['neurons']:,} neurons; bands and bars: 95%, over "
-        f"neurons and excerpts; {figures['published']['subject']} by relative depth",
+        f"{shown(figures['subject'])}, {counted(figures['neurons'], 'neuron')}; bands and bars: "
+        f"95%, over neurons and excerpts; {figures['published']['subject']} by relative depth",
         fontsize=9,
         color=_GREY,
     )

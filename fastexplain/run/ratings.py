@@ -123,7 +123,7 @@ def rater_name(text: str) -> str:
     name = text.strip()
     if not name or len(name) > _LONGEST_NAME or not name.isprintable():
         raise UsageError(
-            f"{text!r:.80} is no name of a rater; give 1 to {_LONGEST_NAME} printable characters"
+            f"{text[:80]!r} is no name of a rater; give 1 to {_LONGEST_NAME} printable characters"
         )
     return name
 

@@ -16,10 +16,11 @@ from rich.console import Console
 from fastexplain import Run
 from fastexplain.cli import rate
 from fastexplain.cli.rate import judgement_line, parse_judgement
-from fastexplain.cli.ratings import _explainers_table
+from fastexplain.cli.ratings import _explainers_table, _scores_table
 from fastexplain.cli.terminal import out as screen
 from fastexplain.errors import UsageError
 from fastexplain.explainers.lookup import store_lookup
+from fastexplain.rating.scores import ITSELF
 from fastexplain.rating.session import RatingSession
 from fastexplain.records import NeuronId
 from fastexplain.results import ExplanationRow, Scores
@@ -79,14 +80,14 @@ def test_a_pipe_judges_one_neuron_after_another(say, path) -> None:
         for each, line in zip(stored(path), ("2 1 3", "g 1 5 3", "1=3 2"), strict=True)
     ]
     assert "Nothing is left: all neurons are judged or skipped." in out
-    assert "By Ada: 3 rated, 0 skipped, 0 undone; 0 neurons are left." in out
+    assert "By Ada: 3 rated, 0 skipped, 0 undone; left: 0 neurons." in out
     assert len({each.neuron for each in stored(path)}) == 3
 
 
 def test_a_neuron_is_shown_blind_with_its_activations_and_nothing_steers_the_terminal(say) -> None:
     code, out, _ = say("q", arguments=["0:0"])
     assert code == 0 and "neuron 0:0" in out
-    assert "top excerpts of the test split" in out and "cat[10]" in out
+    assert "top excerpts of the test split" in out and "cat⟦10⟧" in out
     assert "random excerpts of the test split" in out
     assert "words for animals" in out and "[bold]\\x1b[2J digits" in out and "\x1b" not in out
     assert not any(name in out for name in ("gpt-x", "gpt-y", "lookup", "v1"))
@@ -146,7 +147,7 @@ def test_the_result_as_json(say) -> None:
 
 def test_named_neurons_that_cant_be_compared_are_left_out(say) -> None:
     code, out, err = say("q", arguments=["0:0", "0:119", "0:7"])
-    assert code == 0 and err.strip().startswith("2 of these neurons have no two explanations")
+    assert code == 0 and err.strip().startswith("Left out: 2 neurons without two explanations")
     assert "neuron 0:0" in out
 
 
@@ -154,6 +155,7 @@ def test_named_neurons_that_cant_be_compared_are_left_out(say) -> None:
     "rater, arguments, said",
     [
         (" ", [], "no name of a rater"),
+        ("x" * 80, [], f"'{'x' * 80}' is no name of a rater; give 1 to"),
         ("Ada", ["0:119"], "no neuron of the 1 named has two explanations that differ"),
         ("Ada", ["0:120"], "there is no neuron 0:120"),
         ("Ada", ["--texts", "1"], "1 explanations can't be compared; --texts takes 2 or more"),
@@ -176,6 +178,11 @@ def test_what_cant_begin_says_why(say, rater, arguments, said) -> None:
 def test_lines(line, judgement) -> None:
     assert parse_judgement(line, 3) == judgement
     assert parse_judgement(judgement_line(judgement), 3) == judgement
+
+
+def test_help_names_neurons_as_other_commands_do(cli, path) -> None:
+    usages = [cli(command, "--help")[1].split("\n")[0] for command in ("rate", "explain")]
+    assert all(usage.endswith(" {RUN} [NEURON]...") for usage in usages)
 
 
 def test_a_line_for_two_is_explained_with_two() -> None:
@@ -247,6 +254,16 @@ def test_nothing_is_rated_yet(cli, path) -> None:
     assert data["raters"] == data["explainers"] == data["scores"] == []
 
 
+def test_a_score_of_texts_alone_says_so(path, capsys) -> None:
+    row = {"scorer": "correlation", "version": "", "split": "random_only", "tau": 0.5,
+           "measure": "correlation", "alike": 0.5, "alike_low": None, "alike_high": None,
+           "pairs": 3, "neurons": 1}  # fmt: skip
+    screen.print(_scores_table([row | {"judge": ITSELF}, row | {"judge": "m"}]))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "correlation, random only, without a simulator 0.50" in shown
+    assert "correlation, random only, by m 0.50" in shown and "itself" not in shown
+
+
 def test_explainers_that_were_never_compared_are_said_to_be_apart(cli, path, capsys) -> None:
     row = {"method": "model", "version": "1", "strength_low": None, "strength_high": None,
            "preferred": 0.5, "wins": 1, "ties": 0, "losses": 1, "neurons": 1}  # fmt: skip
@@ -276,5 +293,5 @@ def test_colours_are_for_terminals(path, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     rate._Dialogue(RatingSession(Run(path), "Ada", [NeuronId(0, 0)])).run()
     shown = coloured.file.getvalue()
-    assert "\x1b[30;48;2;" in shown and "cat[10]" not in shown
+    assert "\x1b[30;48;2;" in shown and "cat⟦10⟧" not in shown
     assert np.max([len(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", shown).split("\n")]) <= 80

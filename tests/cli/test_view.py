@@ -21,12 +21,15 @@ import fastexplain
 from fastexplain import Corpus, Run, Subject
 from fastexplain.cli import demo
 from fastexplain.cli.terminal import out
+from fastexplain.cli.view import PASSWORD
 from fastexplain.records import NeuronId
 from fastexplain.results import ExplanationRow
 from fastexplain.viewer import serving
 from fastexplain.viewer.guard import TOKEN_HEADER
 
 Command = Callable[..., tuple[int, str, str]]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.scale
@@ -156,3 +159,16 @@ def test_beyond_this_machine_it_opens_at_an_address_and_says_what_can_be_read(
 def test_an_address_that_is_shown_names_a_machine() -> None:
     assert serving.address_of("::", 1) == "http://[::1]:1/"
     assert serving.address_of("10.0.0.1", 1) == "http://10.0.0.1:1/"
+
+
+def test_a_password_needs_a_terminal_or_the_environment(planted_run: Run, tmp_path: Path) -> None:
+    """In a session of its own, which has no terminal, and through pipes."""
+    environment = {name: value for name, value in os.environ.items() if name != PASSWORD}
+    shown = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "view", planted_run.path, "--password", "--no-browser"],
+        input="secret\n", capture_output=True, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr == (
+        f"fastexplain: there is no terminal to type the password on; set {PASSWORD} to it\n"
+    )

@@ -144,7 +144,7 @@ def test_the_command_says_what_it_scored(run, cli, monkeypatch) -> None:
         database.add_explanations([ExplanationRow(NeuronId(0, 1), "model", "m", "1", "digits")])
     code, shown, _ = cli("score", run.path)
     assert code == 0
-    assert f"{planted.NEURONS} explanations scored. 1 have no simulations:" in shown
+    assert f"{planted.NEURONS} explanations scored. Without simulations: 1;" in shown
     assert "spearman" in shown and " to " in shown
     assert "by lookup: its texts" in shown and "by lookup: its whole tables" in shown
     code, shown, _ = cli("score", run.path, "0:1", "--scorers", "simulation", "--json")

@@ -82,6 +82,11 @@ def test_a_site_replaces_a_site_and_nothing_else(
     for neurons in (["0:0-9"], ["0:1"]):
         code, out, _ = cli("export", planted_run.path, *neurons, "--html", site)
         assert code == 0 and out.startswith(f"Written: {site / 'index.html'} (")
+        assert out.endswith(f" in all of {site})\n")  # which is far more than the page's
+    out = cli("export", planted_run.path, "0:1", "--html", tmp_path / "one.html")[1]
+    size = (tmp_path / "one.html").stat().st_size
+    assert out == f"Written: {tmp_path / 'one.html'} ({size / 1000:.3g} kB)\n"
+    (tmp_path / "one.html").unlink()
     assert len(given_by(*(site / "data").glob("neurons-*"))) == 1
     (site / "mine.txt").write_text("kept")
     before = names(site)

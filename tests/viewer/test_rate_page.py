@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from viewing import post
 
 from fastexplain import Run, open_run
+from fastexplain.cli.rate import parse_judgement
 from fastexplain.records import NeuronId
 from fastexplain.results import ExplanationRow
 from fastexplain.run.ratings import Judgement, Ratings
@@ -58,7 +59,8 @@ def test_a_person_ranks_goes_back_and_undoes(
     assert "sage-1" not in page.content() and "fool-1" not in page.content()
     page.get_by_role("button", name="Store").click()
     expect(page.get_by_role("alert")).to_have_text("Explanation 1 has no value yet.")
-    page.keyboard.press("2")
+    page.keyboard.press("2")  # the second is best
+    page.keyboard.press("2")  # once
     page.keyboard.press("1")
     page.keyboard.press("Enter")  # the focus is on "Store", which takes it itself
     expect(page.get_by_text("Ann, 1 of 2 done")).to_be_visible()
@@ -85,6 +87,40 @@ def test_a_person_ranks_goes_back_and_undoes(
     page.get_by_role("button", name="Undo").click()
     expect(texts).to_have_count(2)
     assert stored(compared) == [(first, Judgement("grades", (5, 3)))]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("line", ["3 1 2", "3=1 2", "2 3=1", "1=2=3", "2 1 3"])
+def test_keys_mean_what_a_line_in_the_terminal_means(
+    line: str, compared: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    with compared.database() as database:
+        database.add_explanations(
+            [ExplanationRow(neuron, "model", "third", "1", "a third") for neuron in NEURONS]
+        )
+    page = open_page(f"{serve(compared)}#/rate?rater=Ann")
+    expect(page.locator(".texts li")).to_have_count(3)
+    expect(page.get_by_text("the best explanation's number first, as in 3 1 2")).to_be_visible()
+    for typed in ("123" if line == "3 1 2" else "", line):  # it begins again
+        for key in typed.replace(" ", ""):
+            page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Ann, 1 of 2 done")).to_be_visible()
+    [(_, judgement)] = stored(compared)
+    assert judgement == parse_judgement(line, 3)
+
+
+@pytest.mark.browser
+def test_a_name_of_blanks_is_answered(
+    compared: Run, serve: Callable[..., str], open_page: Callable[..., Page]
+) -> None:
+    page = open_page(f"{serve(compared)}#/rate")
+    page.get_by_label("Your name").fill("   ")
+    page.get_by_role("button", name="Begin").click()
+    expect(page.get_by_role("alert")).to_contain_text("type yours")
+    page.get_by_label("Your name").fill(" Ann ")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("· Ann, 0 of 2 done")).to_be_visible()
 
 
 @pytest.mark.browser

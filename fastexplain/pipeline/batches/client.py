@@ -34,6 +34,7 @@ import openai
 from openai.types import Batch as State
 from openai.types import FileObject
 
+from fastexplain.counting import counted
 from fastexplain.errors import LLMError
 from fastexplain.ledger.prices import Price
 from fastexplain.ledger.responses import Batch, PendingRequest, Responses
@@ -150,7 +151,7 @@ class BatchClient:
                 endpoint=part[0].endpoint,  # type: ignore[arg-type]
                 completion_window="24h",
             )
-            self._report(f"batch {made.id}: {len(part):,} requests submitted")
+            self._report(f"batch {made.id}: {counted(len(part), 'request')} submitted")
             return made.id
 
         with self._errors():

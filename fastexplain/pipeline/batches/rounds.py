@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from fastexplain.counting import counted
 from fastexplain.errors import BudgetError, LLMError, UsageError
 from fastexplain.ledger.prices import Price
 from fastexplain.ledger.responses import PendingRequest, Responses
@@ -132,7 +133,8 @@ async def explain_in_batches(
                     found = lines(_requests(responses, noted), _capabilities(collectors))
                     written = write_files(file, split(found))
                     report(
-                        f"{len(noted):,} requests written to {', '.join(map(str, written))}; "
+                        f"{counted(len(noted), 'request')} written to "
+                        f"{', '.join(map(str, written))}; "
                         f"take the answers with: fastexplain ingest {run.path} FILE"
                     )
                     return Outcome(len(explained), stopped, finished=False, arms=asked)

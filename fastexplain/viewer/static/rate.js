@@ -5,9 +5,14 @@ import { announce, element, explanation } from "./dom.js";
 import { returning, send } from "./source.js";
 import { tokenView } from "./tokens.js";
 
+// By keys as in the terminal: `2 1 3` says that explanation 2 is best, `g 4 2 5` that the first has a 4.
 const WAYS = {
-  ranking: { label: "Rank", hint: "1 for the best; equal ones may share a rank", of: (texts) => texts },
-  grades: { label: "Grade", hint: "5 for the best, 1 for the worst", of: () => 5 },
+  ranking: {
+    label: "Rank",
+    hint: "1 for the best; equal ones may share a rank. By keys: the best explanation's number first, as in 3 1 2, or 3 = 1 2 for a tie",
+    of: (texts) => texts,
+  },
+  grades: { label: "Grade", hint: "5 for the best, 1 for the worst. By keys: each explanation's grade in turn", of: () => 5 },
 };
 
 export async function ratePage(content, { query, signal }) {
@@ -25,8 +30,9 @@ export async function ratePage(content, { query, signal }) {
     u: ["undo the last judgement", () => rating.undo()],
   };
   for (let digit = 1; digit <= 5; digit += 1) {
-    keys[digit] = ["a value for the next explanation", () => rating.type(digit)];
+    keys[digit] = [`rank explanation ${digit} next, or grade the next one ${digit}`, () => rating.type(digit)];
   }
+  keys["="] = ["rank the next one equal to the last", () => rating.tie()];
   return { title: "Rate", keys };
 }
 
@@ -34,8 +40,11 @@ function nameForm() {
   const name = element("input", { id: "rater", required: true, maxlength: 64, autocomplete: "name" });
   const submit = (event) => {
     event.preventDefault();
-    location.hash = `#/rate?${new URLSearchParams({ rater: name.value.trim() })}`;
+    const rater = name.value.trim();
+    if (rater) location.hash = `#/rate?${new URLSearchParams({ rater })}`;
+    else failure.textContent = "A name of blanks can't be told from another's; type yours.";
   };
+  const failure = element("p", { class: "failure", role: "alert" });
   return [
     element("h1", {}, "Rate explanations"),
     element(
@@ -52,6 +61,7 @@ function nameForm() {
       " ",
       element("button", {}, "Begin"),
     ),
+    failure,
   ];
 }
 
@@ -104,20 +114,29 @@ class Rating {
     return this.ask("rate/earlier", { before: this.task?.rating ?? null });
   }
 
-  /** A digit goes to the first explanation without a value, or begins again. */
+  /** A digit ranks the explanation of that number next, or grades the first without a grade; or begins again. */
   type(digit) {
     if (!this.task) return;
     if (digit > WAYS[this.way].of(this.values.length)) return;
-    let place = this.values.indexOf(null);
-    if (place < 0) {
-      this.values.fill(null);
-      place = 0;
+    if (!this.values.includes(null)) this.values.fill(null);
+    if (this.way === "grades") {
+      this.set(this.values.indexOf(null), digit);
+      return;
     }
-    this.set(place, digit);
+    if (this.values[digit - 1] !== null) return; // it has its rank
+    const ranked = this.values.filter((value) => value !== null);
+    const rank = this.tied && ranked.length ? Math.max(...ranked) : ranked.length + 1;
+    this.set(digit - 1, rank);
+  }
+
+  /** The explanation that is ranked next is as good as the last one. */
+  tie() {
+    this.tied = true;
   }
 
   set(place, value) {
     this.values[place] = value;
+    this.tied = false;
     this.fail("");
     for (const input of this.content.querySelectorAll("input[data-place]")) {
       input.checked = this.values[Number(input.dataset.place)] === Number(input.value);
@@ -168,6 +187,7 @@ class Rating {
     if (task.judgement && task.judgement.kind !== "skipped") this.way = task.judgement.kind;
     const given = task.judgement?.kind === this.way ? task.judgement.values : null;
     this.values = task.explanations.map((_, place) => given?.[place] ?? null);
+    this.tied = false;
     this.content.replaceChildren(
       heading,
       progress,
