@@ -12,7 +12,11 @@ without a pass over it. For each neuron:
    their application to non-linear system identification"). A feature's explained sum of squares is
    r**2 / (d + `SHRINK`), r being its product with the residual and d what the chosen features leave
    of its own sum of squares, so that a rare one has to earn its place.
-3. It ends when the next one would add less than `LEAST` of what all explain.
+3. A term may lower only as an exception: nearly all of its positions (`INSIDE`) are those of a
+   chosen one that raises. A rule that says of what is around it that it is less, or not there,
+   tells a reader nothing.
+4. It ends when the next one would add less than `LEAST` of what all explain. Where later terms have
+   turned the value of one that raises below 0, growth begins anew without that one.
 
 A position has a few *keys* (its token, its token before, ...), and a key a list of features. The
 first `wide` features are any sets; those behind are single tokens, then single pairs, of which it
@@ -33,6 +37,9 @@ SHRINK = 2.0
 
 LEAST = 0.04
 """Part of the explained variance that a further term must add."""
+
+INSIDE = 0.95
+"""Part of a feature's positions that another must have, so that the one is said to lie in it."""
 
 _TIED = 1 + 1e-9
 _FEWEST = 3  # positions that a feature must have outside of the held-out excerpts
@@ -159,50 +166,65 @@ def grow(
             continue
         mean = mass / whole
         r, d = np.empty(features), np.empty(features)
-        for f in range(features):
-            if n[f] < _FEWEST:
-                d[f] = r[f] = 0.0
-            else:
-                d[f] = n[f] - n[f] * n[f] / whole
-                r[f] = s[f] - n[f] * mean
         q = np.empty((terms, features))
         column = np.empty(features)
-        alpha = np.zeros(terms)
-        explained, count = 0.0, 0
-        while count < terms:
-            best, gain = -1, 0.0
+        alpha, raises = np.zeros(terms), np.zeros(terms, np.bool_)
+        barred = np.zeros(features, np.bool_)
+        while True:
+            covered = np.zeros(features, np.bool_)
             for f in range(features):
-                if d[f] > 0.5 and (count > 0 or r[f] > 0):
-                    own_gain = r[f] * r[f] / (d[f] + SHRINK)
-                    if own_gain > gain * _TIED:  # of equal sets the first has the best phrase
-                        best, gain = f, own_gain
-            if best < 0 or gain < LEAST * explained:
+                if n[f] < _FEWEST or barred[f]:
+                    d[f] = r[f] = 0.0
+                else:
+                    d[f] = n[f] - n[f] * n[f] / whole
+                    r[f] = s[f] - n[f] * mean
+            explained, count = 0.0, 0
+            while count < terms:
+                best, gain = -1, 0.0
+                for f in range(features):
+                    if d[f] > 0.5 and (r[f] > 0 or covered[f]):
+                        own_gain = r[f] * r[f] / (d[f] + SHRINK)
+                        if own_gain > gain * _TIED:  # of equal sets the first has the best phrase
+                            best, gain = f, own_gain
+                if best < 0 or gain < LEAST * explained:
+                    break
+                explained += gain
+                raises[count] = r[best] > 0
+                _column(best, n, shared, token_of, first_pair, wide, flat, ends, at, column)
+                root = np.sqrt(d[best])
+                weights = q[:count, best].copy()
+                for f in range(features):
+                    if raises[count] and column[f] > INSIDE * n[f]:
+                        covered[f] = True
+                    value = column[f] - n[f] * n[best] / whole
+                    for k in range(count):
+                        value -= weights[k] * q[k, f]
+                    q[count, f] = value / root
+                step = r[best] / root
+                for f in range(features):
+                    d[f] -= q[count, f] ** 2
+                    r[f] -= q[count, f] * step
+                d[best] = 0.0
+                alpha[count] = step * root * root / (root * root + SHRINK)
+                chosen[neuron, count] = best
+                left[neuron, count] = int(n[best])
+                means[neuron, count] = s[best] / n[best]
+                count += 1
+            # Values from the triangle of what the chosen ones have in common.
+            turned = -1
+            for k in range(count - 1, -1, -1):
+                value = alpha[k]
+                for later in range(k + 1, count):
+                    value -= q[k, chosen[neuron, later]] * values[neuron, later]
+                values[neuron, k] = value / q[k, chosen[neuron, k]]
+                if raises[k] and values[neuron, k] < 0:
+                    turned = k
+            if turned < 0:
                 break
-            explained += gain
-            _column(best, n, shared, token_of, first_pair, wide, flat, ends, at, column)
-            root = np.sqrt(d[best])
-            weights = q[:count, best].copy()
-            for f in range(features):
-                value = column[f] - n[f] * n[best] / whole
-                for k in range(count):
-                    value -= weights[k] * q[k, f]
-                q[count, f] = value / root
-            step = r[best] / root
-            for f in range(features):
-                d[f] -= q[count, f] ** 2
-                r[f] -= q[count, f] * step
-            d[best] = 0.0
-            alpha[count] = step * root * root / (root * root + SHRINK)
-            chosen[neuron, count] = best
-            left[neuron, count] = int(n[best])
-            means[neuron, count] = s[best] / n[best]
-            count += 1
-        # Values from the triangle of what the chosen ones have in common.
-        for k in range(count - 1, -1, -1):
-            value = alpha[k]
-            for later in range(k + 1, count):
-                value -= q[k, chosen[neuron, later]] * values[neuron, later]
-            values[neuron, k] = value / q[k, chosen[neuron, k]]
+            barred[chosen[neuron, turned]] = True
+            for k in range(terms):
+                chosen[neuron, k], left[neuron, k] = -1, 0
+                values[neuron, k] = means[neuron, k] = 0.0
         default[neuron] = mean
         for k in range(count):
             default[neuron] -= values[neuron, k] * n[chosen[neuron, k]] / whole

@@ -6,7 +6,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastexplain.kernels.cpu.rules import LEAST, SHRINK, feature_sums, grow, overlaps, predict
+from fastexplain.kernels.cpu.rules import (
+    INSIDE,
+    LEAST,
+    SHRINK,
+    feature_sums,
+    grow,
+    overlaps,
+    predict,
+)
 
 WORDS, CLASSES, EXCERPTS, TOKENS, TERMS = 7, 5, 30, 12, 4
 
@@ -50,13 +58,34 @@ def columns_of(keys: np.ndarray, starts: np.ndarray, members: np.ndarray, count:
 
 
 def naive(x: np.ndarray, y: np.ndarray):
-    """Orthogonal least squares by explicit columns: features, fitted values."""
+    """Orthogonal least squares by explicit columns: features, fitted values.
+
+    What lowers lies in a feature that raises; one whose value turns below 0 is left out anew.
+    """
+    barred: list[int] = []
+    while True:
+        chosen, raises, fitted = grown(x, y, barred)
+        # The values that make the same fit of the columns themselves.
+        columns = (x - x.mean(axis=0))[:, chosen]
+        values = np.linalg.lstsq(columns, fitted - y.mean())[0]
+        turned = [
+            f for f, up, value in zip(chosen, raises, values, strict=True) if up and value < 0
+        ]
+        if not turned:
+            return chosen, fitted
+        barred.append(turned[0])
+
+
+def grown(x: np.ndarray, y: np.ndarray, barred: list[int]):
     enough = x.sum(axis=0) >= 3
+    enough[barred] = False
     left, residual = x - x.mean(axis=0), y - y.mean()
-    fitted, chosen, explained = np.full(len(y), y.mean()), [], 0.0
+    fitted, chosen, raises, explained = np.full(len(y), y.mean()), [], [], 0.0
     while len(chosen) < TERMS:
         d, r = (left**2).sum(axis=0), left.T @ residual
-        usable = enough & (d > 0.5) & ((r > 0) | bool(chosen))
+        raising = [f for f, up in zip(chosen, raises, strict=True) if up]
+        inside = (x.T @ x[:, raising] > INSIDE * x.sum(axis=0)[:, None]).any(axis=1)
+        usable = enough & (d > 0.5) & ((r > 0) | inside)
         gains = np.where(usable, r**2 / (d + SHRINK), 0)
         best = int(np.argmax(gains >= gains.max() * (1 - 1e-9)))  # the first of equals
         if gains[best] <= 0 or gains[best] < LEAST * explained:
@@ -69,7 +98,8 @@ def naive(x: np.ndarray, y: np.ndarray):
         left = left - np.outer(direction, direction @ left / d[best])
         left[:, best] = 0
         chosen.append(best)
-    return chosen, fitted
+        raises.append(r[best] > 0)
+    return chosen, raises, fitted
 
 
 @settings(max_examples=40)
