@@ -135,7 +135,7 @@ def _explanations(
             said = f"forms of the word '{first}'"
             rows.append(
                 ExplanationRow(
-                    *(neuron, "rule", "rule", "rule-1", said),
+                    *(neuron, "rule", "rule", "rule-2", said),
                     [{"term": said, "value": 1.0, "mean": 1.1, "count": 5}],
                     {"default": 0.1, "first": False},
                     scores=rule,

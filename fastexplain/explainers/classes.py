@@ -1,8 +1,7 @@
 """Classes of tokens that a rule may speak of: overlapping sets, each with a phrase.
 
-The kinds of `text/kinds.py` come first. Others go by a token's characters, by short lists of words,
-and by the stem of an English word, found by a few rules for suffixes, so that `not`, ` Not` and
-`NOT` are forms of one word, and so are `sort`, `sorts` and `sorting`.
+The kinds of `text/kinds.py` come first. Others go by a token's characters and by short lists of
+words; those of words and their forms are in `families.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import keyword
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Mapping
 
 from fastexplain.text.kinds import KINDS, kind_of, latin
 
@@ -19,7 +16,7 @@ KIND_PHRASES = {
     "newline": "a line break",
     "space": "white space",
     "word": "a lower-case word",
-    "part": "lower-case letters inside a word",
+    "part": "unspaced lower-case letters",
     "name": "a capitalised word",
     "capitals": "letters in capitals",
     "number": "a number",
@@ -27,10 +24,12 @@ KIND_PHRASES = {
     "close": "a closing bracket",
     "quote": "a quotation mark",
     "stop": "a full stop, '!' or '?'",
-    "sign": "another punctuation mark or sign",
-    "script": "letters of another script",
+    "sign": "a sign such as ',' or '='",
+    "script": "non-Latin letters",
     "other": "a mixed token",
 }
+PLURAL_KINDS = frozenset({"part", "capitals", "script"})
+"""Kinds of which a verb is plural."""
 
 _WORDS = {
     "an article": "a an the",
@@ -89,7 +88,7 @@ def classes_of(text: str, *, marked: bool = True) -> list[str]:
     if kind == "newline" or (kind == "space" and len(text) > 1):
         found.append("a line break or indentation")
     if letters and kind != "script":
-        found.append("a word or a part of one")
+        found.append("letters")
         if marked and text[0] == " ":
             found.append("the beginning of a word")
         if len(body) == 1:
@@ -100,8 +99,7 @@ def classes_of(text: str, *, marked: bool = True) -> list[str]:
     if kind in ("capitals", "name"):
         found.append("letters that begin with a capital")
     if kind == "script":
-        scripts = {unicodedata.name(c, "?").split()[0] for c in body if not latin(c)}
-        found += [f"{script.capitalize()} letters" for script in sorted(scripts - {"?"})]
+        found += sorted({_script(c) for c in body if not latin(c)} - {""})
     if kind == "number":
         found.append("a single digit" if len(body) == 1 else "a number of several digits")
         if re.fullmatch(r"(1[5-9]|20)\d\d", body):
@@ -119,43 +117,10 @@ def classes_of(text: str, *, marked: bool = True) -> list[str]:
     return found
 
 
-def stem_of(text: str) -> str | None:
-    """The stem of a word, so that its inflections have the same; None for what is no word."""
-    word = text.strip().lower()
-    if not (word.isalpha() and word.isascii()) or len(word) < 2:
-        return None
-    for ending, least in (("ies", 5), ("ied", 5)):
-        if word.endswith(ending) and len(word) >= least:
-            return word[:-3] + "y"
-    for ending, least in (("ing", 6), ("ed", 5), ("es", 5), ("s", 4)):
-        if word.endswith(ending) and len(word) >= least and not word.endswith("ss"):
-            word = word[: -len(ending)]
-            if ending in ("ing", "ed") and word[-1] == word[-2] and word[-1] not in "lsz":
-                word = word[:-1]  # sitting, stopped
-            break
-    return word.removesuffix("e") if len(word) > 3 else word
-
-
-def families(texts: Mapping[int, str], counts: Mapping[int, int]) -> dict[str, list[int]]:
-    """Tokens that are forms of one word, where there are two or more: ids by phrase.
-
-    A family is called by the shortest of the forms that are frequent in it.
-
-    Args:
-        texts: by token id.
-        counts: how often a token occurs, by its id; 0 where it is not named.
-    """
-    by_stem: dict[str, list[int]] = {}
-    for token, text in texts.items():
-        if (stem := stem_of(text)) is not None:
-            by_stem.setdefault(stem, []).append(token)
-    found: dict[str, list[int]] = {}
-    for ids in by_stem.values():
-        if len(ids) > 1:
-            forms: Counter[str] = Counter()
-            for id_ in ids:
-                forms[texts[id_].strip().lower()] += counts.get(id_, 0)
-            frequent = [form for form in forms if 4 * forms[form] >= max(forms.values())]
-            called = min(frequent, key=lambda form: (len(form), form))
-            found[f"forms of the word '{called}'"] = ids
-    return found
+def _script(character: str) -> str:
+    """The phrase of a letter's script; empty for letters of none, such as mathematical ones."""
+    name = unicodedata.name(character, "")
+    if name.startswith("CJK"):
+        return "Chinese characters"
+    found = re.match(r"(\S+) .*(LETTER|SYLLABLE)", name)
+    return f"{found[1].capitalize()} letters" if found else ""

@@ -3,8 +3,8 @@
 A position has six keys: its token, the token before it, the pair of both where the tables have a
 row for it, and its three situations (`text/kinds.py`). A key has a list of features:
 
-1. Classes of the token: `classes.py`.
-2. Any token after one token, or after one of a class.
+1. Classes of the token: `classes.py`, `families.py`.
+2. Any token after one token, or after one of a class, unless that is a situation.
 3. Situations: a kind (or any token) after a kind, at the start of a line, for the second time, ...
 4. The token itself, and the pair itself.
 
@@ -14,12 +14,15 @@ row for it; a prediction knows all keys, so that a rule holds for words that the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from functools import cached_property
 
 import numpy as np
 
-from fastexplain.explainers.classes import KIND_PHRASES, classes_of, families
-from fastexplain.kernels.cpu.rules import overlaps
+from fastexplain.errors import UsageError
+from fastexplain.explainers.classes import KIND_PHRASES, PLURAL_KINDS, classes_of
+from fastexplain.explainers.families import families, places_of
+from fastexplain.kernels.cpu.rules import INSIDE, overlaps
 from fastexplain.run.directory import Run
 from fastexplain.text.kinds import (
     AGAIN,
@@ -58,8 +61,6 @@ class Features:
         keys: int32 `[excerpts, counted, 6]`, of every counted position; -1 for none.
         known: the same, -1 also where the tables have no row.
         rows: int32 `[V + P + C, 2]`, the keys of the tables' rows.
-        counts: int64 `[features]`, positions of the corpus that the tables know.
-        shared: int32 `[wide, features]`, those that two features share.
     """
 
     def __init__(self, run: Run, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
@@ -72,8 +73,10 @@ class Features:
         self.phrases: list[str] = []
         before, pairs = ids, 2 * ids
         situations = pairs + len(tables.pairs)
-        self._add_classes(run, np.unique(excerpts), kinds.marked, before)
-        self._add_situations(tables.situations, situations)
+        situated = situations_in(tables.situations)
+        self._add_classes(run, kinds.marked, before, situated)
+        for phrase, codes in situated.items():
+            self._add(phrase, [situations + code for code in codes])
         self.wide = len(self.phrases)
         named = tables.tokens[:_MOST_NAMED].tolist()
         place = {token: self.wide + number for number, token in enumerate(named)}
@@ -97,12 +100,12 @@ class Features:
         self.keys[..., 0] = excerpts
         self.keys[:, 1:, 1] = before + excerpts[:, :-1]
         self.keys[..., 2] = np.where(pair_rows >= 0, pairs + pair_rows, -1)
-        codes = kinds.situations(excerpts, skip)
-        self.keys[..., 3:] = np.where(codes >= 0, situations + codes, -1)
+        here = kinds.situations(excerpts, skip)
+        self.keys[..., 3:] = np.where(here >= 0, situations + here, -1)
         self.known = self.keys.copy()
         self.known[token_rows < 0, 0] = -1
         self.known[pair_rows < 0, 1] = -1
-        self.known[..., 3:][~np.isin(codes, tables.situations)] = -1
+        self.known[..., 3:][~np.isin(here, tables.situations)] = -1
         self.keys, self.known = (
             np.ascontiguousarray(own[:, skip:]) for own in (self.keys, self.known)
         )
@@ -113,9 +116,35 @@ class Features:
         self.rows[len(tables.tokens) : count, 0] = pairs + np.arange(len(tables.pairs))
         self.rows[len(tables.tokens) : count, 1] = before + tables.pairs[:, 0]
         self.rows[count:, 0] = situations + tables.situations
-        self.counts = np.zeros(len(self.phrases), np.int64)
-        self.shared = np.zeros((self.wide, len(self.phrases)), np.int32)
-        overlaps(self.known, self.starts, self.members, self.wide, self.counts, self.shared)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 `[features]`, positions of the corpus that the tables know."""
+        return self._overlaps[0]
+
+    @property
+    def shared(self) -> np.ndarray:
+        """int32 `[wide, features]`, those that two features share."""
+        return self._overlaps[1]
+
+    @cached_property
+    def _overlaps(self) -> tuple[np.ndarray, np.ndarray]:
+        counts = np.zeros(len(self.phrases), np.int64)
+        shared = np.zeros((self.wide, len(self.phrases)), np.int32)
+        overlaps(self.known, self.starts, self.members, self.wide, counts, shared)
+        return counts, shared
+
+    def named(self, phrase: str) -> int:
+        """The feature of a phrase.
+
+        Raises UsageError where there is none, or several: bytes that are no text look alike.
+        """
+        count = self.phrases.count(phrase)
+        if count > 1:
+            raise UsageError(f"{phrase} stands for {count} tokens that look alike")
+        if not count:
+            raise UsageError(f"the rules of this run's text have no term {phrase}")
+        return self.phrases.index(phrase)
 
     def inside(self, one: int, other: int) -> bool:
         """Whether nearly all positions of one feature are the other's too."""
@@ -125,16 +154,20 @@ class Features:
             share = self.shared[other, one] / self.counts[one]
         else:
             share = float(self.token_of[one] == other)
-        return bool(share > 0.95)
+        return bool(share > INSIDE)
 
     def _add(self, phrase: str, keys: list[int]) -> None:
         for key in keys:
             self._lists.setdefault(key, []).append(len(self.phrases))
         self.phrases.append(phrase)
 
-    def _add_classes(self, run: Run, tokens: np.ndarray, marked: bool, before: int) -> None:
-        """Classes of tokens, and any token after one of a class or after one token."""
-        texts = {int(token): run.token_text(int(token)) for token in tokens}
+    def _add_classes(self, run: Run, marked: bool, before: int, situated: Container[str]) -> None:
+        """Classes of tokens, and any token after one of a class or after one token.
+
+        What is a situation too is left to these: they are summed wherever they are, and pairs only
+        where the tables have a row for them.
+        """
+        texts = {int(token): run.token_text(int(token)) for token in np.unique(run.excerpts)}
         classes: dict[str, list[int]] = {}
         for token, text in texts.items():
             for phrase in dict.fromkeys(classes_of(text, marked=marked)):
@@ -145,47 +178,64 @@ class Features:
         for first, count in zip(tables.pairs[:, 0].tolist(), tables.pair_counts, strict=True):
             firsts[first] += int(count)
         classes = {phrase: ids for phrase, ids in classes.items() if len(ids) > 1}
-        for phrase, ids in (families(texts, counts) | classes).items():
+        for phrase, ids in (families(texts, places_of(texts, run.excerpts)) | classes).items():
             if sum(counts.get(id_, 0) for id_ in ids) >= _FEWEST:
                 self._add(phrase, ids)
-            if phrase in classes and sum(firsts.get(id_, 0) for id_ in ids) >= _FEWEST:
-                self._add(f"any token after {phrase}", [before + id_ for id_ in ids])
+            after = f"any token after {phrase}"
+            if phrase not in classes or after in situated:
+                continue
+            if sum(firsts.get(id_, 0) for id_ in ids) >= _FEWEST:
+                self._add(after, [before + id_ for id_ in ids])
         for first, count in firsts.items():
             if count >= _FEWEST:
                 self._add(f"any token after {texts.get(first, '')!r}", [before + first])
 
-    def _add_situations(self, codes: np.ndarray, base: int) -> None:
-        """Situations, for each kind of token and for any."""
-        there = set(codes.tolist())
-        for kind in (None, *range(len(KINDS))):
-            own = "any token" if kind is None else KIND_PHRASES[KINDS[kind]]
-            for aspect, values, phrase in _situations(own):
-                kinds = range(len(KINDS)) if kind is None else [kind]
-                keys = [STARTS[aspect] + v * len(KINDS) + k for v in values for k in kinds]
-                if there & set(keys):
-                    self._add(phrase, [base + key for key in keys])
+
+def situations_in(codes: np.ndarray) -> dict[str, list[int]]:
+    """The codes of situations by phrase, for each kind of token and for any.
+
+    Args:
+        codes: int32, those that the tables know; a phrase of which none is known is left out.
+    """
+    known = set(codes.tolist())
+    found = {}
+    for kind in (None, *range(len(KINDS))):
+        own = "any token" if kind is None else KIND_PHRASES[KINDS[kind]]
+        plural = kind is not None and KINDS[kind] in PLURAL_KINDS
+        for aspect, values, phrase in _situations(own, plural=plural):
+            kinds = range(len(KINDS)) if kind is None else [kind]
+            keys = [STARTS[aspect] + v * len(KINDS) + k for v in values for k in kinds]
+            if known & set(keys):
+                found[phrase] = keys
+    return found
 
 
-def _situations(own: str) -> Iterator[tuple[int, list[int], str]]:
+def _situations(own: str, *, plural: bool) -> Iterator[tuple[int, list[int], str]]:
     """Aspect, values and phrase of what is said of tokens called `own`."""
+    are, have, repeat, it = (
+        ("are", "have", "repeat", "them") if plural else ("is", "has", "repeats", "it")
+    )
     for value, name in enumerate(KINDS):
-        yield BEFORE, [value], f"{own} after {KIND_PHRASES[name]}"
+        # At the start of a line stands also what follows the white space that it begins with.
+        within = " within a line" if name == "space" else ""
+        yield BEFORE, [value], f"{own} after {KIND_PHRASES[name]}{within}"
     yield BEFORE, [LINE_START], f"{own} at the start of a line"
-    yield BEFORE, [NOTHING], f"{own} with nothing before it"
-    yield AGAIN, [0], f"the first time that {own} appears"
-    yield AGAIN, [1, 3], f"the second time that {own} appears"
-    yield AGAIN, [1, 2, 3, 4], f"{own} that has appeared before"
-    yield AGAIN, [3, 4], f"{own} that follows what it followed last time"
+    yield BEFORE, [NOTHING], f"{own} with nothing before {it}"
+    yield AGAIN, [0], f"{own} that {are} new in the excerpt"
+    yield AGAIN, [1, 3], f"{own} for the second time in the excerpt"
+    yield AGAIN, [1, 2, 3, 4], f"{own} that {have} appeared before in the excerpt"
+    yield AGAIN, [3, 4], f"{own} that {repeat} what last followed the token before {it}"
 
     def places(eighths: range, insides: range) -> list[int]:
         return [eighth * 4 + inside for eighth in eighths for inside in insides]
 
     every, anywhere = range(EIGHTHS + 1), range(4)
-    yield PLACE, places(range(1), anywhere), f"{own} at the very start of the text"
-    yield PLACE, places(range(2), anywhere), f"{own} in the first eighth of the text"
-    yield PLACE, places(range(EIGHTHS // 2 + 1), anywhere), f"{own} in the first half of the text"
+    yield PLACE, places(range(1), anywhere), f"{own} at the very start of the excerpt"
+    yield PLACE, places(range(2), anywhere), f"{own} in the first eighth of the excerpt"
+    half = range(EIGHTHS // 2 + 1)
+    yield PLACE, places(half, anywhere), f"{own} in the first half of the excerpt"
     for eighth in range(2, EIGHTHS + 1):
-        phrase = f"{own} in the {_ORDINALS[eighth]} eighth of the text"
+        phrase = f"{own} in the {_ORDINALS[eighth]} eighth of the excerpt"
         yield PLACE, places(range(eighth, eighth + 1), anywhere), phrase
     yield PLACE, places(every, range(1, 4, 2)), f"{own} inside brackets"
     yield PLACE, places(every, range(2, 4)), f"{own} inside double quotation marks"

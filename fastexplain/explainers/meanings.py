@@ -23,7 +23,6 @@ from itertools import combinations
 
 import numpy as np
 
-from fastexplain.explainers.classes import stem_of
 from fastexplain.records import Exemplar
 from fastexplain.text.kinds import KINDS, kind_of
 
@@ -128,6 +127,30 @@ def driver_of(token: str) -> str:
         return stem
     kind = KINDS[kind_of(token)]
     return _named(kind) if kind in _ALIKE_KINDS else token.strip().lower()
+
+
+def stem_of(text: str) -> str | None:
+    """The stem of a word, so that its inflections have the same; None for what is no word.
+
+    By its letters alone: of a few exemplars it is not known which words there are, as it is where
+    `families.py` finds forms of one word. So "rate" and "rat" have one stem here.
+    """
+    word = text.strip().lower()
+    if not (word.isalpha() and word.isascii()) or len(word) < 2:
+        return None
+    for ending, least in (("ies", 5), ("ied", 5)):
+        if word.endswith(ending) and len(word) >= least:
+            return word[:-3] + "y"
+    for ending, least in (("ing", 6), ("ed", 5), ("es", 5), ("s", 4)):
+        if word.endswith(ending) and len(word) >= least and not word.endswith("ss"):
+            stem = word[: -len(ending)]
+            if not any(c in "aeiouy" for c in stem):  # string
+                break
+            word = stem
+            if ending in ("ing", "ed") and word[-1] == word[-2] and word[-1] not in "lsz":
+                word = word[:-1]  # sitting, stopped
+            break
+    return word.removesuffix("e") if len(word) > 3 else word
 
 
 def _named(kind: str) -> str:

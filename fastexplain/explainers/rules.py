@@ -15,9 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastexplain.errors import UsageError
 from fastexplain.explainers.features import Features
-from fastexplain.explainers.lists import ENTRIES, second_rows, shortened
-from fastexplain.explainers.lookup import layer_tables, leave_out_tested, split_excerpts
+from fastexplain.explainers.lists import ENTRIES, check_entries, second_rows, shortened
+from fastexplain.explainers.lookup import METHOD as LOOKUP
+from fastexplain.explainers.lookup import (
+    layer_tables,
+    leave_out_tested,
+    split_excerpts,
+    version_of,
+)
 from fastexplain.kernels import excerpt_sums, measures
 from fastexplain.kernels.cpu.lists import choose
 from fastexplain.kernels.cpu.rules import feature_sums, grow, predict
@@ -27,9 +34,12 @@ from fastexplain.records import NeuronId
 from fastexplain.results import CORRELATION, ExplanationRow, Scores, StoredExplanation
 from fastexplain.run.agreement import Agreement, Means, agreement
 from fastexplain.run.directory import Run
+from fastexplain.run.reading import Reading
 
 METHOD = "rule"
-VERSION = "rule-1"
+# 1 had terms that meant two things, families of fragments, and exceptions of nothing; its list for
+# comparison had 8 entries whatever the lookup's have.
+VERSION = "rule-2"
 
 TERMS = 4
 """Of a rule at the most."""
@@ -106,20 +116,22 @@ def predict_rules(rules: Rules, features: Features, excerpts: np.ndarray) -> np.
     )  # fmt: skip
 
 
-def simulate_rule(
-    run: Run, features: Features, row: StoredExplanation
-) -> dict[int, np.ndarray] | None:
+def simulate_rule(run: Run, features: Features, row: StoredExplanation) -> dict[int, np.ndarray]:
     """What a stored rule predicts of its neuron's test excerpts: by id float32 `[tokens]`.
 
-    Tokens that are not counted are NaN. None where a term's phrase is that of several features, or
-    of none: bytes that are no text look alike.
+    Tokens that are not counted are NaN.
+
+    Raises:
+        UsageError: the rule is of another version, or a term's phrase is that of several tokens.
     """
+    if row.version != VERSION:
+        raise UsageError(
+            f"the rule of {row.neuron} is by another version; run: fastexplain explain {run.path}"
+        )
     ids = split_excerpts(run, row.neuron.layer, slice(row.neuron.index, row.neuron.index + 1))[0]
     chosen = np.full((1, max(len(row.data), 1)), -1, np.int32)
     for place, term in enumerate(row.data):
-        if features.phrases.count(term["term"]) != 1:
-            return None
-        chosen[0, place] = features.phrases.index(term["term"])
+        chosen[0, place] = features.named(term["term"])
     values = np.zeros(chosen.shape)
     values[0, : len(row.data)] = [term["value"] for term in row.data]
     rules = Rules(chosen, values, np.array([row.parameters["default"]]), values, values)
@@ -128,21 +140,28 @@ def simulate_rule(
     return {int(id_): own for id_, own in zip(ids[0], whole, strict=True) if id_ >= 0}
 
 
-def explain_by_rules(run: Run) -> Iterator[list[ExplanationRow]]:
+def explain_by_rules(run: Run, *, entries: int = ENTRIES) -> Iterator[list[ExplanationRow]]:
     """Explain and score every neuron of a run, layer by layer, a row a neuron; stores nothing.
 
     A row's `data` are its terms, strongest first: `term` (the phrase), `value` (what it adds),
     `mean` (of max(activation, 0) there) and `count` (the counted tokens that both rest on, held-out
-    excerpts left out). Its `parameters` have the `default`, and whether it comes `first`.
+    excerpts left out). Its `parameters` have the `default`, `entries`, and whether it comes
+    `first`.
+
+    Args:
+        entries: of the lists that rules are compared with, at most.
 
     Raises:
+        UsageError: no list has so many entries.
         RunError: the sweep kept no tables.
     """
-    for rows, _, _ in _layers(run):
+    for rows, _, _ in _layers(run, check_entries(entries)):
         yield rows
 
 
-def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], np.ndarray]]:
+def _layers(
+    run: Run, entries: int
+) -> Iterator[tuple[list[ExplanationRow], list[Agreement], np.ndarray]]:
     """By layer the explanations, what their scores are from, and which excerpts are top ones."""
     if run.layers:
         layer_tables(run, run.layers[0], slice(0, 1))  # raises before features are made of none
@@ -156,7 +175,7 @@ def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], n
         found = agreement(true[:, :tests], simulated[:, :tests], held.top[:, :tests])
 
         excerpts = HeldOut(held.ids, held.activations, *rows, run.skip)
-        lists = shortened(choose(tables, excerpts, second, count=ENTRIES), ENTRIES)
+        lists = shortened(choose(tables, excerpts, second, count=entries), entries)
         listed = lists.predict(excerpts, tables)[:, tests:, run.skip :]
         by_rule, by_list = (
             measures(excerpt_sums(true[:, tests:], own))[:, MEASURES.index(CORRELATION)]
@@ -172,7 +191,11 @@ def _layers(run: Run) -> Iterator[tuple[list[ExplanationRow], list[Agreement], n
                 VERSION,
                 text_of(rules, features, index),
                 data=_terms(rules, features, index),
-                parameters={"default": float(rules.default[index]), "first": bool(first[index])},
+                parameters={
+                    "default": float(rules.default[index]),
+                    "first": bool(first[index]),
+                    "entries": entries,
+                },
                 scores=Scores.of([m for each in found for m in each.measured(index, _MEASURES)]),
             )
             for index in range(len(rules.default))
@@ -209,19 +232,18 @@ def text_of(rules: Rules, features: Features, neuron: int) -> str:
         ]
         if values[place] > 0:
             raising.append(f"above all {phrase}" if around and raising else phrase)
-        elif around:
-            before = rules.default[neuron] + sum(values[other] for other in around)
-            little = before + values[place] < _LITTLE * before
-            lowering.append(f"{'not' if little else 'less'} {phrase}")
         else:
-            lowering.append(f"less {phrase}")
+            before = rules.default[neuron] + sum(values[other] for other in around)
+            little = bool(around) and before + values[place] < _LITTLE * before
+            lowering.append(f"{'not' if little else 'weaker on'} {phrase}")
     return ", but ".join(part for part in ("; ".join(raising), ", ".join(lowering)) if part)
 
 
 def store_rules(run: Run, progress: Callable[[int], None] | None = None) -> int:
     """Explain every neuron of a run by a rule and store it in the run; returns the neurons.
 
-    Former rules are replaced.
+    Former rules are replaced. They are compared with lists of as many entries as those have that
+    are stored, or `lists.ENTRIES` without any.
 
     Args:
         progress: called with the number of layers done, after each.
@@ -231,7 +253,8 @@ def store_rules(run: Run, progress: Callable[[int], None] | None = None) -> int:
     """
     neurons, means = 0, Means()
     with run.database() as database:
-        for done, (layer, found, top) in enumerate(_layers(run), start=1):
+        layers = _layers(run, _entries_of(run, database))
+        for done, (layer, found, top) in enumerate(layers, start=1):
             database.add_explanations(layer)
             means.add(layer[0].neuron.site if layer else "", found, top)
             neurons += len(layer)
@@ -242,6 +265,15 @@ def store_rules(run: Run, progress: Callable[[int], None] | None = None) -> int:
 
 
 def rules_are_stored(run: Run) -> bool:
-    """Whether `store_rules` was done. Raises RunError if the database can't be read."""
+    """Whether `store_rules` was done, beside lists as they are stored now.
+
+    Raises RunError if the database can't be read.
+    """
     with run.database(read_only=True) as database:
-        return database.explained(METHOD, VERSION) == run.manifest["sweep"]["neurons"]
+        stored = database.explained(METHOD, VERSION, entries=_entries_of(run, database))
+    return stored == run.manifest["sweep"]["neurons"]
+
+
+def _entries_of(run: Run, database: Reading) -> int:
+    """How many entries the lists have that are stored."""
+    return database.list_length(LOOKUP, version_of(run)) or ENTRIES

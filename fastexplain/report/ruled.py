@@ -38,8 +38,8 @@ class RuledExcerpts:
             `explanation`, and `values` by excerpt, one a token, null where one is not counted.
 
         Raises:
-            UsageError: there is no such neuron, or no such rule of it, or its terms can't be told
-                from others of this run.
+            UsageError: there is no such neuron, or no such rule of it, or that is by an earlier
+                version, or its terms can't be told from others of this run.
             RunError: a file is missing or damaged.
         """
         neuron = self._run.check(NeuronId.parse(name))
@@ -50,8 +50,6 @@ class RuledExcerpts:
         with self._once:
             features = self._features
         found = simulate_rule(self._run, features, rows[0])
-        if found is None:
-            raise UsageError("the rule has a term that stands for several tokens that look alike")
         return {
             "explanation": explanation,
             "values": {str(excerpt): four_digits(values) for excerpt, values in found.items()},

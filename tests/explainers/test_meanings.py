@@ -16,7 +16,14 @@ import fastexplain
 from fastexplain import Corpus, Model, explain, open_run
 from fastexplain.errors import BudgetError, Deferred, LLMError, UsageError
 from fastexplain.explainers.exemplars import exemplars_of
-from fastexplain.explainers.meanings import LEAST, clusters, driver_of, joined, meanings_of
+from fastexplain.explainers.meanings import (
+    LEAST,
+    clusters,
+    driver_of,
+    joined,
+    meanings_of,
+    stem_of,
+)
 from fastexplain.explainers.model import ModelExplainer
 from fastexplain.ledger.tally import count, tallied
 from fastexplain.llm import Connection
@@ -83,6 +90,11 @@ def test_a_token_is_the_same_as_its_forms_and_numbers_and_brackets_are_one():
     for same in ((" Stones", "stone"), ("7", " 1999"), ("\n", "\n\n    "), (")", "()", " ]")):
         assert len(set(map(driver_of, same))) == 1
     assert len(set(map(driver_of, ["newline", "number", "\n", "7", "(", ")", "é", " "]))) == 8
+
+
+def test_a_stem_has_a_vowel() -> None:
+    assert stem_of(" strings") == stem_of("string") == "string" and stem_of(" str") == "str"
+    assert stem_of(" sitting") == "sit" and stem_of(" sorted") == stem_of("Sort") == "sort"
 
 
 texts = st.lists(

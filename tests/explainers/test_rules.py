@@ -11,9 +11,11 @@ from folded import folded_run
 
 from fastexplain import Run
 from fastexplain.errors import RunError
-from fastexplain.explainers.features import Features
-from fastexplain.explainers.rules import TERMS, explain_by_rules, store_rules
-from fastexplain.text.kinds import TokenKinds
+from fastexplain.explainers.classes import KIND_PHRASES, PLURAL_KINDS
+from fastexplain.explainers.features import Features, situations_in
+from fastexplain.explainers.lookup import store_lookup
+from fastexplain.explainers.rules import TERMS, explain_by_rules, rules_are_stored, store_rules
+from fastexplain.text.kinds import STARTS, TokenKinds
 
 WORDS = [
     " not", "Not", " NOT", " sort", " sorts", " sorting", " river", " stone", " the", " a", " and",
@@ -21,7 +23,11 @@ WORDS = [
     "(", "[", ")", "]", '"', ".", ",", ";", "\n", "  ", " слово", " word", " moon", " bright",
     " def", "über",
 ]  # fmt: skip
+NUMBERS = ["3", "7", "12", "845"]
 EXCERPTS, LENGTH = 500, 64
+
+# Without a phrase in common.
+TEN = {" not", "Not", " NOT", " sort", " sorts", " sorting", " river", " USA", "7", ";"}
 
 Condition = Callable[[Sequence[str], int], bool]
 
@@ -57,10 +63,10 @@ PLANTED: dict[str, Condition] = {
     "a number after an opening bracket": lambda x, t: (
         t > 0 and x[t].isdigit() and x[t - 1] in "(["
     ),
-    "the second time that a capitalised word appears": second_name,
-    "any token that follows what it followed last time": repeats,
-    "any token at the very start of the text": lambda x, t: t == 1,
-    "any token in the first eighth of the text": lambda x, t: t < LENGTH // 8,
+    "a capitalised word for the second time in the excerpt": second_name,
+    "any token that repeats what last followed the token before it": repeats,
+    "any token at the very start of the excerpt": lambda x, t: t == 1,
+    "any token in the first eighth of the excerpt": lambda x, t: t < LENGTH // 8,
     "any token inside brackets": in_brackets,
     "any token inside double quotation marks": lambda x, t: x[:t].count('"') % 2 == 1,
     "any token at the start of a line": lambda x, t: t > 0 and (
@@ -73,14 +79,18 @@ PLANTED: dict[str, Condition] = {
 def write_run(
     out: Path, *, kinds: TokenKinds | None, rows: int = 5000, named: int = len(WORDS)
 ) -> Run:
-    """A run of planted neurons, and one of pure noise."""
+    """A run of planted neurons, one of pure noise, and one of `TEN`."""
     rng = np.random.default_rng(0)
     token_ids = rng.integers(0, len(WORDS), (EXCERPTS, LENGTH)).astype(np.int32)
     # Some phrases come again, so that there is something to repeat.
     token_ids[:, 40:44] = token_ids[:, 20:24]
+    token_ids[::4, 30] = WORDS.index(" sort")  # the most frequent of its forms
     texts = [[WORDS[id_] for id_ in own] for own in token_ids]
     fires = [
-        [[condition(own, t) for condition in PLANTED.values()] + [False] for t in range(LENGTH)]
+        [
+            [*(condition(own, t) for condition in PLANTED.values()), False, own[t] in TEN]
+            for t in range(LENGTH)
+        ]
         for own in texts
     ]
     acts = 2 * np.array(fires, np.float32)
@@ -98,7 +108,7 @@ def ruled(tmp_path_factory) -> Run:
 @pytest.fixture(scope="module")
 def rules(ruled):
     [rows] = explain_by_rules(ruled)
-    return dict(zip([*PLANTED, "noise"], rows, strict=True))
+    return dict(zip([*PLANTED, "noise", "ten"], rows, strict=True))
 
 
 @pytest.mark.parametrize("rule", PLANTED)
@@ -106,7 +116,7 @@ def test_a_planted_rule_is_found_and_worded(rules, rule: str) -> None:
     row = rules[rule]
     assert row.text == rule
     assert row.scores.top_and_random > 0.9
-    assert (row.method, row.model, row.version) == ("rule", "rule", "rule-1")
+    assert (row.method, row.model, row.version) == ("rule", "rule", "rule-2")
 
 
 def test_terms_have_their_means_and_counts(rules) -> None:
@@ -125,9 +135,9 @@ def test_a_neuron_of_noise_scores_about_0(rules) -> None:
 
 
 def test_rules_are_stored_beside_the_lookup_and_found_again(ruled) -> None:
-    assert store_rules(ruled) == store_rules(ruled) == len(PLANTED) + 1
+    assert store_rules(ruled) == store_rules(ruled) == len(PLANTED) + 2
     with ruled.database(read_only=True) as database:
-        assert database.explained("rule", "rule-1") == len(PLANTED) + 1
+        assert database.explained("rule", "rule-2") == len(PLANTED) + 2
         [mean] = [m for m in database.means("rule") if (m.site, m.split) == ("", "top_and_random")]
         assert mean.value > 0.85
 
@@ -137,6 +147,46 @@ def test_a_run_without_situations_has_rules_of_tokens(tmp_path) -> None:
     found = [row.text for row in rows]
     assert found[: len(PLANTED)].count("any token inside brackets") == 0
     assert found[0] == "a number"
+
+
+def test_a_phrase_means_one_thing(ruled, tmp_path) -> None:
+    """What is a situation is not told from pairs too, and so has all positions of the corpus."""
+    features = Features(ruled, ruled.tables.rows(ruled.excerpts))
+    assert len(set(features.phrases)) == len(features.phrases)
+    numbers = np.isin(ruled.excerpts[:, :-1], [WORDS.index(word) for word in NUMBERS])
+    assert features.counts[features.phrases.index("any token after a number")] == numbers.sum()
+    # Without situations the pairs have it.
+    run = write_run(tmp_path / "run", kinds=None)
+    features = Features(run, run.tables.rows(run.excerpts))
+    assert features.phrases.count("any token after a number") == 1
+
+
+def test_a_rule_of_kinds_agrees_with_its_verb() -> None:
+    codes = np.arange(STARTS[-1], dtype=np.int32)
+    phrases = situations_in(codes)
+    assert len(phrases) == 15 * 32
+    assert {kind for kind, phrase in KIND_PHRASES.items() if "letters" in phrase} == PLURAL_KINDS
+    for kind, phrase in KIND_PHRASES.items():
+        are, have = ("are", "have") if kind in PLURAL_KINDS else ("is", "has")
+        assert f"{phrase} that {are} new in the excerpt" in phrases
+        assert f"{phrase} that {have} appeared before in the excerpt" in phrases
+
+
+def test_rules_follow_the_length_of_lists(tmp_path) -> None:
+    run = write_run(tmp_path / "run", kinds=None)
+    store_lookup(run, entries=4)
+    assert not rules_are_stored(run)
+    store_rules(run)
+    assert rules_are_stored(run)
+    with run.database(read_only=True) as database:
+        assert database.explained("rule", "rule-2", entries=4) == len(PLANTED) + 2
+    store_lookup(run, entries=8)
+    assert not rules_are_stored(run)
+    # A rule can say more of ten tokens than four entries, and less than 32.
+    for entries, first in ((4, True), (32, False)):
+        [rows] = explain_by_rules(run, entries=entries)
+        assert rows[-1].parameters["first"] is first
+        assert rows[-1].parameters["entries"] == entries
 
 
 def test_a_run_without_tables_has_no_rules(tmp_path) -> None:

@@ -9,7 +9,7 @@ from fastexplain.errors import UsageError
 from fastexplain.explainers.rules import store_rules
 from fastexplain.records import NeuronId
 from fastexplain.report.ruled import RuledExcerpts
-from fastexplain.results import StoredExplanation
+from fastexplain.results import ExplanationRow, StoredExplanation
 
 
 @pytest.fixture
@@ -43,5 +43,18 @@ def test_a_rule_that_can_not_be_told_is_said(ruled: Run) -> None:
     row = rule_of(ruled, neuron)
     predicted = RuledExcerpts(ruled)
     predicted._features.phrases.append(row.data[0]["term"])
-    with pytest.raises(UsageError, match="several tokens that look alike"):
+    with pytest.raises(UsageError, match="'cat' stands for 2 tokens that look alike"):
         predicted.data(str(neuron), row.id)
+    predicted._features.phrases.clear()
+    with pytest.raises(UsageError, match="of this run's text have no term 'cat'"):
+        predicted.data(str(neuron), row.id)
+
+
+def test_a_rule_of_another_version_is_not_read_as_one_of_this(ruled: Run) -> None:
+    neuron = NeuronId(0, planted.CAT)
+    row = rule_of(ruled, neuron)
+    old = ExplanationRow(neuron, "rule", "rule", "rule-1", row.text, data=row.data)
+    with ruled.database() as database:
+        database.add_explanations([old])
+    with pytest.raises(UsageError, match="0:0 is by another version; run: fastexplain explain"):
+        RuledExcerpts(ruled).data(str(neuron), rule_of(ruled, neuron).id)

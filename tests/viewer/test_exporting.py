@@ -21,9 +21,10 @@ from fastexplain.errors import RunError
 from fastexplain.explainers.baselines import SPLITS, layer_baselines
 from fastexplain.explainers.rules import store_rules
 from fastexplain.records import NeuronId
-from fastexplain.report import baselines, ruled
+from fastexplain.report import baselines
 from fastexplain.report.baselines import baselines_cost, baselines_data
 from fastexplain.report.ruled import RuledExcerpts
+from fastexplain.results import ExplanationRow
 from fastexplain.viewer import exporting, standalone
 from fastexplain.viewer.exported import neuron_part, run_parts
 from fastexplain.viewer.exporting import export_page, export_site, plan_site, ranges
@@ -228,13 +229,16 @@ def test_a_site_has_the_baselines_and_what_rules_predict(
             assert rules or neuron.index == planted.NEVER
 
 
-def test_a_rule_that_predicts_nothing_is_left_without_it(
-    planted_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_rule_of_another_version_is_left_without_what_it_predicts(
+    planted_run: Run, tmp_path: Path
 ) -> None:
     run = open_run(shutil.copytree(planted_run.path, tmp_path / "run"))
-    store_rules(run)
-    monkeypatch.setattr(ruled, "simulate_rule", lambda *_: None)
     neuron = NeuronId(0, planted.CAT)
+    data = [{"term": "'cat'", "value": 2.0, "mean": 2.0, "count": 9}]
+    with run.database() as database:
+        database.add_explanations(
+            [ExplanationRow(neuron, "rule", "rule", "rule-1", "'cat'", data=data)]
+        )
     _, data = neuron_part(run, neuron, RuledExcerpts(run), {})
     assert None in [each["values"] for each in data["simulations"]]
 
