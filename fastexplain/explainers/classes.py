@@ -61,7 +61,7 @@ _ENDINGS = ("ing", "ed", "ly", "tion", "ment", "ness", "able", "er", "est", "al"
 
 _CHARACTERS = {
     ",": "a comma", ";": "a semicolon", ":": "a colon", ".": "a full stop", "?": "a question mark",
-    "!": "an exclamation mark", "-": "a hyphen or dash", "_": "an underscore", "/": "a slash",
+    "!": "an exclamation mark", "-": "a hyphen", "_": "an underscore", "/": "a slash",
     "=": "an equals sign", "*": "an asterisk", "#": "a '#'", "'": "an apostrophe",
     '"': "a double quotation mark", "(": "an opening parenthesis", "[": "an opening square bracket",
     "{": "an opening brace", ")": "a closing parenthesis", "]": "a closing square bracket",

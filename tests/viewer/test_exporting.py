@@ -24,7 +24,7 @@ from fastexplain.records import NeuronId
 from fastexplain.report import baselines
 from fastexplain.report.baselines import baselines_cost, baselines_data
 from fastexplain.report.ruled import RuledExcerpts
-from fastexplain.results import ExplanationRow
+from fastexplain.results import ExplanationRow, Scores
 from fastexplain.viewer import exporting, standalone
 from fastexplain.viewer.exported import neuron_part, run_parts
 from fastexplain.viewer.exporting import export_page, export_site, plan_site, ranges
@@ -234,11 +234,11 @@ def test_a_rule_of_another_version_is_left_without_what_it_predicts(
 ) -> None:
     run = open_run(shutil.copytree(planted_run.path, tmp_path / "run"))
     neuron = NeuronId(0, planted.CAT)
-    data = [{"term": "'cat'", "value": 2.0, "mean": 2.0, "count": 9}]
+    terms = [{"term": "'cat'", "value": 2.0, "mean": 2.0, "count": 9}]
+    scores = Scores(0.9, 0.9, 0.9, 5, 5)
+    old = ExplanationRow(neuron, "rule", "rule", "rule-1", "'cat'", data=terms, scores=scores)
     with run.database() as database:
-        database.add_explanations(
-            [ExplanationRow(neuron, "rule", "rule", "rule-1", "'cat'", data=data)]
-        )
+        database.add_explanations([old])
     _, data = neuron_part(run, neuron, RuledExcerpts(run), {})
     assert None in [each["values"] for each in data["simulations"]]
 
