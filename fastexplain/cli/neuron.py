@@ -20,6 +20,7 @@ from fastexplain.errors import UsageError
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.entries import shown_entries, whole_words
 from fastexplain.report.neuron import Simulated, explanations_of
+from fastexplain.report.ruled import RuledExcerpts, is_rule
 from fastexplain.results import DOCUMENTS, SIDES, TOP, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.run.sides import of_side
@@ -55,6 +56,7 @@ def print_neuron(
             if entries := shown_entries(run, row):
                 console.print()
                 console.print(entries_table(entries, row.parameters["default"]))
+        simulated += _print_rules(console, run, record, rows)
         if table := judges_table(run, rows):
             console.print()
             console.print(table)
@@ -89,6 +91,22 @@ def print_neuron(
         "model simulates.",
         style="dim",
     )
+
+
+def _print_rules(
+    console: Console, run: Run, record: NeuronRecord, rows: list[StoredExplanation]
+) -> list[Simulated]:
+    """Print the terms of rules; returns what these predict."""
+    ruled, simulated = RuledExcerpts(run), []
+    for row in (row for row in rows if is_rule(row)):
+        console.print()
+        try:
+            simulated.append((row, ruled.simulated(row)))
+            terms = ruled.terms(record, row)
+            console.print(entries_table(terms, row.parameters["default"], rule=True))
+        except UsageError as error:
+            console.print(f"No terms: {error}", markup=False)
+    return simulated
 
 
 def _print_documents(console: Console, run: Run, rows: list[StoredExplanation]) -> None:
@@ -138,11 +156,11 @@ def _print_simulations(
 
 
 def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: float) -> float:
-    """The value that gets the full colour: a table predicts activations, a model integers to 10.
+    """The value that gets the full colour: tables and rules predict activations, models up to 10.
 
     For a contrast it is the largest value that was simulated.
     """
-    if row.method == "lookup":
+    if row.method == "lookup" or is_rule(row):
         return largest
     if (row.simulation or "").endswith("contrast"):
         return max(float(np.nanmax(values)) for values in excerpts.values())

@@ -117,11 +117,11 @@ def best_table(rows: Sequence[StoredExplanation], title: str, texts: Mapping[int
     return table
 
 
-def entries_table(entries: Sequence[ShownEntry], default: float) -> Table:
-    """A list's entries, each with the tokens that it rests on and one place where it stands."""
-    table = light_table("What the text of lookup says")
-    table.add_column("entry", max_width=30, overflow="fold")
-    table.add_column("mean", justify="right")
+def entries_table(entries: Sequence[ShownEntry], default: float, *, rule: bool = False) -> Table:
+    """A list's entries, or a rule's terms, each with the tokens that it rests on and a place."""
+    table = light_table("What the rule says" if rule else "What the text of lookup says")
+    table.add_column("term" if rule else "entry", max_width=30, overflow="fold")
+    table.add_column("adds" if rule else "mean", justify="right")
     table.add_column("count", justify="right")
     table.add_column("where it stands", ratio=1, overflow="fold")
     table.add_column("from", no_wrap=True)
@@ -139,7 +139,7 @@ def entries_table(entries: Sequence[ShownEntry], default: float) -> Table:
             else "",
             entry.source,
         )
-    table.add_row("anything else", mean_text(default), "", "", "")
+    table.add_row("everywhere" if rule else "anything else", mean_text(default), "", "", "")
     return table
 
 

@@ -146,6 +146,12 @@ class Features:
             raise UsageError(f"the rules of this run's text have no term {phrase}")
         return self.phrases.index(phrase)
 
+    def holds(self, feature: int, excerpts: np.ndarray) -> np.ndarray:
+        """Where a feature is in excerpts, whose ids are int `[E]`: bool `[E, counted]`."""
+        keys = [key for key, own in self._lists.items() if feature in own]
+        own: np.ndarray = np.isin(self.keys[excerpts], keys)
+        return np.logical_or.reduce(own, axis=-1)
+
     def inside(self, one: int, other: int) -> bool:
         """Whether nearly all positions of one feature are the other's too."""
         if one == other or not self.counts[one]:

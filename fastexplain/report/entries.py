@@ -15,22 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastexplain.explainers.lists import mean_text
-from fastexplain.records import NeuronRecord
+from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.results import StoredExplanation
 from fastexplain.run.directory import Run
 
-_SEARCHED = 4096  # excerpts of the corpus, which are shuffled
+SEARCHED = 4096  # excerpts of the corpus, which are shuffled; a search of these takes 1 ms
 _BEFORE, _AFTER = 24, 16  # characters of a context
 _WORD = 16  # characters of a word on either side of its piece
 
 
 @dataclass(frozen=True)
 class ShownEntry:
-    """An entry with its place.
+    """An entry of a list, or a term of a rule, with its place.
 
     Attributes:
-        text: such as `meth·'inks'`, or `'moon' after 'bright'`.
-        mean, count: as stored.
+        text: such as `meth·'inks'`, or `'moon' after 'bright'`; of a term its phrase.
+        mean, count: as stored; of a term its value in place of the mean.
         before, own, after: a few words around the place, and the entry's own tokens; empty where
             the corpus's searched part has no such place.
         source: where it is: `top 1` (the first of the top exemplars), `random 7`, or `text 12` for
@@ -48,7 +48,9 @@ class ShownEntry:
     activation: float | None
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
+    """Tokens of an excerpt, those from `start` to `stop` being meant; the rest as `ShownEntry`."""
+
     tokens: Sequence[str]
     start: int
     stop: int
@@ -67,25 +69,30 @@ def shown_entries(run: Run, row: StoredExplanation) -> list[ShownEntry]:
 
 def entries_in(run: Run, record: NeuronRecord, row: StoredExplanation) -> list[ShownEntry]:
     """The same, of a neuron whose record is there."""
-    kept = [
-        (f"{kind} {number}", exemplar)
-        for kind, exemplars in (("top", record.top), ("random", record.random))
-        for number, exemplar in enumerate(exemplars, start=1)
-    ]
+    kept = kept_of(record)
     # For each entry all at once: one after another they took 5 ms.
     ids = np.array([exemplar.token_ids for _, exemplar in kept])
     acts = np.array([exemplar.activations for _, exemplar in kept])
 
-    def place(wanted: list[int]) -> _Place | None:
+    def place(wanted: list[int]) -> Place | None:
         excerpts, ends = _ends(ids, wanted, record.skip) if kept else (ids, acts)
         if not len(excerpts):
             return _place_in_corpus(run, wanted, record.skip)
         best = int(np.argmax(acts[excerpts, ends]))
         (source, exemplar), last = kept[int(excerpts[best])], int(ends[best])
         start, activation = last + 1 - len(wanted), float(exemplar.activations[last])
-        return _Place(exemplar.tokens, start, last + 1, source, activation)
+        return Place(exemplar.tokens, start, last + 1, source, activation)
 
     return [_shown(entry, place(entry["ids"])) for entry in _listed(row)]
+
+
+def kept_of(record: NeuronRecord) -> list[tuple[str, Exemplar]]:
+    """A neuron's exemplars, each with its `source`, as `ShownEntry` has it."""
+    return [
+        (f"{kind} {number}", exemplar)
+        for kind, exemplars in (("top", record.top), ("random", record.random))
+        for number, exemplar in enumerate(exemplars, start=1)
+    ]
 
 
 def text_of_entries(entries: Iterable[ShownEntry], default: float) -> str:
@@ -133,16 +140,16 @@ class SearchedCorpus:
         return divmod(int(ends[first]), self._length) if holds[first : first + 1].any() else None
 
 
-def _place_in_corpus(run: Run, ids: list[int], skip: int) -> _Place | None:
+def _place_in_corpus(run: Run, ids: list[int], skip: int) -> Place | None:
     """The first place in the corpus where the tokens stand one after another."""
     if SearchedCorpus not in run.derived:
-        run.derived[SearchedCorpus] = SearchedCorpus(run.excerpts[:_SEARCHED])
+        run.derived[SearchedCorpus] = SearchedCorpus(run.excerpts[:SEARCHED])
     found = run.derived[SearchedCorpus].first(ids, skip)
     if found is None:
         return None
     excerpt, last = found
     tokens = run.excerpt_texts(excerpt)
-    return _Place(tokens, last + 1 - len(ids), last + 1, f"text {excerpt}", None)
+    return Place(tokens, last + 1 - len(ids), last + 1, f"text {excerpt}", None)
 
 
 def _ends(token_ids: np.ndarray, ids: list[int], skip: int) -> tuple[np.ndarray, np.ndarray]:
@@ -156,15 +163,9 @@ def _ends(token_ids: np.ndarray, ids: list[int], skip: int) -> tuple[np.ndarray,
     return excerpts, places
 
 
-def _shown(entry: dict[str, Any], place: _Place | None) -> ShownEntry:
+def _shown(entry: dict[str, Any], place: Place | None) -> ShownEntry:
     token, previous = repr(entry["token"]), entry["previous"]
-    before = own = after = source = ""
-    activation = None
-    if place is not None:
-        tokens, start, stop, source, activation = place
-        before, own, after = (
-            "".join(part) for part in (tokens[:start], tokens[start:stop], tokens[stop:])
-        )
+    before, own, after = _parts(place)
     # One letter more than is shown says that there are more.
     left = _ends_of_word(before[-_WORD - 1 :], own)[0]
     right = _ends_of_word(own, after[: _WORD + 1])[1]
@@ -175,10 +176,22 @@ def _shown(entry: dict[str, Any], place: _Place | None) -> ShownEntry:
         text = f"{left}·{token}" if left else token
     else:
         text = f"{token} after {f'{left}·' if left else ''}{previous!r}"
-    return ShownEntry(
-        text, entry["mean"], entry["count"], before[-_BEFORE:], own, after[:_AFTER], source,
-        activation,
-    )  # fmt: skip
+    return shown_at(text, entry["mean"], entry["count"], place)
+
+
+def shown_at(text: str, mean: float, count: int, place: Place | None) -> ShownEntry:
+    """What is shown of an entry or a term that stands at a place, or at none."""
+    before, own, after = _parts(place)
+    source, activation = ("", None) if place is None else (place.source, place.activation)
+    return ShownEntry(text, mean, count, before[-_BEFORE:], own, after[:_AFTER], source, activation)
+
+
+def _parts(place: Place | None) -> tuple[str, str, str]:
+    """The texts before a place, there and behind it; empty where there is none."""
+    if place is None:
+        return "", "", ""
+    tokens, start, stop, *_ = place
+    return "".join(tokens[:start]), "".join(tokens[start:stop]), "".join(tokens[stop:])
 
 
 def _ends_of_word(first: str, second: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from fastexplain.report.columns import first_places
 from fastexplain.report.entries import entries_in, text_of_entries
 from fastexplain.report.excerpts import banded, excerpts_data, four_digits, histogram_data
 from fastexplain.report.neuron import Simulated, simulated_of, steering_data, weights_data
+from fastexplain.report.ruled import is_rule
 from fastexplain.results import TOP, StoredExplanation
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
@@ -102,7 +103,7 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
             for id_ in dict.fromkeys(row.id for row in rows)
         ],
         "simulations": [_simulation(found.maximum, each, shown) for each in simulated]
-        + [_simulation(found.maximum, (row, None), shown) for row in rows if _is_rule(row)],
+        + [_simulation(found.maximum, (row, None), shown) for row in rows if is_rule(row)],
         "rows": _table_rows(run, record),
         "steering": steering_data(steering),
         "weights": weights_data(run.weights(record.id)),
@@ -175,10 +176,6 @@ def _explanation(
     if row.method == row.model == "rule":
         data["terms"] = row.data
     return data
-
-
-def _is_rule(row: StoredExplanation) -> bool:
-    return row.method == row.model == row.simulator == "rule" and bool(row.data)
 
 
 def _simulation(

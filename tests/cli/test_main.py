@@ -159,6 +159,31 @@ def test_show_puts_the_true_beside_the_simulated(cli, swept) -> None:
     assert all("cat⟦" in line for line in [*true, *simulated])
 
 
+def test_show_prints_a_rules_terms_and_what_it_predicts(cli, swept) -> None:
+    code, out, _ = cli("show", swept, "0:2", "--count", 2)
+    assert code == 0
+    terms = out.split("What the rule says")[1].split("\n\n")[0].splitlines()
+    assert terms[1].split() == ["term", "adds", "count", "where", "it", "stands", "from"]
+    assert re.match(r"'moon' after 'bright' +\d.* \d+ .*bright«.?moon».*top 1", terms[3])
+    assert terms[-1].startswith("everywhere")
+    tested = out.split("of the test split")[1]
+    by = dict(re.findall(r"^ *(true|rule|lookup)  (.*)$", tested, re.MULTILINE))
+    # It is as high at the moon after the bright as the neuron is, and nowhere else.
+    assert by["rule"].count("moon[") == by["true"].count("moon[") > 0
+
+
+def test_show_says_that_a_rule_is_of_another_version(cli, swept, tmp_path) -> None:
+    run = fastexplain.open_run(shutil.copytree(swept, tmp_path / "run"))
+    scores = Scores(0.9, 0.9, 0.9, 5, 5)
+    old = ExplanationRow(
+        fastexplain.NeuronId(0, 2), "rule", "rule", "rule-1", "x", [{"term": "x"}], scores=scores
+    )
+    with run.database() as database:
+        database.add_explanations([old])
+    code, out, _ = cli("show", run.path, "0:2")
+    assert code == 0 and "No terms: the rule of 0:2 is by another version" in out
+
+
 def test_show_as_json_has_the_whole_neuron(cli, swept) -> None:
     code, out, _ = cli("show", swept, f"0:{planted.DIGIT}", "--json", "--count", 2)
     data = json.loads(out.splitlines()[-1])

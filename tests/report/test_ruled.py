@@ -1,5 +1,8 @@
 """Rules' simulations, made anew from what is stored of them."""
 
+import dataclasses
+import re
+
 import numpy as np
 import planted
 import pytest
@@ -36,6 +39,29 @@ def test_a_rules_simulation_has_its_stored_score(ruled: Run) -> None:
         true = np.concatenate([np.maximum(activations[each], 0)[ruled.skip :] for each in top])
         said = np.concatenate([found[str(each)][ruled.skip :] for each in top]).astype(float)
         assert np.corrcoef(true, said)[0, 1] == pytest.approx(row.scores.top_only, abs=1e-3)
+
+
+def test_terms_have_the_place_of_the_strongest_exemplar(ruled: Run) -> None:
+    neuron = NeuronId(0, planted.MOON_AFTER_BRIGHT)
+    row, record = rule_of(ruled, neuron), ruled.neuron(neuron)
+    shown = RuledExcerpts(ruled).terms(record, row)
+    stored = [(term["term"], term["value"], term["count"]) for term in row.data]
+    assert [(each.text, each.mean, each.count) for each in shown] == stored
+    first = shown[0]
+    assert first.text == "'moon' after 'bright'" and first.own.strip() == "moon"
+    assert first.before.strip().endswith("bright") and first.source == "top 1"
+    assert first.activation == record.statistics.maximum
+
+
+def test_a_term_that_no_exemplar_has_stands_in_the_corpus(ruled: Run) -> None:
+    neuron = NeuronId(0, planted.CAT)
+    row, record = rule_of(ruled, neuron), ruled.neuron(neuron)
+    alone = dataclasses.replace(record, top=[], random=[])
+    [shown] = [each for each in RuledExcerpts(ruled).terms(alone, row) if each.text == "'cat'"]
+    place = re.fullmatch(r"text (\d+)", shown.source)
+    assert place is not None and shown.activation is None and shown.own.strip() == "cat"
+    text = "".join(ruled.token_texts(ruled.excerpt(int(place[1])).tolist()))
+    assert shown.before + shown.own + shown.after in text
 
 
 def test_a_rule_that_can_not_be_told_is_said(ruled: Run) -> None:
