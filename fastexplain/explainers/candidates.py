@@ -62,6 +62,7 @@ class BestOf:
             choose another candidate.
         candidates: how many, from 2 on.
         first: excerpts on which all are scored; all of the split: none is dropped before.
+        hopeful: takes the last of those whose score is undefined, to find out what it may cost.
 
     Attributes:
         method, model, version: see `pipeline.protocols.Explainer`.
@@ -75,12 +76,14 @@ class BestOf:
         simulator: str,
         candidates: int,
         first: int | None = FIRST,
+        *,
+        hopeful: bool = False,
     ) -> None:
         self.method, self.model = inner.method, inner.model
         whole = "" if first == FIRST else f", first {first or 'all'}"
         self.version = f"{inner.version} best of {candidates} by {simulator}{whole}"
         self.inner, self._predict = inner, predict
-        self._candidates, self._first = candidates, first
+        self._candidates, self._first, self._hopeful = candidates, first, hopeful
 
     async def request(self, record: NeuronRecord) -> Chat:
         """What asks for the plain explanation. Raises LLMError where there is none to ask for."""
@@ -129,7 +132,9 @@ class BestOf:
             for each, score in zip(left, scores, strict=True):
                 each.scores[excerpts] = None if isinstance(score, LLMError) else score
             # Of equals the one with the lower seed stays first, so the plain one before all.
-            left.sort(key=lambda each: -rank(each.scores[excerpts]))
+            if self._hopeful:
+                left.sort(key=lambda each: -each.seed)
+            left.sort(key=lambda each: -rank(each.scores[excerpts], hopeful=self._hopeful))
         return left[0]
 
 

@@ -60,7 +60,8 @@ class Reviser:
         activate: None for the control, which shows texts at random.
         parent: finds what `first` said.
         rounds: at the most.
-        patient: goes on without a gain, to find out what it may cost.
+        hopeful: goes on without a gain, and takes the last text whose score is undefined, to find
+            out what it may cost.
 
     Attributes:
         method, model, version: see `pipeline.protocols.Explainer`.
@@ -77,7 +78,7 @@ class Reviser:
         parent: Parent,
         rounds: int,
         *,
-        patient: bool = False,
+        hopeful: bool = False,
     ) -> None:
         self.method = CONTROL if activate is None else METHOD
         self.model = first.model
@@ -87,7 +88,7 @@ class Reviser:
         )
         self._first, self._writing, self._revising = first, writing, revising
         self._predict, self._activate, self._parent = predict, activate, parent
-        self._rounds, self._patient = rounds, patient
+        self._rounds, self._hopeful = rounds, hopeful
 
     async def explain(self, record: NeuronRecord) -> Explanation:
         """The explanation that predicts the validation split best: the first one, or a revision.
@@ -124,9 +125,9 @@ class Reviser:
                     break
                 new = await validation.score(revised, len(validation.excerpts))
                 rounds.append({"explanation": revised, "validation": new})
-                if rank(new) > rank(score):
+                if self._gains(new, score):
                     best, score = revised, new
-                elif not self._patient:
+                elif not self._hopeful:
                     break
         return Explanation(
             best,
@@ -134,6 +135,11 @@ class Reviser:
             parameters={"rounds": self._rounds, "spent": spent.data()},
             parent=key,
         )
+
+    def _gains(self, new: float | None, score: float | None) -> bool:
+        if self._hopeful and new is None:
+            return True
+        return rank(new, hopeful=self._hopeful) > rank(score, hopeful=self._hopeful)
 
     async def _evidence(
         self, record: NeuronRecord, explanation: str, validation: Validation, number: int

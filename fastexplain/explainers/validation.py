@@ -74,9 +74,11 @@ class Validation:
         return None if np.isnan(found) else found
 
 
-def rank(score: float | None) -> float:
-    """A score for comparisons: an undefined one is below all others."""
-    return -np.inf if score is None else score
+def rank(score: float | None, *, hopeful: bool = False) -> float:
+    """A score for comparisons: an undefined one is below all others, or above if `hopeful`."""
+    if score is None:
+        return np.inf if hopeful else -np.inf
+    return score
 
 
 async def settled(results: Iterable[Awaitable[_T]]) -> list[_T | LLMError]:

@@ -133,17 +133,20 @@ def explainer_of(
 
 
 def best_of(
-    explainer: Sampling, simulator: Simulator | None, settings: Settings
+    explainer: Sampling, simulator: Simulator | None, settings: Settings, *, hopeful: bool = False
 ) -> Sampling | BestOf:
     """The explainer, or what takes the best of its candidates.
 
     Args:
         simulator: simulates the validation split.
+        hopeful: as in `BestOf`.
     """
     if settings.candidates == 1:
         return explainer
     assert simulator is not None
-    return BestOf(explainer, predicting(simulator), described(simulator), settings.candidates)
+    return BestOf(
+        explainer, predicting(simulator), described(simulator), settings.candidates, hopeful=hopeful
+    )
 
 
 def arms(
@@ -155,7 +158,7 @@ def arms(
     activate: Callable[[], Activate],
     parent: Callable[[Explainer], Parent],
     *,
-    patient: bool = False,
+    hopeful: bool = False,
 ) -> list[Arm]:
     """The ways to explain that a call goes through, the one that it is made for last.
 
@@ -166,7 +169,7 @@ def arms(
         scorers: score what is explained.
         activate: makes what gives the subject's activations.
         parent: finds what an explainer has said.
-        patient: as in `Reviser`.
+        hopeful: as in `BestOf` and `Reviser`.
     """
     if not settings.revise:
         return [Arm("", explainer, scorers)]
@@ -176,7 +179,7 @@ def arms(
     def reviser(activations: Activate | None) -> Reviser:
         return Reviser(
             explainer, ask(SENTENCES), ask(REVISION), predict, by, activations,
-            parent(explainer), settings.revise, patient=patient,
+            parent(explainer), settings.revise, hopeful=hopeful,
         )  # fmt: skip
 
     revised = Arm(REVISED_ARM, reviser(activate()), scorers)
@@ -186,7 +189,7 @@ def arms(
     plain = explainer.inner if isinstance(explainer, BestOf) else explainer
     return [
         Arm(FIRST_ARM, explainer, scorers),
-        Arm(FRESH_ARM, BestOf(plain, predict, by, samples, first=None), scorers),
+        Arm(FRESH_ARM, BestOf(plain, predict, by, samples, first=None, hopeful=hopeful), scorers),
         Arm(RANDOM_ARM, reviser(None), scorers),
         revised,
     ]

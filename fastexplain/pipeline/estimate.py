@@ -2,7 +2,8 @@
 
 The work runs over a scratch database; a request whose response is stored gets that, any
 other is counted and gets a stand-in. The stand-in for an explanation is as long as explanations
-are, so that the simulations' prompts have their length.
+are, so that the simulations' prompts have their length; each arm of a revision ends with a text of
+its own, as if all of them gained, so that all are simulated.
 """
 
 from __future__ import annotations
@@ -191,9 +192,9 @@ async def rehearse(
             choose_top if settings.exemplars == TOP else _as_many,
         )  # fmt: skip
         ways = arms(
-            explainer_for(best_of(explaining, validator, settings), settings.side),
+            explainer_for(best_of(explaining, validator, settings, hopeful=True), settings.side),
             ask, validator, settings, scorers, lambda: _at_rest,
-            said_by(scratch), patient=True,
+            said_by(scratch), hopeful=True,
         )  # fmt: skip
         for arm in ways:
             for own in in_turn(arm.scorers):

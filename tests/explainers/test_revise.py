@@ -164,6 +164,34 @@ def test_a_dry_run_rehearses_all_rounds(explain, server):
     assert 0.4 * estimate["requests"] < sent <= estimate["requests"]
 
 
+def gaining(asked, seed):
+    """Writes explanations of which all that come later are better, and no two are alike."""
+    if asked[0].startswith("You test what is said"):
+        return SENTENCES
+    _, tested, evidence = asked[-1].partition("It was tested.")
+    if not tested:
+        return f"This neuron reacts to {['the moon', 'cat moon tower', 'cat moon'][seed]}."
+    return f"This neuron reacts to {'cat bird old' if 'at random' in evidence else 'a cat'}."
+
+
+@pytest.mark.parametrize("more", [[], ["--candidates", "2"]], ids=["one first", "best of two"])
+def test_a_dry_run_is_right_where_all_arms_gain(explain, cli, run, more):
+    serving = Knowing(gaining)
+    options = ["--revise", "1", "--controls", "--price", "1,1", *more]
+    try:
+        code, estimate, err = explain(serving, *options, "--dry-run", neurons=[CAT])
+        assert code == 0 and serving.requests == [], err
+        code, found, err = explain(serving, *options, neurons=[CAT])
+    finally:
+        serving.close()
+    assert code == 0, err
+    means = [each["mean"] for each in found["comparison"]]
+    assert min(means[1:]) > means[0] and len(set(means)) == 4
+    ledger = json.loads(cli("cost", run.path, "--json")[1])["rows"]
+    asked = {row["purpose"]: row["answered"] for row in ledger}
+    assert asked == {name: each["requests"] for name, each in estimate["purposes"].items()}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
