@@ -6,7 +6,7 @@ import asyncio
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -33,22 +33,14 @@ from fastexplain.cli.common import (
     Timeout,
     TokensPerMinute,
     Where,
-    print_rows,
     reject_together,
 )
+from fastexplain.cli.explained import print_explained
 from fastexplain.cli.terminal import messages, out, print_json
 from fastexplain.errors import LLMError, UsageError
 
-if TYPE_CHECKING:
-    from fastexplain.records import NeuronId
-    from fastexplain.run.directory import Run
-
 # More neurons than these are explained by language models only after a confirmation.
 _MANY = 1000
-# Of more explained neurons than these only the best are shown.
-_SHOWN = 50
-# Layers of which the best is shown, a line each.
-_LINES = 40
 
 # What `explain` takes that has a meaning for lookup too.
 _FOR_LOOKUP = {
@@ -196,7 +188,7 @@ def explain(
         from fastexplain.cli import run_jobs
 
         run_jobs.explain_by_lookup(opened, fresh=fresh, entries=entries)
-        _print_explained(opened, chosen, ("lookup", explainer, None), as_json)
+        print_explained(opened, chosen, ("lookup", explainer, None), as_json)
         return
 
     from fastexplain.cli import requests
@@ -264,7 +256,7 @@ def explain(
 
         print_comparison(opened, chosen, outcome, as_json)
     else:
-        _print_explained(opened, chosen, list(outcome.arms.values())[-1], as_json)
+        print_explained(opened, chosen, list(outcome.arms.values())[-1], as_json)
     if outcome.stopped is not None:
         raise outcome.stopped
 
@@ -326,45 +318,3 @@ def _confirm(neurons: int) -> None:
         raise UsageError(f"{neurons:,} neurons are many; add --yes if that is what you want")
     if not typer.confirm(f"Explain {neurons:,} neurons?", err=True):
         raise typer.Exit(1)
-
-
-def _print_explained(
-    run: Run, neurons: list[NeuronId], asked: tuple[str, str, str | None], as_json: bool
-) -> None:
-    """Print the explanations of neurons by a method, model and version.
-
-    Without a version they are of any. Of very many neurons the best of each layer is printed.
-    """
-    from fastexplain.cli.tables import best_table
-    from fastexplain.report.entries import whole_words
-
-    method, explainer, version = asked
-    made_by = {(method, explainer), *([("rule", "rule")] if method == "lookup" else [])}
-    best = not neurons or (len(neurons) > _SHOWN and not as_json)
-    with run.database() as database:
-        if best:
-            rows = [
-                row
-                for layer in _some(run.layers)
-                for row in database.best(1, method, layer=layer, model=explainer)
-            ]
-        else:
-            rows = [
-                row
-                for neuron in neurons
-                for row in database.explanations(neuron)
-                if (row.method, row.model) in made_by and version in (None, row.version)
-            ]
-    if best and rows and not as_json:
-        title = "The best of each layer, by its text's score on top and random excerpts"
-        out.print(best_table(rows, title, whole_words(run, rows)))
-        return
-    undefined = f"None of the {len(neurons):,} neurons has a score that is defined."
-    otherwise = undefined if best and neurons else None
-    print_rows(rows, as_json, otherwise=otherwise, run=run, words=run)
-
-
-def _some(layers: list[int]) -> list[int]:
-    """All layers, or as many as fit on a screen, spread evenly."""
-    count = min(len(layers), _LINES)
-    return [layers[place * len(layers) // count] for place in range(count)]

@@ -110,10 +110,11 @@ def best_table(rows: Sequence[StoredExplanation], title: str, texts: Mapping[int
         table.add_column("table", justify="right")
     table.add_column("explanation", ratio=1, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        scores = [scores.top_and_random for _, scores in _scored(row)]
-        scores = scores if len(scores) == 1 + tables else [None, *scores]
+        scores = [score_text(scores.top_and_random) for _, scores in _scored(row)]
+        if tables and len(scores) == 1:  # a table of an earlier version, or a rule
+            scores = [score_text(None), *scores] if row.method == "lookup" else [*scores, ""]
         text = texts.get(row.id) or row.text or ""
-        table.add_row(str(row.neuron), *map(score_text, scores), words_text(text))
+        table.add_row(str(row.neuron), *scores, words_text(text))
     return table
 
 

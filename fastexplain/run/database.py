@@ -15,7 +15,7 @@ import numpy as np
 
 from fastexplain.records import NeuronId
 from fastexplain.results import CORRELATION, LIST, ExplanationRow, Mean, Measured, Steering
-from fastexplain.run.reading import Reading
+from fastexplain.run.listing import Listing
 from fastexplain.run.rows import hash_rows
 
 # The hash is taken with the insertion, of numbers as the columns hold them: real, and without the
@@ -25,7 +25,7 @@ _INSERT_SCORE = f"""INSERT OR REPLACE INTO scores SELECT {_SCORE}, row_hash({_SC
     WHERE EXISTS (SELECT 1 FROM explanations WHERE id = ?1)"""
 
 
-class Database(Reading):
+class Database(Listing):
     """A run's `run.sqlite`; see `Connections` for how it is opened and written.
 
     All methods raise RunError where the file can't be used.

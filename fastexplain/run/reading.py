@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fastexplain.errors import UsageError
 from fastexplain.records import NeuronId
 from fastexplain.results import (
     CORRELATION,
@@ -33,7 +32,6 @@ from fastexplain.run.explanation_rows import (
     OTHER,
     SELECT,
     SPLITS,
-    TEXT_HEADLINES,
     TEXTS,
     explanation_of,
 )
@@ -89,34 +87,6 @@ class Reading(Connections):
         """The explanations of these ids that there are, each as often as `explanations` has it."""
         return self._read(f"WHERE e.id IN ({', '.join('?' * len(ids))})", tuple(ids))
 
-    def search(self, words: str, limit: int = 20) -> list[StoredExplanation]:
-        """The explanations that have all of these words, or forms of them, best match first.
-
-        One that was scored in several ways comes with its best score.
-
-        Raises:
-            UsageError: there is no word.
-        """
-        quoted = " ".join(f'"{word}"' for word in words.replace('"', " ").split())
-        if not quoted:
-            raise UsageError("name a word to search for")
-        found = self.query(
-            """SELECT rowid FROM explanations_text WHERE explanations_text MATCH ?
-            ORDER BY rank, rowid LIMIT ?""",
-            (quoted, limit),
-        )
-        return [
-            row
-            for key in found
-            for row in self._read("WHERE e.id = ? ORDER BY s.value DESC NULLS LAST LIMIT 1", key)
-        ]
-
-    def methods(self) -> list[str]:
-        """The methods by which there are explanations, in alphabetical order."""
-        return [
-            name for (name,) in self.query("SELECT DISTINCT method FROM explanations ORDER BY 1")
-        ]
-
     def explained(self, method: str, version: str, entries: int | None = None) -> int:
         """How many neurons are explained by a method, in this version of it.
 
@@ -139,44 +109,6 @@ class Reading(Connections):
             (method, version),
         )
         return most
-
-    def best(
-        self,
-        limit: int = 20,
-        method: str | None = None,
-        by: str = "top_and_random",
-        layer: int | None = None,
-        model: str | None = None,
-    ) -> list[StoredExplanation]:
-        """The explanations whose texts have the highest correlations.
-
-        A lookup explanation of an earlier version, whose text has none, is listed by its table's.
-
-        Args:
-            limit: how many at most.
-            method: such as "lookup"; all if None.
-            by: "top_and_random", "random_only" or "top_only". Undefined scores are left out.
-            layer: only of this one; of all if None.
-            model: only by this explainer; by all if None.
-
-        Raises:
-            UsageError: there is no such score.
-        """
-        if by not in SPLITS:
-            raise UsageError(f"there is no score '{by}'; choose one of {', '.join(SPLITS)}")
-        return self._read(
-            # They are chosen first: what is read of a row takes longer than to look at its score.
-            f"""JOIN (SELECT e.id, s.judge, s.version, s.value
-                FROM explanations e JOIN {EVERY_CORRELATION} AND s.split = '{by}'
-                    LEFT JOIN {TEXT_HEADLINES}
-                WHERE s.value IS NOT NULL AND s.judge = coalesce(l.judge, s.judge)
-                    AND (? IS NULL OR e.method = ?) AND (? IS NULL OR e.layer = ?)
-                    AND (? IS NULL OR e.model = ?)
-                ORDER BY s.value DESC, e.layer, e.site, e.unit LIMIT ?) b
-                ON b.id = e.id AND b.judge = coalesce(l.judge, s.judge) AND b.version = s.version
-            ORDER BY b.value DESC, e.layer, e.site, e.unit""",
-            (method, method, layer, layer, model, model, limit),
-        )
 
     def layer_means(self, method: str) -> list[LayerMeans]:
         """Per layer the mean correlations of all neurons explained by a method."""

@@ -129,7 +129,7 @@ def test_many_failures_are_summed_up_by_kind(capsys):
 
 def test_many_explanations_without_a_score_are_not_passed_over(explain, cli, run, monkeypatch):
     explain(*NEURONS, "--max-requests", "3")
-    monkeypatch.setattr("fastexplain.cli.explain._SHOWN", 2)
+    monkeypatch.setattr("fastexplain.cli.explained._SHOWN", 2)
     monkeypatch.setattr("fastexplain.run.database.Database.best", lambda *_, **__: [])
     code, out, _ = cli("explain", run.path, *NEURONS)  # by lookup
     assert code == 0 and "None of the 3 neurons has a score that is defined" in out

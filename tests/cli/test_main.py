@@ -406,15 +406,20 @@ def test_compile_is_a_setting_of_the_sweep(cli, planted_subject, text, tmp_path)
 def test_explain_ends_with_the_best_of_each_layer(cli, swept, monkeypatch) -> None:
     monkeypatch.setattr(out_console, "_width", 80)
     code, out, _ = cli("explain", swept)
-    assert code == 0 and "The best of each layer" in out
+    assert code == 0 and "The best of layer 0" in out
     lines = [line.split() for line in out.splitlines() if line.lstrip().startswith("0:")]
-    [[neuron, text, table, *_]] = lines
     with fastexplain.open_run(swept).database() as database:
-        [best] = database.best(1, "lookup")
-    assert neuron == str(best.neuron)
-    assert (float(text), float(table)) == pytest.approx(
-        (best.text_scores.top_and_random, best.scores.top_and_random), abs=0.005
-    )
+        lists = {str(row.neuron): row for row in database.best(10, "lookup")}
+        rules = {str(row.neuron): row.scores.top_and_random for row in database.best(10, "rule")}
+    assert lines and {neuron for neuron, *_ in lines} == lists.keys() | rules.keys()
+    ruled = [line for line in lines if not re.fullmatch(r"-?\d\.\d\d", line[2])]
+    assert 0 < len(ruled) < len(lines)  # rules stand among lists, where they are better
+    for neuron, text, *_ in ruled:
+        assert float(text) == pytest.approx(rules[neuron], abs=0.005)
+        assert rules[neuron] > lists[neuron].text_scores.top_and_random
+    for neuron, text, table, *_ in (line for line in lines if line not in ruled):
+        scores = lists[neuron].text_scores.top_and_random, lists[neuron].scores.top_and_random
+        assert (float(text), float(table)) == pytest.approx(scores, abs=0.005)
     assert max(map(len, out.splitlines())) <= 80
 
 
