@@ -15,26 +15,55 @@ from fastexplain.run.directory import Run
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One way to explain.
+class Gain:
+    """What one way to explain scores, beside the first way.
 
     Attributes:
-        name: of the way.
-        neurons: how many are compared: those whose score is defined by every way.
+        neurons: how many it is over.
         mean: of their correlations on top and random excerpts of the test split; None without any.
         gain: of the mean over that of the first way.
         error: the gain's standard error over the neurons; None with fewer than two.
         better, worse: neurons whose score rose or fell.
-        spent: what the explanations took, without the scores: a mean over these neurons.
     """
 
-    name: str
     neurons: int
     mean: float | None
     gain: float | None
     error: float | None
     better: int
     worse: int
+
+    @classmethod
+    def of(cls, values: np.ndarray, first: np.ndarray) -> Gain:
+        """From the scores by this way and by the first one, float64 `[neurons]` each."""
+        gains, count = values - first, len(values)
+        return cls(
+            count,
+            float(values.mean()) if count else None,
+            float(gains.mean()) if count else None,
+            float(gains.std(ddof=1) / np.sqrt(count)) if count > 1 else None,
+            int((gains > 0).sum()),
+            int((gains < 0).sum()),
+        )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One way to explain.
+
+    Attributes:
+        name: of the way.
+        defined: over the neurons whose score is defined by every way.
+        as_zero: over those too whose score is undefined by some way, with 0 in its place: a way
+            that makes a score defined gains by that.
+        missing: neurons that the first way has a score of, defined or not, and another has none.
+        spent: what the explanations took, without the scores: a mean over the neurons of `as_zero`.
+    """
+
+    name: str
+    defined: Gain
+    as_zero: Gain
+    missing: int
     spent: dict[str, float | None]
 
 
@@ -50,8 +79,9 @@ def compare(
         ways: by name, the method, model and version of explanations; the first is compared with.
         simulation: how they were simulated; scores by other ways are passed over.
     """
-    found: dict[NeuronId, dict[str, StoredExplanation]] = {}
+    found: list[dict[str, StoredExplanation]] = []
     parents: dict[int, StoredExplanation] = {}
+    first, missing = next(iter(ways)), 0
     with run.database(read_only=True) as database:
         for neuron in neurons:
             own: dict[str, StoredExplanation] = {}
@@ -59,30 +89,25 @@ def compare(
                 parents[row.id] = row
                 asked = (row.method, row.model, row.version)
                 for name, way in ways.items():
-                    if asked == way and row.simulation == simulation and _score(row) is not None:
+                    if asked == way and row.simulation == simulation and row.scores is not None:
                         own.setdefault(name, row)
             if len(own) == len(ways):
-                found[neuron] = own
-    scores = {name: np.array([_score(own[name]) for own in found.values()]) for name in ways}
-    first = next(iter(scores.values()))
-    compared = []
-    for name, values in scores.items():
-        gains = values - first
-        spent = [_spent(own[name], parents) for own in found.values()]
-        many = len(values) > 1
-        compared.append(
-            Compared(
-                name,
-                len(values),
-                float(values.mean()) if len(values) else None,
-                float(gains.mean()) if len(values) else None,
-                float(gains.std(ddof=1) / np.sqrt(len(values))) if many else None,
-                int((gains > 0).sum()),
-                int((gains < 0).sum()),
-                _means(spent),
-            )
+                found.append(own)
+            else:
+                missing += first in own
+    scores = {name: np.array([_score(own[name]) for own in found], np.float64) for name in ways}
+    defined = ~np.isnan(list(scores.values())).any(axis=0)
+    zeros = {name: np.nan_to_num(values) for name, values in scores.items()}
+    return [
+        Compared(
+            name,
+            Gain.of(scores[name][defined], scores[first][defined]),
+            Gain.of(zeros[name], zeros[first]),
+            missing,
+            _means([_spent(own[name], parents) for own in found]),
         )
-    return compared
+        for name in ways
+    ]
 
 
 def _score(row: StoredExplanation) -> float | None:

@@ -138,6 +138,43 @@ def test_the_gain_is_attributed_by_controls(explain, server, cli, run, monkeypat
         assert database.methods() == ["control", "model", "revised"]
 
 
+def rescuing(asked, seed):
+    """Says nothing of one of two neurons at first: its score is undefined until it is revised."""
+    if "It was tested." not in asked[-1] and not asked[0].startswith("You test what is said"):
+        about_cat = "cat\t10" in asked[-1]
+        return f"This neuron reacts to {'unicorns' if about_cat else 'the moon and stone'}."
+    return writes(asked, seed)
+
+
+@pytest.mark.parametrize("neurons", [[CAT], NEURONS], ids=["undefined alone", "one of two"])
+def test_neurons_that_a_revision_rescues_are_not_dropped_without_a_word(
+    explain, cli, run, monkeypatch, neurons
+):
+    serving = Knowing(rescuing)
+    options = ["--revise", "1", "--controls"]
+    place = ["--explainer", "m", "--base-url", serving.url, "--simulation", "json"]
+    monkeypatch.setattr(console, "_width", 80)
+    try:
+        code, found, err = explain(serving, *options, neurons=neurons)
+        _, out, _ = cli("explain", run.path, *map(str, neurons), *place, *options)
+    finally:
+        serving.close()
+    assert code == 0, err
+    *_, revised = found["comparison"]
+    first = found["comparison"][0]
+    count = len(neurons)
+    assert revised["neurons"] == count - 1 and revised["as_zero"]["neurons"] == count
+    assert (first["mean"] is None) == (count == 1) and revised["missing"] == 0
+    # What it rescued counts: from 0 to nearly 1 for the one, beside what the other gained.
+    gained = count * revised["as_zero"]["gain"] - (count - 1) * (revised["gain"] or 0)
+    assert gained == pytest.approx(1.0, abs=0.05)
+    assert revised["as_zero"]["better"] == count
+    lines = out.splitlines()
+    assert "1 more neurons have a score that is undefined" in " ".join(out.split())
+    assert sum("undefined as 0" in line for line in lines) == 4 and "…" not in out
+    assert max(map(len, lines)) <= 80
+
+
 def test_stopped_in_the_middle_a_revision_goes_on(explain, server):
     stops = 0
     for _ in range(12):
