@@ -42,15 +42,33 @@ def estimate_data(estimate: Estimate) -> dict[str, Any]:
     return {**_data(estimate.total), "purposes": purposes}
 
 
-def spending_table(spending: Spending) -> Table:
-    """Which neurons the limits allow for, and what is left out."""
-    learned = "nothing was explained yet, so that all may gain up to a score of 1"
-    if spending.learned:
-        learned = f"going by {counted(spending.learned, 'neuron')} explained before"
+def spending_table(spending: Spending, max_minutes: float | None = None) -> Table:
+    """Which neurons the limits allow for, and what is left out.
+
+    Args:
+        max_minutes: the limit on time, if there is one.
+    """
+    learned = f"going by {counted(spending.learned, 'neuron')} explained before"
+    if not spending.learned:
+        known = "no explanation by a language model has a score yet"
+        if spending.known:
+            known = f"too few scores of one to go by ({counted(spending.known, 'neuron')})"
+        learned = f"{known}, so that all may gain up to a score of 1"
+    size = "how much they vary" + " and what that adds to the logits" * spending.by_output
+    notes = [
+        f"Left out: {counted(spending.without, 'neuron')} of which nothing is expected.",
+        f"How much neurons matter is told by {size}.",
+    ]
+    if max_minutes is not None and spending.a_minute is None:
+        notes.append(
+            f"How many can be explained in {max_minutes:g} minutes is not known: this run has no "
+            "former requests to these models."
+        )
+    elif max_minutes is not None:
+        notes.append(f"Minutes are counted at {spending.a_minute:,.0f} requests a minute.")
     table = Table(
         title=f"By need; {learned}", title_justify="left", header_style="bold",
-        caption=f"Left out: {counted(spending.without, 'neuron')} of which nothing is expected.",
-        caption_justify="left",
+        caption="\n".join(notes), caption_justify="left",
     )  # fmt: skip
     table.add_column("")  # in 80 columns it takes two lines, and the numbers are whole
     names = ("neurons", "lookup's\nscore", "gain,\nfrom", "to", "in\nall", "requests", "cost")

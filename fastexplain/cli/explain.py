@@ -196,7 +196,7 @@ def explain(
     from fastexplain.ledger.prices import parse_price
     from fastexplain.pipeline.estimate import rehearse
     from fastexplain.pipeline.models import Model, Settings, simulator_model
-    from fastexplain.pipeline.spending import plan
+    from fastexplain.pipeline.spending import plan, speed_of
 
     if not chosen:
         raise UsageError(
@@ -234,14 +234,17 @@ def explain(
     if dry_run or (many and not yes):
         files = batch_file is not None
         estimate = asyncio.run(rehearse(opened, chosen, settings, batch=batch, files=files))
-        spending = None if planned is None else planned.afforded(settings, estimate.total)
+        spending = None
+        if planned is not None:
+            speed = speed_of(opened, {each.name for each in settings.models})
+            spending = planned.afforded(settings, estimate.total, speed)
         if dry_run and as_json:
             print_json(estimate_data(estimate) | ({"plan": asdict(spending)} if spending else {}))
             return
         if dry_run:
             out.print(estimate_table(estimate))
             if spending is not None:
-                out.print(spending_table(spending))
+                out.print(spending_table(spending, max_minutes))
             return
         messages.print(estimate_table(estimate))
         _confirm(len(chosen))

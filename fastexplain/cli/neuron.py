@@ -162,6 +162,6 @@ def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: flo
     """
     if row.method == "lookup" or is_rule(row):
         return largest
-    if (row.simulation or "").endswith("contrast"):
+    if "contrast" in (row.simulation or ""):
         return max(float(np.nanmax(values)) for values in excerpts.values())
     return 10.0

@@ -5,25 +5,32 @@ What a neuron's explanation by a language model is expected to gain is
 1. how much its score may rise above the lookup's, which is free: to 1, as long as nothing else is
    known. Where a run has 30 neurons or more that a language model has explained, to what a line
    through their scores, over those of their lookups, says;
-2. times how much the neuron matters: the root mean square a of its activations beside the mean m of
-   its layer's, as a / (a + m). So a few neurons of huge activations don't outweigh all the others.
+2. times how much the neuron matters: the standard deviation a of its activations beside the mean m
+   of its layer's, as a / (a + m). So a few neurons of huge activations don't outweigh all the
+   others, and one that is always active alike, of which nothing is to be predicted, does not come
+   first. Where the run has its neurons' weights, a is taken times the spread over the vocabulary of
+   what a unit of activation adds to the logits.
+
+A lookup whose score is undefined explains nothing, and counts as 0.
 
 A limit that stops a call in this order has left out what would have gained least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastexplain.errors import UsageError
+from fastexplain.ledger.speed import requests_a_minute
 from fastexplain.records import NeuronId
 from fastexplain.results import TOP
 from fastexplain.run.directory import Run
 from fastexplain.run.table import NeuronTable
+from fastexplain.run.weights import stored_weights
 
 if TYPE_CHECKING:
     from fastexplain.ledger.budget import Share
@@ -38,7 +45,7 @@ class Part:
 
     Attributes:
         neurons: how many.
-        lookup: mean score of their lookups, undefined ones as 0; None of no neurons.
+        lookup: mean score of their lookups, as far as they are defined; None where none is.
         most, least: the largest and the smallest expected gain of one of them.
         gain: the sum of what is expected.
         cost: of explaining them at the most, in US dollars; None if a price is not known.
@@ -63,12 +70,19 @@ class Spending:
         left: the others from which something is expected.
         without: neurons from which nothing is.
         learned: explained neurons that the expectation goes by; 0 where there were too few.
+        known: neurons that a language model has explained, with a score that is defined.
+        by_output: whether the output's weights tell how much neurons matter, or activity alone.
+        a_minute: requests a minute, by which a limit on minutes was counted; None where no speed
+            is known, so that the plan ignores such a limit.
     """
 
     explained: Part
     left: Part
     without: int
     learned: int
+    known: int
+    by_output: bool
+    a_minute: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +92,8 @@ class Plan:
     Attributes:
         neurons: those from which something is expected, most first.
         gains: of each, float64 `[neurons]`.
-        lookup: their lookups' scores, float64 `[neurons]`; 0 where undefined.
-        without, learned: as in `Spending`.
+        lookup: their lookups' scores, float64 `[neurons]`; NaN where undefined.
+        without, learned, known, by_output: as in `Spending`.
     """
 
     neurons: list[NeuronId]
@@ -87,13 +101,18 @@ class Plan:
     lookup: np.ndarray
     without: int
     learned: int
+    known: int = 0
+    by_output: bool = False
 
-    def afforded(self, settings: Settings, total: Share) -> Spending:
-        """How far the limits on cost and requests reach.
+    def afforded(self, settings: Settings, total: Share, speed: float | None = None) -> Spending:
+        """How far the limits on cost, requests and minutes reach.
 
         Args:
             total: what all of these neurons take, as `estimate.rehearse` has it.
+            speed: requests a minute, as `ledger.speed` has it.
         """
+        speeds = (speed, settings.limits.get("requests_per_minute"))
+        a_minute = min((float(each) for each in speeds if each is not None), default=None)
         count = len(self.neurons)
         known = not total.unpriced
         reach = [float(count)]
@@ -101,6 +120,8 @@ class Plan:
             reach.append(count * settings.max_cost / total.cost)
         if settings.max_requests is not None and total.requests:
             reach.append(count * settings.max_requests / total.requests)
+        if settings.max_minutes is not None and a_minute is not None and total.requests:
+            reach.append(count * settings.max_minutes * a_minute / total.requests)
         end = int(min(reach))
 
         def part(own: slice) -> Part:
@@ -108,7 +129,7 @@ class Plan:
             share = len(gains) / count if count else 0.0
             return Part(
                 len(gains),
-                float(lookup.mean()) if len(gains) else None,
+                float(np.nanmean(lookup)) if np.isfinite(lookup).any() else None,
                 float(gains[0]) if len(gains) else None,
                 float(gains[-1]) if len(gains) else None,
                 float(gains.sum()),
@@ -116,7 +137,10 @@ class Plan:
                 round(total.requests * share),
             )
 
-        return Spending(part(slice(end)), part(slice(end, None)), self.without, self.learned)
+        return Spending(
+            part(slice(end)), part(slice(end, None)), self.without, self.learned, self.known,
+            self.by_output, a_minute,
+        )  # fmt: skip
 
 
 def plan(run: Run, neurons: Sequence[NeuronId], side: str = TOP) -> Plan:
@@ -135,16 +159,17 @@ def plan(run: Run, neurons: Sequence[NeuronId], side: str = TOP) -> Plan:
             "what a language model may gain is told by the lookups' scores, and there are none; "
             f"first run: fastexplain explain {run.path}"
         )
-    known = ~np.isnan(model)
-    learned = int(known.sum())
     free = np.nan_to_num(lookup)
+    known = ~np.isnan(model)
+    learned = count = int(known.sum())
     if learned >= _ENOUGH and free[known].std() > 0:
         slope, start = np.polyfit(free[known], model[known], 1)
         expected = np.clip(start + slope * free, 0, 1)
     else:
         learned = 0
         expected = np.ones(len(free))
-    gains = np.maximum(expected - np.maximum(free, 0), 0) * _matters(table)
+    output = _output_sizes(run)
+    gains = np.maximum(expected - np.maximum(free, 0), 0) * _matters(table, output)
     places = {
         (site, index): place
         for place, (site, index) in enumerate(
@@ -163,17 +188,42 @@ def plan(run: Run, neurons: Sequence[NeuronId], side: str = TOP) -> Plan:
     return Plan(
         [NeuronId.of(site, index) for site, index in zip(sites, indices, strict=True)],
         gains[worth],
-        free[worth],
+        lookup[worth],
         len(rows) - len(worth),
         learned,
+        count,
+        output is not None,
     )
 
 
-def _matters(table: NeuronTable) -> np.ndarray:
+def _output_sizes(run: Run) -> np.ndarray | None:
+    """What a unit of activation adds to the logits: their spread, float64 `[neurons]`.
+
+    None where the run has no weights, or has other units than MLP neurons.
+    """
+    weights = stored_weights(run)
+    if weights is None or list(run.sites) != [str(layer) for layer in run.layers]:
+        return None
+    spreads = [
+        weights.file(layer).read("output.spread", (slice(None),)).astype(np.float64)
+        for layer in run.layers
+    ]
+    return np.concatenate(spreads)
+
+
+def _matters(table: NeuronTable, output: np.ndarray | None) -> np.ndarray:
     """How much each neuron matters, float64 `[neurons]`, 0 to 1; 0 where it is never above 0."""
-    size = np.sqrt(np.nan_to_num(table["mean"] ** 2 + table["variance"]))
+    size = np.sqrt(np.maximum(np.nan_to_num(table["variance"]), 0))
+    if output is not None:
+        size *= output
     _, sites = np.unique(table["site"], return_inverse=True)
     means = (np.bincount(sites, size) / np.bincount(sites))[sites]
     whole = size + means
     share = np.divide(size, whole, out=np.zeros_like(size), where=whole > 0)
     return np.where(table["maximum"] > 0, share, 0.0)
+
+
+def speed_of(run: Run, models: Collection[str]) -> float | None:
+    """Requests a minute that these models answered in a run; see `ledger.speed`."""
+    with run.database(read_only=True) as database:
+        return requests_a_minute(database, models)
