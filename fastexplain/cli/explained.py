@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastexplain.cli.common import print_rows
 from fastexplain.cli.terminal import out
+from fastexplain.ledger.tally import Tally
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fastexplain.records import NeuronId
     from fastexplain.results import StoredExplanation
     from fastexplain.run.database import Database
@@ -54,6 +58,30 @@ def print_explained(
     undefined = f"None of the {len(neurons):,} neurons has a score that is defined."
     otherwise = undefined if best and neurons else None
     print_rows(rows, as_json, otherwise=otherwise, run=run, words=run)
+    if not as_json and (table := spent_table(rows)):
+        out.print(table)
+
+
+def spent_table(rows: Sequence[StoredExplanation]) -> Table | None:
+    """What was spent to find each explanation that was chosen or revised; None where none was."""
+    from fastexplain.cli.tables import light_table
+    from fastexplain.ledger.prices import dollars
+
+    spent = {row.id: row for row in rows if "spent" in row.parameters}
+    if not spent:
+        return None
+    table = light_table("What it took to find them, without their scores")
+    for column in ("neuron", "requests", "tokens", "cost"):
+        table.add_column(column, justify="left" if column == "neuron" else "right")
+    for row in spent.values():
+        own = Tally(**row.parameters["spent"])
+        table.add_row(
+            str(row.neuron),
+            f"{own.requests:,}",
+            f"{own.prompt_tokens + own.completion_tokens:,}",
+            "unknown" if own.cost is None else dollars(own.cost),
+        )
+    return table
 
 
 def _best(

@@ -117,8 +117,10 @@ def _print_fulfilling(run: Run, where: str, limit: int, as_json: bool) -> None:
 
 
 def _print_hits(run: Run, kind: str, where: str | None, limit: int, as_json: bool) -> None:
+    from fastexplain.finding.kinds import kind_of
     from fastexplain.finding.search import find as find_kind
 
+    kind_of(kind)  # raises an error that lists the kinds there are
     with progress(f"Searching for {kind}", len(run.layers)) as advance:
         hits = find_kind(run, kind, where=where, limit=limit, progress=advance)
     _print_found(hits, as_json, otherwise=f"No neuron is of the kind {kind}; see find --kinds")

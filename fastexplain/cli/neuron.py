@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from rich.console import Console
 
 from fastexplain.cli.excerpts import LABEL, print_exemplars, print_line_of
@@ -19,7 +18,7 @@ from fastexplain.cli.weights import weights_table
 from fastexplain.errors import UsageError
 from fastexplain.records import Exemplar, NeuronRecord
 from fastexplain.report.entries import shown_entries, whole_words
-from fastexplain.report.neuron import Simulated, explanations_of
+from fastexplain.report.neuron import Simulated, explanations_of, full_of
 from fastexplain.report.ruled import RuledExcerpts, is_rule
 from fastexplain.results import DOCUMENTS, SIDES, TOP, StoredExplanation
 from fastexplain.run.directory import Run
@@ -150,18 +149,6 @@ def _print_simulations(
         for row, excerpts in simulated:
             if exemplar.excerpt in excerpts:
                 values = excerpts[exemplar.excerpt]
-                scale = _scale(row, excerpts, largest)
+                scale = full_of(row, excerpts, largest)
                 by = explained_by(row)
                 print_line_of(console, by, exemplar.tokens, values, scale, record.skip, width)
-
-
-def _scale(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: float) -> float:
-    """The value that gets the full colour: tables and rules predict activations, models up to 10.
-
-    For a contrast it is the largest value that was simulated.
-    """
-    if row.method == "lookup" or is_rule(row):
-        return largest
-    if "contrast" in (row.simulation or ""):
-        return max(float(np.nanmax(values)) for values in excerpts.values())
-    return 10.0

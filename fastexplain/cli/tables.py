@@ -12,6 +12,7 @@ from fastexplain.cli.text_table import Column, TextTable, light_table
 from fastexplain.cli.token_text import words_text
 from fastexplain.explainers.lists import mean_text
 from fastexplain.report.entries import ShownEntry
+from fastexplain.report.names import unusual_prompt
 from fastexplain.results import LIST, TOP, Mean, Measured, Scores, StoredExplanation
 from fastexplain.run.directory import Run
 from fastexplain.scorers.registry import JUDGES
@@ -207,6 +208,8 @@ def explained_by(row: StoredExplanation) -> str:
     if row.method == "lookup":
         return f"{row.model}, text" if row.simulator == LIST else row.model
     name = row.model if row.side == TOP else f"{row.model}, {row.side}"
+    if (prompt := unusual_prompt(row)) is not None:
+        name += f", {prompt}"
     if row.method in ("revised", "control"):
         name += ", revised" if row.method == "revised" else ", revised by random texts"
     elif isinstance(row.parameters, dict) and "candidates" in row.parameters:

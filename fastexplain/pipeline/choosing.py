@@ -21,6 +21,7 @@ from fastexplain.explainers.exemplars import CHOICES, TOP, ByQuantile, Choose, c
 from fastexplain.explainers.model import ModelExplainer
 from fastexplain.explainers.revise import Activate, Parent, Reviser
 from fastexplain.explainers.validation import Predict
+from fastexplain.ledger.budget import Budget
 from fastexplain.llm import Connection
 from fastexplain.llm.requests import Capabilities
 from fastexplain.pipeline.protocols import Explainer, Scorer, Simulator
@@ -30,6 +31,8 @@ from fastexplain.prompts.wordings import PROMPTS, choose
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import HELD_OUT
+from fastexplain.scorers.registry import check_names
+from fastexplain.simulators.model import READOUTS, check_way
 
 if TYPE_CHECKING:
     from fastexplain.pipeline.models import Settings
@@ -62,7 +65,15 @@ class Arm(NamedTuple):
 
 
 def check_choice(run: Run, settings: Settings) -> None:
-    """Raise UsageError where there is nothing to choose from, or choices exclude each other."""
+    """Raise UsageError for names that there are not, and for choices that exclude each other.
+
+    It is called before a model is reached, so that what is wrong in the settings is said first.
+    """
+    Budget(settings.max_cost, settings.max_requests, max_minutes=settings.max_minutes)
+    check_way(settings.mode, settings.readout or READOUTS[0])
+    check_names(settings.scorers, run)
+    if not isinstance(settings.explainer, Explainer):
+        choose(settings.prompt, thinks=False)
     for name, least in (("candidates", 1), ("revise", 0), ("meanings", 1)):
         given = getattr(settings, name)
         if not isinstance(given, int) or given < least:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from fastexplain.explainers.exemplars import QUANTILES, TOP, choose_top, exemplars_of
-from fastexplain.ledger.budget import Budget, Estimate
+from fastexplain.ledger.budget import Estimate
 from fastexplain.ledger.prices import BATCH_FACTOR, Price, cost, price_of
 from fastexplain.ledger.responses import Responses
 from fastexplain.llm import Connection, address_of
@@ -156,8 +156,6 @@ async def rehearse(
     if files:
         settings = offline(settings)
     check_choice(run, settings)
-    # Raises UsageError for what is no limit.
-    Budget(settings.max_cost, settings.max_requests, max_minutes=settings.max_minutes)
     with (
         run.database(read_only=True) as database,
         tempfile.TemporaryDirectory() as directory,

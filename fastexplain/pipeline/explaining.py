@@ -20,7 +20,7 @@ from fastexplain.explainers.revise import Activate
 from fastexplain.ledger.budget import INTERRUPTED
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import Meter
-from fastexplain.pipeline.choosing import Arm, arms, asked_of, said_by
+from fastexplain.pipeline.choosing import Arm, arms, asked_of, check_choice, said_by
 from fastexplain.pipeline.models import Settings, connections, put_behind_store
 from fastexplain.pipeline.neurons import explain_neurons, in_turn
 from fastexplain.progress import Report
@@ -104,6 +104,7 @@ async def explain_by_model(
         LLMError: a model can't be reached, or lacks what is needed.
         UsageError: a limit on the cost was set, and a price is not known.
     """
+    check_choice(run, settings)
     progress = progress or Progress(len(neurons))
     explained = 0
     stopped: BudgetError | None = None

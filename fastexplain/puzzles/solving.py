@@ -21,6 +21,7 @@ from fastexplain.errors import LLMError, RunError, StoppedError, UsageError
 from fastexplain.ledger.budget import INTERRUPTED, Budget
 from fastexplain.ledger.responses import Responses
 from fastexplain.llm import Connection
+from fastexplain.pipeline.choosing import check_choice
 from fastexplain.pipeline.explaining import OnFailure, Progress
 from fastexplain.pipeline.models import Model, Settings, connections, put_behind_store
 from fastexplain.pipeline.neurons import NeuronResult, explain_neurons
@@ -225,6 +226,7 @@ async def solve(
             "the oracle knows the puzzles' own descriptions only; with `simulator='oracle'` give "
             "`explainer='oracle'`, or name another `simulator`"
         )
+    check_choice(cast(Run, _NoRun()), settings)
     progress = progress or Progress(0)
     progress.total = len(puzzles) * (len(DESCRIPTIONS) + 1)
     with database(out) as opened:

@@ -19,6 +19,7 @@ from fastexplain.errors import UsageError
 from fastexplain.ledger.budget import Budget
 from fastexplain.ledger.responses import Responses
 from fastexplain.ledger.stored import StoredConnection
+from fastexplain.pipeline.choosing import check_choice
 from fastexplain.pipeline.explaining import OnFailure, Progress
 from fastexplain.pipeline.models import Model, Settings, connections
 from fastexplain.progress import Report
@@ -98,6 +99,7 @@ async def tune(
         raise UsageError("a `simulator` that is tuned is a language model; name one")
     if settings.fresh:
         raise UsageError("ways that are tried share their answers, so `fresh` can't be had here")
+    check_choice(run, settings)
     progress = progress or Progress(0)
     budget = Budget(settings.max_cost, settings.max_requests, progress.interrupted)
     each = len(load(CHOOSING)) * (len(DESCRIPTIONS) + 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastexplain.results import BOTTOM, DOCUMENTS, LIST, side_of
+from fastexplain.prompts.wordings import DEFAULT, PROMPTS
+from fastexplain.results import BOTTOM, DOCUMENTS, LIST, ExplanationRow, side_of
 
 SPLITS = ("top_and_random", "random_only", "top_only")
 """Splits in the order in which they are shown; others follow."""
@@ -53,6 +54,18 @@ def name_of(row: dict[str, Any]) -> str:
     if row["judge"] != row["model"]:
         name += f", by {shown(row['judge'])}"
     return name
+
+
+def unusual_prompt(row: ExplanationRow) -> str | None:
+    """The prompt by which a language model explained, where it is not the usual one.
+
+    A revision has that of the explanation that it began with, in its version.
+    """
+    prompt = row.parameters.get("prompt") if isinstance(row.parameters, dict) else None
+    if prompt is None:
+        words = row.version.split()
+        prompt = next((name for name, own in PROMPTS.items() if own.version in words), None)
+    return None if prompt == DEFAULT or not isinstance(prompt, str) else prompt
 
 
 def measure_name(row: dict[str, Any]) -> str:

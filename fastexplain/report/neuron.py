@@ -12,6 +12,7 @@ from fastexplain.explainers.lists import simulate_list
 from fastexplain.explainers.lookup import simulate_by_lookup
 from fastexplain.records import Exemplar, NeuronRecord, SignClass
 from fastexplain.report.judged import judged_of
+from fastexplain.report.ruled import is_rule
 from fastexplain.results import LIST, Steering, StoredExplanation
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
@@ -20,6 +21,9 @@ from fastexplain.run.weights import NEIGHBOURS, NeuronWeights, Side
 
 Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]
 """An explanation, and by excerpt id what was predicted from it, float32 `[tokens]`."""
+
+MODELS_FULL = 10
+"""The highest value that a language model gives in a simulation."""
 
 
 def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
@@ -194,6 +198,24 @@ def simulated_of(
         if values := database.simulated(row.id, row.simulator, row.simulation):
             simulated.append((row, values))
     return simulated
+
+
+def full_of(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: float) -> float:
+    """The simulated value that stands for a neuron's largest activation.
+
+    A table predicts activations, a model says integers up to 10; of a contrast, which has no such
+    scale, it is the largest value that was simulated.
+
+    Args:
+        excerpts: what was simulated; NaN where a value is missing.
+        largest: the neuron's largest activation.
+    """
+    if row.method == "lookup" or is_rule(row):
+        return largest
+    if any(word.startswith("contrast") for word in (row.simulation or "").split()):
+        most = max((float(np.nanmax(own, initial=0)) for own in excerpts.values()), default=0.0)
+        return most or MODELS_FULL
+    return MODELS_FULL
 
 
 def _by_text(run: Run, row: StoredExplanation, excerpts: Iterable[int]) -> dict[int, np.ndarray]:

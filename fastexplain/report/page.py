@@ -16,14 +16,12 @@ from fastexplain.records import NeuronId, NeuronRecord, SignClass
 from fastexplain.report.columns import first_places
 from fastexplain.report.entries import entries_in, text_of_entries
 from fastexplain.report.excerpts import banded, excerpts_data, four_digits, histogram_data
-from fastexplain.report.neuron import Simulated, simulated_of, steering_data, weights_data
+from fastexplain.report.names import unusual_prompt
+from fastexplain.report.neuron import Simulated, full_of, simulated_of, steering_data, weights_data
 from fastexplain.report.ruled import is_rule
 from fastexplain.results import TOP, StoredExplanation
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
-
-MODELS_FULL = 10
-"""A model simulates from 0 to 10, of which 10 stands for the highest activation."""
 
 _ROWS = 20  # of the tables, the strongest tokens and as many pairs
 
@@ -162,14 +160,15 @@ def _explanation(
     Returns:
         `id`, `method`, `model`, `version`, `text` (null if it failed), `failure`, `parameters`,
         `parent` (another's id), `created`, `cost` (in US dollars); `scores`, each with `scorer`,
-        `judge`, `version` and what `Measured` has; by lookup `entries`, as `ShownEntry` has them;
-        by a rule `terms`, each with `term`, `value`, `mean` and `count`.
+        `judge`, `version` and what `Measured` has; `prompt`, see `unusual_prompt`; by lookup
+        `entries`, as `ShownEntry` has them; by a rule `terms`, each with `term`, `value`, `mean`
+        and `count`.
     """
     data: dict[str, Any] = {
         name: getattr(row, name)
         for name in ("id", "method", "model", "version", "text", "failure", "parameters", "parent",
                      "created", "cost")
-    } | {"scores": scores, "entries": [], "terms": []}  # fmt: skip
+    } | {"scores": scores, "prompt": unusual_prompt(row), "entries": [], "terms": []}  # fmt: skip
     if row.method == "lookup" and (entries := entries_in(run, record, row)):
         data["entries"] = [vars(entry) for entry in entries]
         data["text"] = text_of_entries(entries, row.parameters["default"])
@@ -185,10 +184,9 @@ def _simulation(
 ) -> dict[str, Any]:
     """A simulation of the excerpts that are shown; where there are none, the page asks for it."""
     row, excerpts = simulated
-    # Table, list and rule predict activations; a model says 0 to 10, of which 10 is the highest.
-    own = row.method == "lookup" or excerpts is None
-    values = None
+    values, full = None, highest  # of a rule, which the page asks for
     if excerpts is not None:
+        full = full_of(row, excerpts, highest)
         known = [excerpt for excerpt in excerpts if excerpt in shown]
         digits = four_digits(np.array([excerpts[excerpt] for excerpt in known]))
         values = dict(zip(map(str, known), digits, strict=True))
@@ -196,7 +194,7 @@ def _simulation(
         "explanation": row.id,
         "simulator": row.simulator,
         "version": row.simulation,
-        "full": _number(highest) if own else MODELS_FULL,
+        "full": _number(full),
         "sign": 1 if row.side == TOP else -1,
         "values": values,
     }

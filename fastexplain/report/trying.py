@@ -10,8 +10,7 @@ from fastexplain.explainers.lists import simulate_list, text_of
 from fastexplain.explainers.typed import read_list
 from fastexplain.records import NeuronId
 from fastexplain.report.excerpts import four_digits
-from fastexplain.report.neuron import explanations_data
-from fastexplain.report.page import MODELS_FULL
+from fastexplain.report.neuron import MODELS_FULL, explanations_data
 from fastexplain.results import Sample
 from fastexplain.run.directory import Run
 from fastexplain.run.splits import held_out

@@ -51,16 +51,22 @@ def make(names: Sequence[object], run: Run, connect: Connect) -> list[Any]:
     for name in dict.fromkeys(names):
         if not isinstance(name, str):
             made.append(name)
-        elif name in _MODULES:
+        else:
+            check_names([name], run)
             module, _, function = _MODULES[name].partition(":")
             make_one = getattr(importlib.import_module(module), function or "make")
             made.append(make_one(run, connect))
-        elif name == DOCUMENTS:
+    return made
+
+
+def check_names(names: Sequence[object], run: Run) -> None:
+    """Raise UsageError where there is no scorer of one of these names, or it is lookup's alone."""
+    for name in names:
+        if name == DOCUMENTS:
             raise UsageError(
                 f"the scorer '{name}' is for lookup, by its tables; "
                 f"run: fastexplain score --scorers {name} {run.path}"
             )
-        else:
+        if isinstance(name, str) and name not in _MODULES:
             known = ", ".join([*_MODULES, DOCUMENTS])
             raise UsageError(f"there is no scorer '{name}'; choose from {known}")
-    return made

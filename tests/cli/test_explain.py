@@ -6,9 +6,13 @@ import planted
 import pytest
 
 from fastexplain.cli.requests import Failures
+from fastexplain.cli.terminal import out as console
 from fastexplain.ledger.prices import Price
 from fastexplain.pipeline.models import Model, simulator_model
 from fastexplain.records import NeuronId
+from fastexplain.report.names import unusual_prompt
+from fastexplain.report.page import page_data
+from fastexplain.results import ExplanationRow
 
 NEURONS = [f"0:{n}" for n in (planted.CAT, planted.DIGIT, planted.ALWAYS)]
 
@@ -150,6 +154,34 @@ def test_each_prompt_has_explanations_of_its_own(explain, server):
     assert [row["explanation"] for row in found["explanations"]] == ["full things"]
 
 
+def test_prompts_are_told_apart_wherever_explanations_are_shown(
+    explain, cli, run, server, monkeypatch
+):
+    monkeypatch.setattr(console, "_width", 140)
+    names = ("exemplars", "full", "list")
+    server.content = "This neuron reacts to words."
+    for name in names:
+        assert explain(NEURONS[0], "--prompt", name)[0] == 0
+    shown = [cli("show", run.path, NEURONS[0])[1], cli("find", run.path, "words")[1]]
+    for out in shown:
+        told = [found for found in ("m, full", "m, list", "m, exemplars") if found in out]
+        assert told == ["m, full", "m, list"], out
+    explanations = page_data(run, NEURONS[0])["explanations"]
+    assert {(each["parameters"]["prompt"], each["prompt"]) for each in explanations} == {
+        ("exemplars", None), ("full", "full"), ("list", "list"),
+    }  # fmt: skip
+
+
+def test_a_revision_has_the_prompt_of_what_it_began_with():
+    version = "revision-1 with counter-examples, 2 rounds by m all-at-once-3 json expected, of"
+    for first, prompt in (("explainer-1", None), ("full-1", "full"), ("list-1 best of 2", "list")):
+        spent = {"rounds": 2, "spent": {}}
+        row = ExplanationRow(
+            NeuronId(0, 0), "revised", "m", f"{version} {first}", "", parameters=spent
+        )
+        assert unusual_prompt(row) == prompt
+
+
 def test_the_prompt_of_a_list_shows_the_tables_and_costs_less(explain, server):
     counts = {}
     for name in ("exemplars", "full", "list"):
@@ -223,6 +255,40 @@ def test_ctrl_c_at_a_question_is_no_error(cli, run, server, monkeypatch):
     code, _, err = cli("explain", run.path, "all", "--explainer", "m", "--base-url", server.url)
     assert code == 130 and err.splitlines()[-1].endswith("fastexplain: interrupted")
     assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompt", "nope"], "there is no prompt 'nope'; --prompt is one of"),
+        (["--candidates", "0"], "--candidates is 0"),
+        (["--controls"], "--controls are those of a revision; give --revise too"),
+        (["--readout", "foo"], "there is no readout 'foo'"),
+        (["--simulation", "foo"], "there is no simulation 'foo'"),
+        (["--scorers", "correlation,foo"], "there is no scorer 'foo'"),
+        (["--meanings", "3", "--revise", "1"], "--meanings and --revise exclude each other"),
+        (["--max-minutes", "-1"], "--max-minutes is -1"),
+        (["--batch", "--candidates", "0"], "--candidates is 0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_there_is_a_server(cli, run, monkeypatch, options, said):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    code, out, err = cli("explain", run.path, NEURONS[0], "--explainer", "m", *options)
+    assert code == 2 and said in err and err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompt", "nope"], "there is no prompt 'nope'"),
+        (["--readout", "foo"], "there is no readout 'foo'"),
+        (["--scorers", "foo"], "there is no scorer 'foo'"),
+    ],
+)
+def test_puzzles_say_it_before_there_is_a_server(cli, tmp_path, monkeypatch, options, said):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    code, _, err = cli("puzzles", "--explainer", "m", "--out", tmp_path / "out", *options)
+    assert code == 2 and said in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

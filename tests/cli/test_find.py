@@ -38,6 +38,13 @@ def test_find_by_words_is_search(cli, explained) -> None:
     assert out.strip() == "No explanation has: absent"
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_kind_that_there_is_not_is_said_before_the_search_begins(cli, run, more) -> None:
+    code, out, err = cli("find", run.path, "--kind", "bogus", *more)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("fastexplain: ") and "bogus" in err and "Searching" not in err
+
+
 def test_find_by_a_condition_shows_where_neurons_are_strongest(cli, explained) -> None:
     code, out, _ = cli("find", explained, "--where", "kurtosis > 3 and index < 6", "--limit", 2)
     assert code == 0 and "⟦cat⟧" in out and "neurons meet it" in out

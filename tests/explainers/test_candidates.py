@@ -14,6 +14,7 @@ from fastexplain import open_run
 from fastexplain.errors import BudgetError, Deferred, LLMError
 from fastexplain.explainers.candidates import BestOf, most_simulations, rungs
 from fastexplain.explainers.validation import Validation
+from fastexplain.ledger.prices import dollars
 from fastexplain.records import NeuronId
 from fastexplain.results import Explanation
 from fastexplain.run.splits import samples
@@ -206,6 +207,11 @@ def test_the_command_tells_the_winner_and_what_it_cost(explain, server, cli, run
     sent = len(server.requests)
     code, again, _ = explain(server, *price)
     assert again == found and len(server.requests) == sent
+    place = ["--explainer", "m", "--base-url", server.url, *OPTIONS[:-1], *price]
+    shown = cli("explain", run.path, *NEURONS, *place)[1].partition("What it took to find them")[2]
+    [cat] = [line.split() for line in shown.splitlines() if line.startswith(NEURONS[0])]
+    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
+    assert cat[1:] == [f"{spent['requests']}", f"{tokens:,}", dollars(spent["cost"])]
     # The plain explanation is one of the candidates, and known already.
     code, plain, _ = explain(server, "--candidates", "1")
     assert code == 0 and plain["explanations"][0]["explanation"] == "the moon"

@@ -1,8 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastexplain.records import NeuronId
+from fastexplain.report.neuron import full_of
+from fastexplain.results import StoredExplanation
 from fastexplain.simulators.readouts import contrast, expected
 
 ROWS = st.lists(
@@ -64,3 +69,17 @@ def test_a_contrast_is_missing_where_either_reading_is():
     row, missing = [0.0, -1.0], [np.nan, np.nan]
     values = contrast(np.array([row, missing, row]), np.array([row, row, missing]))
     assert np.isnan(values).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("readout", ["expected", "contrast", "contrast-others"])
+@pytest.mark.parametrize("more", ["", " with-unknown", " mixed-examples"])
+def test_a_contrast_is_shown_on_the_scale_of_its_own_values(readout, more) -> None:
+    row = StoredExplanation(
+        NeuronId(0, 0), "model", "m", "1", "words", simulator="m",
+        simulation=f"all-at-once-1 prompt-logprobs {readout}{more}",
+    )  # fmt: skip
+    excerpts = {1: np.array([np.nan, 0.4, 0.0]), 2: np.array([0.1, 1.25, 0.0])}
+    assert full_of(row, excerpts, 80.0) == (10 if readout == "expected" else 1.25)
+    nothing = {1: np.full(3, np.nan)}
+    assert full_of(row, nothing, 80.0) == 10  # never a scale without a length
+    assert full_of(dataclasses.replace(row, method="lookup"), excerpts, 80.0) == 80

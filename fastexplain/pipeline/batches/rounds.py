@@ -31,7 +31,7 @@ from fastexplain.pipeline.batches.files import (
     split,
     write_files,
 )
-from fastexplain.pipeline.choosing import asked_of
+from fastexplain.pipeline.choosing import asked_of, check_choice
 from fastexplain.pipeline.explaining import OnFailure, Outcome
 from fastexplain.pipeline.models import Model, Settings, offline, put_behind_store, reach
 from fastexplain.pipeline.neurons import explain_neurons
@@ -68,6 +68,7 @@ async def explain_in_batches(
         raise UsageError("`fresh` and batches exclude each other")
     if settings.revise:
         raise UsageError("`revise` takes many rounds, too slow in batches; leave out one of them")
+    check_choice(run, settings)
     if file is not None:
         settings = offline(settings)
     explained: set[NeuronId] = set()

@@ -63,7 +63,7 @@ function explanationCard(data, each) {
     "article",
     { class: "explanation" },
     element("p", { class: "said" }, each.text === null ? element("span", { class: "failure" }, `failed: ${each.failure ?? "no text"}`) : explanation(each.text.length > LONGEST_SAID ? `${each.text.slice(0, LONGEST_SAID)}…` : each.text, { class: "explained" })),
-    element("p", { class: "quiet" }, element("bdi", {}, each.method === each.model ? each.method : `${each.method}, ${each.model}`), each.cost ? ` · $${number(each.cost)}` : ""),
+    element("p", { class: "quiet" }, element("bdi", {}, each.method === each.model ? each.method : `${each.method}, ${each.model}${each.prompt ? `, prompt ${each.prompt}` : ""}`), each.cost ? ` · $${number(each.cost)}` : ""),
     correlations.length ? correlationTable(correlations) : element("p", { class: "quiet" }, "It has no score."),
     element(
       "details",
