@@ -95,11 +95,15 @@ def _print_kinds(wanted: bool) -> None:
 def _print_explanations(
     run: Run, words: list[str], where: str | None, limit: int, as_json: bool
 ) -> None:
+    from fastexplain.report.columns import score_columns
+    from fastexplain.report.search import explanations_with
     from fastexplain.run.selection import select_neurons
 
     chosen = None if where is None else set(select_neurons(run, [], where=where))
     with run.database(read_only=True) as database:
-        rows = database.search(" ".join(words), limit if chosen is None else _MOST)
+        headlines = score_columns(run, database).headlines
+        most = limit if chosen is None else _MOST
+        rows = explanations_with(database, headlines, " ".join(words), most)
     if chosen is not None:
         rows = [row for row in rows if row.neuron in chosen][:limit]
     print_rows(rows, as_json, otherwise=f"No explanation has: {' '.join(words)}", words=run)

@@ -304,7 +304,7 @@ def top(
     ] = "top_and_random",
     as_json: AsJson = False,
 ) -> None:
-    """Show the neurons with the best-scored explanations."""
+    """Show the neurons with the best-scored explanations, each with its best one."""
     from fastexplain.run.directory import open_run
 
     opened = open_run(run)
@@ -315,7 +315,7 @@ def top(
         if method is not None and method not in methods:
             there = f"there are {', '.join(methods)}" if methods else "nothing is explained yet"
             raise UsageError(f"nothing is explained by '{method}'; {there}")
-        rows = database.best(limit, method, by, layer)
+        rows = database.best(limit, method, by, layer, one_each=method is None)
     nothing = f"Nothing is explained yet; run: fastexplain explain {run}"
     print_rows(rows, as_json, otherwise=nothing, words=opened)
 

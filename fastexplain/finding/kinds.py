@@ -18,8 +18,8 @@ from fastexplain.finding.writing import SHARE as ONE_TOKEN
 from fastexplain.run.directory import Run
 
 _MARKED = (
-    f"{SHARE:.0%} of its energy is on these, {EXCESS:.0%} more than the tokens alone let expect; "
-    "sorted by the excess"
+    f"{SHARE:.0%} of its energy is on these, {100 * EXCESS:.0f} percentage points more than the "
+    "tokens alone let expect; sorted by the excess"
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastexplain.errors import UsageError
 from fastexplain.finding.search import best_explanation, headline, worth
 from fastexplain.finding.single_tokens import form
 from fastexplain.records import NeuronId
@@ -76,6 +77,26 @@ def search_data(
         "more": len(rows) > limit or len(found) == 3 * limit,
         "ranked": ranked,
     }
+
+
+def explanations_with(
+    database: Database, headlines: np.ndarray | None, words: str, limit: int
+) -> list[StoredExplanation]:
+    """The explanations that have all of some words, or forms of them, ordered as by `search_data`.
+
+    One that was scored in several ways comes with its best score; there are no prefixes.
+
+    Args:
+        headlines: see `columns.ScoreColumns`; None for an order by how well the words fit.
+
+    Raises:
+        UsageError: there is no word.
+        RunError: the database is damaged.
+    """
+    if not re.search(r"\w", words):
+        raise UsageError("name a word to search for")
+    found, _ = _matches(database, headlines, f"{words[:_LONGEST]} ", limit)
+    return database.with_best_scores(found)
 
 
 def glance_data(run: Run, database: Database, name: str) -> dict[str, Any]:

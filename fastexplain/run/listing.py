@@ -1,4 +1,4 @@
-"""Lists of explanations over a whole run: those that have words, and the best ones."""
+"""Lists of explanations over a whole run."""
 
 from __future__ import annotations
 
@@ -15,26 +15,12 @@ from fastexplain.run.reading import Reading
 class Listing(Reading):
     """The part of `Database` that lists explanations."""
 
-    def search(self, words: str, limit: int = 20) -> list[StoredExplanation]:
-        """The explanations that have all of these words, or forms of them, best match first.
-
-        One that was scored in several ways comes with its best score.
-
-        Raises:
-            UsageError: there is no word.
-        """
-        quoted = " ".join(f'"{word}"' for word in words.replace('"', " ").split())
-        if not quoted:
-            raise UsageError("name a word to search for")
-        found = self.query(
-            """SELECT rowid FROM explanations_text WHERE explanations_text MATCH ?
-            ORDER BY rank, rowid LIMIT ?""",
-            (quoted, limit),
-        )
+    def with_best_scores(self, ids: Iterable[int]) -> list[StoredExplanation]:
+        """The explanations of these ids that there are, in their order, with their best scores."""
         return [
             row
-            for key in found
-            for row in self._read("WHERE e.id = ? ORDER BY s.value DESC NULLS LAST LIMIT 1", key)
+            for key in ids
+            for row in self._read("WHERE e.id = ? ORDER BY s.value DESC NULLS LAST LIMIT 1", (key,))
         ]
 
     def methods(self) -> list[str]:

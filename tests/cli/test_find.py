@@ -16,8 +16,12 @@ from fastexplain import Run
 from fastexplain.cli import terminal
 from fastexplain.cli.find import _hits_table
 from fastexplain.explainers.lookup import store_lookup
+from fastexplain.explainers.rules import store_rules
 from fastexplain.finding.results import Evidence, Hit
 from fastexplain.records import NeuronId
+from fastexplain.report.columns import score_columns, statistic_columns
+from fastexplain.report.search import TokenSearch, search_data
+from fastexplain.results import ExplanationRow, Scores
 
 TEXT = "the cat walks under a rare moon"
 
@@ -36,6 +40,59 @@ def test_find_by_words_is_search(cli, explained) -> None:
     assert [row["neuron"] for row in json.loads(out.splitlines()[-1])["explanations"]] == ["0:2"]
     _, out, _ = cli("find", explained, "absent", "--where", "index < 2")
     assert out.strip() == "No explanation has: absent"
+
+
+def test_words_find_the_same_order_as_in_the_viewer(cli, run) -> None:
+    scored = {0: 0.2, 1: 0.9, 2: None, 3: 0.6, 4: 0.95, 5: -0.1}
+    texts = {4: "rivers, and a long list of much else that nobody looks for or would look for"}
+    with run.database() as database:
+        rows = [
+            ExplanationRow(
+                NeuronId(0, index), "model", "m", "1", texts.get(index, "rivers"),
+                scores=Scores(score, score, score, 5, 5),
+            )
+            for index, score in scored.items()
+        ]  # fmt: skip
+        database.add_explanations(rows)
+    _, out, _ = cli("find", run.path, "river", "--json")
+    found = [row["neuron"] for row in json.loads(out.splitlines()[-1])["explanations"]]
+    with run.database(read_only=True) as database:
+        tokens = TokenSearch(run, statistic_columns(run))
+        headlines = score_columns(run, database).headlines
+        viewed = search_data(run, database, tokens, headlines, "river", 20)["explanations"]
+    assert found == [each["neuron"] for each in viewed]
+    same_fit = [name for name in found if name != "0:4"]
+    assert same_fit[:3] == ["0:1", "0:3", "0:0"] and len(found) == len(scored)
+    _, out, _ = cli("find", run.path, "river", "--limit", 2, "--json")
+    assert [row["neuron"] for row in json.loads(out.splitlines()[-1])["explanations"]] == found[:2]
+
+
+@pytest.mark.parametrize("words", ['"', "'", "' \"", "*", "-"])
+def test_what_has_no_word_is_an_error_whatever_the_sign(cli, run, words) -> None:
+    code, out, err = cli("find", run.path, "--", words)
+    assert code == 2 and out == "" and err == "fastexplain: name a word to search for\n"
+
+
+def test_top_has_a_row_for_each_neuron_unless_a_method_is_named(cli, run) -> None:
+    store_lookup(run)
+    store_rules(run)
+    _, out, _ = cli("top", run.path, "--json")
+    rows = json.loads(out.splitlines()[-1])["explanations"]
+    assert len({row["neuron"] for row in rows}) == len(rows) > 3
+    methods = {}
+    for method in ("lookup", "rule"):
+        _, out, _ = cli("top", run.path, "--method", method, "--json")
+        methods[method] = json.loads(out.splitlines()[-1])["explanations"]
+    best = {}
+    for row in [*methods["lookup"], *methods["rule"]]:
+        score = row["text_top_and_random"]
+        score = row["top_and_random"] if score is None else score
+        best[row["neuron"]] = max(score, best.get(row["neuron"], -1))
+    assert {row["neuron"] for row in rows} == best.keys()
+    for row in rows:
+        score = row["text_top_and_random"]
+        assert best[row["neuron"]] == (row["top_and_random"] if score is None else score)
+    assert {row["method"] for row in rows} == {"lookup", "rule"}
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])

@@ -11,6 +11,7 @@ import pytest
 
 from fastexplain.errors import RunError, UsageError
 from fastexplain.records import NeuronId
+from fastexplain.report.search import explanations_with
 from fastexplain.results import ExplanationRow, Measured, Raised, Score, Scores, Steering
 from fastexplain.run.database import Database
 from fastexplain.run.migrations import MIGRATIONS
@@ -35,6 +36,10 @@ def failures(database, explanation):
     """Why each simulated excerpt failed, by its id; None where it did not."""
     query = "SELECT excerpt, failure FROM simulations WHERE explanation = ?"
     return dict(database.query(query, (explanation,)))
+
+
+def search(database, words, limit=20):
+    return explanations_with(database, None, words, limit)
 
 
 @pytest.fixture
@@ -282,15 +287,15 @@ def test_explanations_are_found_by_their_words(database):
     for value in (0.1, 0.9):
         measured = Scores(None, value, None, 5, 5).measured()
         database.add_scores("correlation", f"judge {value}", "v", {keys[0]: measured})
-    found = {e.neuron.index: e for e in database.search("river")}
+    found = {e.neuron.index: e for e in search(database, "river")}
     assert set(found) == {0, 1} and found[0].scores.top_and_random == 0.9
-    assert [e.neuron.index for e in database.search("verb rivers")] == [1]
-    assert database.search('OR "') == [] == database.search("river*mountain")
-    assert len(database.search("river", limit=1)) == 1
+    assert [e.neuron.index for e in search(database, "verb rivers")] == [1]
+    assert search(database, 'OR "') == [] == search(database, "river*mountain")
+    assert len(search(database, "river", limit=1)) == 1
     database.add_explanations([said(NeuronId(0, 0), "lakes")])
-    assert [e.neuron.index for e in database.search("river")] == [1]
+    assert [e.neuron.index for e in search(database, "river")] == [1]
     with pytest.raises(UsageError, match="name a word"):
-        database.search(' " ')
+        search(database, """ " ' """)
 
 
 def test_writes_share_a_transaction_and_one_that_fails_leaves_the_others(database):
@@ -394,7 +399,7 @@ def check_former(database):
     assert (failed.text, failed.failure) == (None, "no answer")
     assert [mean.layer for mean in database.layer_means("lookup")] == [0, 2]
     assert database.explained("lookup", "lookup-1") == 48
-    assert [e.text for e in database.search("stone")] == ["words for stones"]
+    assert [e.text for e in search(database, "stone")] == ["words for stones"]
 
 
 def test_a_database_of_schema_1_is_read_without_a_change(former):

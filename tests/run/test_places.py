@@ -15,6 +15,7 @@ import pytest
 from fastexplain import Run, open_run
 from fastexplain.errors import RunError, UsageError
 from fastexplain.explainers.lookup import store_lookup
+from fastexplain.report.search import explanations_with
 from fastexplain.run.conditions import Condition
 from fastexplain.run.database import Database
 
@@ -201,7 +202,7 @@ def test_rows_that_cannot_be_read_are_a_run_error(explained: Path, damage: str) 
     for read in (
         lambda database: database.explanations(neuron),
         lambda database: database.best(5),
-        lambda database: database.search("moon"),
+        lambda database: explanations_with(database, None, "moon", 20),
         lambda database: run.table(),
         simulated,
     ):
