@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -13,6 +14,7 @@ from fastexplain.cli.common import Anew, AsJson, Device, RunPath, SubjectPlace, 
 from fastexplain.cli.terminal import out, print_json, progress
 
 if TYPE_CHECKING:
+    from fastexplain.run.directory import Run
     from fastexplain.run.weights import Neighbour, NeuronWeights, TokenEffect
 
 _NEIGHBOURS = {
@@ -35,10 +37,25 @@ def weights(
     Of each: the tokens that its output raises and lowers, those that it reads, and the neurons of
     other layers that write the same, feed it or read it. Show prints them.
     """
-    from fastexplain.pipeline import weighing
     from fastexplain.run.directory import open_run
+    from fastexplain.run.weights import stored_weights
 
     opened = open_run(run)
+    if not fresh and (there := stored_weights(opened)) is not None:
+        if as_json:
+            _print_data(opened, run, None)
+            return
+        given = {"--subject": subject, "--device": device, "--trust-remote-code": trust_remote_code}
+        unused = " and ".join(name for name, value in given.items() if value)
+        out.print(
+            f"Stored before, and left as it is: {there}."
+            f"{f' {unused} had no effect.' if unused else ''} To find it again: "
+            f"fastexplain weights {run} --fresh",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return
+    from fastexplain.pipeline import weighing
+
     before = time.perf_counter()
     with progress("Reading weights", weighing.steps(opened)) as report:
         found = weighing.weights(
@@ -47,11 +64,16 @@ def weights(
         )  # fmt: skip
     seconds = time.perf_counter() - before
     if as_json:
-        neurons = sum(map(opened.width, opened.layers))
-        print_json({"run": str(run), "neurons": neurons, "seconds": seconds})
+        _print_data(opened, run, seconds)
         return
     out.print(f"Stored: {found}. Look at one: fastexplain show {run} "
               f"{opened.layers[0]}:0", markup=False, soft_wrap=True)  # fmt: skip
+
+
+def _print_data(opened: Run, run: Path, seconds: float | None) -> None:
+    """Print the result as JSON; `seconds` that it took, None where all was stored before."""
+    neurons = sum(map(opened.width, opened.layers))
+    print_json({"run": str(run), "neurons": neurons, "seconds": seconds})
 
 
 def weights_table(found: NeuronWeights) -> Table:

@@ -9,7 +9,7 @@ from torch import nn
 from fastexplain.errors import SubjectError
 from fastexplain.run.directory import Run
 from fastexplain.subject.fingerprint import SCHEME, sampled
-from fastexplain.subject.model import DTYPES, Subject, load_subject
+from fastexplain.subject.model import DTYPES, Subject, choose_device, load_subject
 
 
 def load_subject_of(
@@ -34,6 +34,7 @@ def load_subject_of(
     swept = run.manifest["subject"]
     if dtype is not None and dtype not in DTYPES:
         load_subject(swept["name"], dtype=dtype)  # raises the error that lists them
+    choose_device(device)  # raises the error that lists them, which no other place mends
     try:
         subject = load_subject(
             name or swept["name"],

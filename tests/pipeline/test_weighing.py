@@ -157,7 +157,11 @@ def test_what_is_stored_is_left_alone_unless_fresh_is_asked_for(copied, tiny, cl
     path = copied.path / "weights" / "00.safetensors"
     before, there = path.stat().st_mtime_ns, path.read_bytes()
     code, shown, _ = cli("weights", copied.path, "--json")
-    assert code == 0 and json.loads(shown.splitlines()[-1])["neurons"] == 60
+    found = json.loads(shown.splitlines()[-1])
+    assert code == 0 and (found["neurons"], found["seconds"]) == (60, None)
+    code, shown, progress = cli("weights", copied.path, "--subject", "/nowhere")
+    assert code == 0 and progress == "" and "--subject had no effect" in shown
+    assert shown.startswith("Stored before, and left as it is: weights of 60 neurons")
     assert path.stat().st_mtime_ns == before
     assert repr(fastexplain.weights(copied, subject=tiny, fresh=True)) == (
         "weights of 60 neurons in 3 layers"
@@ -229,6 +233,10 @@ def test_wrong_arguments(copied, tiny, planted_subject, cli) -> None:
         copied.weights("2:0")
     code, _, shown = cli("weights", copied.path, "--fresh", "--subject", "/nowhere")
     assert code == 1 and "there is no directory '/nowhere'" in shown
+    device = "cuda:99"
+    code, _, shown = cli("weights", copied.path, "--fresh", "--device", device)
+    assert code == 1 and f"there is no device '{device}' on this machine; it has: cpu" in shown
+    assert "--subject" not in shown
     assert copied.weights("0:0") is not None
 
 
