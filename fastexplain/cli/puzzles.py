@@ -17,6 +17,7 @@ from fastexplain.cli.common import (
     Fresh,
     Local,
     MaxCost,
+    MaxMinutes,
     MaxRequests,
     PromptName,
     SimulatorLocal,
@@ -88,6 +89,11 @@ def puzzles(
     timeout: Timeout = 120.0,
     max_cost: MaxCost = None,
     max_requests: MaxRequests = None,
+    max_minutes: MaxMinutes = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what --tune would ask and cost; send nothing."),
+    ] = False,
     price: ExplainerPrice = None,
     simulator_price: SimulatorPrice = None,
     fresh: Fresh = False,
@@ -126,14 +132,20 @@ def puzzles(
     settings = Settings(
         explaining, simulating, simulation, readout,
         {"concurrency": concurrency, "timeout": timeout},
-        fresh=fresh, max_cost=max_cost, max_requests=max_requests,
+        fresh=fresh, max_cost=max_cost, max_requests=max_requests, max_minutes=max_minutes,
         scorers=[name.strip() for name in scorers.split(",")], prompt=prompt,
     )  # fmt: skip
+    if dry_run and tune is None:
+        raise UsageError("--dry-run is for --tune RUN; leave it out, or name the run")
     if tune is not None:
         _reject_choices(context)
         from fastexplain.run.directory import open_run
 
-        tuned = _tune(open_run(tune), settings, directory)
+        opened = open_run(tune)
+        if dry_run:
+            _print_rehearsed(opened, settings, directory, as_json)
+            return
+        tuned = _tune(opened, settings, directory)
         if as_json:
             print_json(tuned.data())
         else:
@@ -165,6 +177,18 @@ def _tune(run: Run, settings: Settings, directory: Path) -> Tuned:
     from fastexplain.puzzles.tuning import tune
 
     return _shown(settings, lambda **shown: tune(run, settings, out=directory, **shown))
+
+
+def _print_rehearsed(run: Run, settings: Settings, directory: Path, as_json: bool) -> None:
+    """Print what tuning would ask and cost."""
+    from fastexplain.cli.cost_table import estimate_data, estimate_table
+    from fastexplain.puzzles.rehearsal import rehearse_tuning
+
+    estimate = asyncio.run(rehearse_tuning(run, settings, out=directory))
+    if as_json:
+        print_json(estimate_data(estimate))
+    else:
+        out.print(estimate_table(estimate))
 
 
 def _shown(settings: Settings, work: Callable[..., Coroutine[Any, Any, _T]]) -> _T:

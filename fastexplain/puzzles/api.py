@@ -30,6 +30,7 @@ async def solve_puzzles_async(
     prompt: str | None = None,
     max_cost: float | None = None,
     max_requests: int | None = None,
+    max_minutes: float | None = None,
     concurrency: int = 64,
     timeout: float = 120.0,
     fresh: bool = False,
@@ -45,8 +46,8 @@ async def solve_puzzles_async(
         scorers: names, or objects that score; see `pipeline.protocols`.
         half: "reporting", or "choosing" for the half by which models and prompts are chosen.
         out: a directory in which answers are stored; the same call again asks nothing.
-        simulation, readout, prompt, max_cost, max_requests, concurrency, timeout, fresh: as in
-            `explain`.
+        simulation, readout, prompt: as in `explain`.
+        max_cost, max_requests, max_minutes, concurrency, timeout, fresh: as in `explain`.
         progress: True shows a bar. A function is called with the number of descriptions done.
 
     Raises:
@@ -64,8 +65,8 @@ async def solve_puzzles_async(
     settings = Settings(
         explaining, simulator_of(simulator, puzzles), simulation, readout,
         {"concurrency": concurrency, "timeout": timeout},
-        fresh=fresh, max_cost=max_cost, max_requests=max_requests, scorers=scorers,
-        prompt=prompt,
+        fresh=fresh, max_cost=max_cost, max_requests=max_requests, max_minutes=max_minutes,
+        scorers=scorers, prompt=prompt,
     )  # fmt: skip
     total = len(puzzles) * (len(DESCRIPTIONS) + 1)
     with reported(progress, "Solving puzzles", total, "descriptions") as report:
@@ -83,6 +84,7 @@ async def tune_simulator_async(
     simulation: str | None = None,
     max_cost: float | None = None,
     max_requests: int | None = None,
+    max_minutes: float | None = None,
     concurrency: int = 64,
     timeout: float = 120.0,
     progress: bool | Report = False,
@@ -94,7 +96,7 @@ async def tune_simulator_async(
         simulator: a language model.
         out: a directory in which answers are stored; the same call again asks nothing.
         simulation: the only mode to try; the best that the simulator can do if None.
-        max_cost, max_requests, concurrency, timeout: as in `explain`.
+        max_cost, max_requests, max_minutes, concurrency, timeout: as in `explain`.
         progress: True shows a bar. A function is called with the number of descriptions done.
 
     Raises:
@@ -105,7 +107,7 @@ async def tune_simulator_async(
     """
     settings = Settings(
         Given([]), simulator, simulation, None, {"concurrency": concurrency, "timeout": timeout},
-        max_cost=max_cost, max_requests=max_requests,
+        max_cost=max_cost, max_requests=max_requests, max_minutes=max_minutes,
     )  # fmt: skip
     with reported(progress, "Tuning a simulator", None, "descriptions") as report:
         return await tune(run, settings, out=Path(out), report=report)

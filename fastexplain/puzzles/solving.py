@@ -329,8 +329,12 @@ def database(out: Path) -> Database:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} can't be made into a directory ({error.strerror})") from error
-    # Excerpts have other texts where the puzzles are others.
-    return Database(out / f"puzzles-{fingerprint()}.sqlite")
+    return Database(answers_file(out))
+
+
+def answers_file(out: Path) -> Path:
+    """That file; excerpts have other texts where the puzzles are others."""
+    return out / f"puzzles-{fingerprint()}.sqlite"
 
 
 class _NoRun:

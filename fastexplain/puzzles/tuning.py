@@ -95,13 +95,11 @@ async def tune(
         LLMError: the model can't be reached or can't simulate, or nothing could be scored.
         BudgetError: the next request might pass the limit, or the user stopped it.
     """
-    if not isinstance(settings.simulator, Model):
-        raise UsageError("a `simulator` that is tuned is a language model; name one")
-    if settings.fresh:
-        raise UsageError("ways that are tried share their answers, so `fresh` can't be had here")
-    check_choice(run, settings)
+    check_tuning(run, settings)
     progress = progress or Progress(0)
-    budget = Budget(settings.max_cost, settings.max_requests, progress.interrupted)
+    budget = Budget(
+        settings.max_cost, settings.max_requests, progress.interrupted, settings.max_minutes
+    )
     each = len(load(CHOOSING)) * (len(DESCRIPTIONS) + 1)
     with run.database() as own, database(out) as opened:
         async with connections(replace(settings, explainer=Given([]))) as (_, connection):
@@ -130,6 +128,16 @@ async def tune(
             Responses(own).record_tuning(connection.model, connection.address, asdict(best))
     meter = progress.meter
     return Tuned(connection.model, tried, usual, reported, before, meter.cost, meter.answered)
+
+
+def check_tuning(run: Run, settings: Settings) -> Model:
+    """The simulator that is tuned; raises UsageError where `tune` does."""
+    if not isinstance(settings.simulator, Model):
+        raise UsageError("a `simulator` that is tuned is a language model; name one")
+    if settings.fresh:
+        raise UsageError("ways that are tried share their answers, so `fresh` can't be had here")
+    check_choice(run, settings)
+    return settings.simulator
 
 
 def _best_first(found: Sequence[tuple[Tuning, Ranking]]) -> list[tuple[Tuning, Ranking]]:

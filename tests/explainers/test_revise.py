@@ -189,6 +189,43 @@ def test_stopped_in_the_middle_a_revision_goes_on(explain, server):
     assert [row["explanation"] for row in found["explanations"]] == ["cat", "river or stone"]
 
 
+def test_faults_that_stop_a_revision_leave_it_resumable_and_nothing_is_asked_twice(explain):
+    passing = ("500", "503", "truncated", "drop", "reset")
+    refused = []
+
+    def refusing(asked, seed):
+        if "It was tested." in asked[-1] and not refused:  # the key is refused from then on
+            refused.append(len(faulty.outcomes))
+            faulty.status, faulty.body = 401, {"error": {"message": "no such key"}}
+        return writes(asked, seed)
+
+    def answered(first, end):
+        """Digests of what was answered of some requests, but the probe's."""
+        pairs = zip(faulty.requests[first:end], faulty.outcomes[first:end], strict=True)
+        return [
+            digest
+            for (_, body, _), (digest, fault) in pairs
+            if fault == "answered" and "neuron" in json.dumps(body)
+        ]
+
+    faulty = Knowing(refusing, rate=0.25, seed=5, kinds=passing)
+    try:
+        code, _, err = explain(faulty, "--revise", "2", neurons=[CAT])
+        assert code == 1 and "no such key" in err
+        before, stopped = answered(0, refused[0] + 1), len(faulty.requests)
+        assert len(before) > 10 and stopped > refused[0] + 1
+        faulty.status = 200
+        code, found, err = explain(faulty, "--revise", "2", neurons=[CAT])
+        after = answered(stopped, None)
+    finally:
+        faulty.close()
+    assert code == 0, err
+    assert sum(fault in passing for _, fault in faulty.outcomes) > 5
+    assert len(after) > 10 and len(set(before + after)) == len(before + after)
+    [cat] = found["explanations"]
+    assert cat["explanation"] == "cat" and cat["top_and_random"] == pytest.approx(1.0)
+
+
 @pytest.mark.scale
 def test_a_dry_run_rehearses_all_rounds(explain, server):
     options = ["--revise", "2", "--controls", "--price", "1,1"]

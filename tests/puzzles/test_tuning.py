@@ -191,6 +191,45 @@ def test_limits_hold_for_all_ways_together(small, run, tmp_path):
         assert Responses(database).tuning("small", "local") is None
 
 
+@pytest.fixture
+def command(small, run, tmp_path, cli):
+    def call(*more):
+        options = ("--simulator", "small", "--local", "--out", tmp_path / "out")
+        return cli("puzzles", *options, "--tune", run.path, *more)
+
+    return call
+
+
+def test_a_dry_run_counts_all_ways_and_sends_nothing(command, small, tmp_path):
+    code, out, err = command("--dry-run", "--json")
+    assert code == 0 and small.read == [] and not (tmp_path / "out").exists(), err
+    usual = json.loads(out.splitlines()[-1])["requests"]
+    assert usual > 0
+    # Probed, it is known what the model can do; the rest is as many as there are at the most.
+    assert command("--max-requests", "1")[0] == 1
+    _, out, _ = command("--dry-run", "--json")
+    expected = json.loads(out.splitlines()[-1])["requests"] + 1
+    assert command()[0] == 0
+    assert 0.85 * expected <= len(small.read) <= expected
+    code, out, _ = command("--dry-run", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["requests"] == 0
+    code, out, _ = command("--dry-run")
+    assert code == 0 and "At the most" in out
+
+
+def test_minutes_are_a_limit_of_tuning_too(command, small, run):
+    code, _, err = command("--max-minutes", "0")
+    assert code == 1 and "stopped after 0 minutes; --max-minutes" in err.splitlines()[-1]
+    assert small.read == []
+    code, _, err = command("--max-minutes", "-1")
+    assert code == 2 and "--max-minutes is -1" in err
+
+
+def test_a_dry_run_is_for_tuning(small, cli, tmp_path):
+    code, _, err = cli("puzzles", "--dry-run", "--out", tmp_path)
+    assert code == 2 and "--dry-run is for --tune RUN" in err
+
+
 def test_a_run_that_is_none_is_no_place_for_a_choice(small, tmp_path, cli):
     code, _, err = cli("puzzles", "--simulator", "small", "--local", "--tune", tmp_path / "none")
     assert code != 0 and "none" in err
