@@ -111,6 +111,7 @@ def _ranking_table(run: Run, found: Activated) -> TextTable:
     from fastexplain.cli.text_table import Column, TextTable
     from fastexplain.cli.token_text import marked, token_beside_marks, words_text
     from fastexplain.finding.search import best_explanation
+    from fastexplain.report.entries import whole_words
 
     names = ("quantile", "activation", "of its largest")
     columns = [Column("neuron"), *(Column(name, number=True) for name in names)]
@@ -120,18 +121,16 @@ def _ranking_table(run: Run, found: Activated) -> TextTable:
             before = token_beside_marks(out, "".join(found.tokens[: each.place]))[-_AROUND:]
             token = marked(out, token_beside_marks(out, found.tokens[each.place]))
             explanation = best_explanation(database.explanations(each.neuron))
+            said = "" if explanation is None else explanation.text or ""
+            if explanation is not None:
+                said = whole_words(run, [explanation]).get(explanation.id, said)
             values = (
                 str(each.neuron),
                 quantile_text(each),
                 f"{each.activation:.3g}",
                 "" if each.of_largest != each.of_largest else f"{each.of_largest:.2f}",
             )
-            where = Text.assemble(
-                before,
-                (token, "bold"),
-                "" if explanation is None else "\n",
-                words_text("" if explanation is None else explanation.text or ""),
-            )
+            where = Text.assemble(before, (token, "bold"), "\n" if said else "", words_text(said))
             rows.append(([[value] for value in values], where))
     return TextTable(columns, "where, and what explains it", rows, "Over the text")
 

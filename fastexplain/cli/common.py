@@ -158,7 +158,8 @@ def print_rows(
     if as_json and run is not None:
         print_json({"explanations": explanations_data(run, rows)})
     elif as_json:
-        print_json({"explanations": [explanation_data(row) for row in rows]})
+        texts = {} if words is None else whole_words(words, rows)
+        print_json({"explanations": [explanation_data(row, texts.get(row.id)) for row in rows]})
     elif rows:
         texts = {} if words is None else whole_words(words, rows)
         out.print(explanations_table(rows, title, texts=texts))

@@ -115,7 +115,7 @@ def _print_fulfilling(run: Run, where: str, limit: int, as_json: bool) -> None:
     from fastexplain.run.selection import select_neurons
 
     chosen = select_neurons(run, [], where=where)
-    _print_found(described(run, chosen[:limit]), as_json)
+    _print_found(run, described(run, chosen[:limit]), as_json)
     if len(chosen) > limit and not as_json:
         out.print(f"{len(chosen):,} neurons meet it; --limit shows more than {limit}.")
 
@@ -127,12 +127,13 @@ def _print_hits(run: Run, kind: str, where: str | None, limit: int, as_json: boo
     kind_of(kind)  # raises an error that lists the kinds there are
     with progress(f"Searching for {kind}", len(run.layers)) as advance:
         hits = find_kind(run, kind, where=where, limit=limit, progress=advance)
-    _print_found(hits, as_json, otherwise=f"No neuron is of the kind {kind}; see find --kinds")
+    _print_found(run, hits, as_json, otherwise=f"No neuron is of the kind {kind}; see find --kinds")
 
 
-def _print_found(hits: list[Hit], as_json: bool, otherwise: str = "") -> None:
-    from fastexplain.report.finding import hit_data
+def _print_found(run: Run, hits: list[Hit], as_json: bool, otherwise: str = "") -> None:
+    from fastexplain.report.finding import hit_data, in_whole_words
 
+    hits = in_whole_words(run, hits)
     if as_json:
         print_json({"found": [hit_data(hit) for hit in hits]})
     elif hits:

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastexplain.finding.results import Hit
+from fastexplain.finding.search import best_explanation
 from fastexplain.pipeline.activating import Activated, Active
+from fastexplain.report.entries import whole_words
+from fastexplain.run.directory import Run
+
+
+def in_whole_words(run: Run, hits: Sequence[Hit]) -> list[Hit]:
+    """Neurons that were found, with pieces of words in their words in the explanations."""
+    with run.database(read_only=True) as database:
+        best = [best_explanation(database.explanations(hit.neuron)) for hit in hits]
+    words = whole_words(run, [row for row in best if row is not None])
+    return [
+        hit if row is None else replace(hit, explanation=words.get(row.id, hit.explanation))
+        for hit, row in zip(hits, best, strict=True)
+    ]
 
 
 def hit_data(hit: Hit) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from fastexplain.explainers.lists import simulate_list
 from fastexplain.explainers.lookup import simulate_by_lookup
 from fastexplain.records import Exemplar, NeuronRecord, SignClass
+from fastexplain.report.entries import whole_words
 from fastexplain.report.judged import judged_of
 from fastexplain.report.ruled import is_rule
 from fastexplain.results import LIST, Steering, StoredExplanation
@@ -100,10 +101,11 @@ def _judged_data(
 
 
 def explanations_data(run: Run, rows: Sequence[StoredExplanation]) -> list[dict[str, object]]:
-    """Explanations as `--json` gives them, each with all of its scores."""
+    """Explanations as `--json` gives them, each with all of its scores, pieces in their words."""
+    words = whole_words(run, rows)
     with run.database(read_only=True) as database:
         return [
-            explanation_data(row)
+            explanation_data(row, words.get(row.id))
             | {
                 "scores": [
                     {"scorer": score.scorer, "judge": score.judge, "version": score.version}
@@ -145,8 +147,8 @@ def weights_data(found: NeuronWeights | None) -> dict[str, Any] | None:
     }
 
 
-def explanation_data(row: StoredExplanation) -> dict[str, object]:
-    """One explanation as `--json` gives it."""
+def explanation_data(row: StoredExplanation, text: str | None = None) -> dict[str, object]:
+    """One explanation as `--json` gives it; `text` in place of its own, as `whole_words` has it."""
     scores = row.scores
     return {
         "neuron": str(row.neuron),
@@ -155,7 +157,7 @@ def explanation_data(row: StoredExplanation) -> dict[str, object]:
         "explainer": row.model,
         "simulator": row.simulator,
         "simulation": row.simulation,
-        "explanation": row.text,
+        "explanation": text or row.text,
         "failure": row.failure,
         "top_and_random": scores and scores.top_and_random,
         "low": scores and scores.low,

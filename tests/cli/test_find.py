@@ -12,7 +12,7 @@ import numpy as np
 import planted
 import pytest
 
-from fastexplain import Run
+from fastexplain import Run, open_run
 from fastexplain.cli import terminal
 from fastexplain.cli.find import _hits_table
 from fastexplain.explainers.lookup import store_lookup
@@ -20,6 +20,7 @@ from fastexplain.explainers.rules import store_rules
 from fastexplain.finding.results import Evidence, Hit
 from fastexplain.records import NeuronId
 from fastexplain.report.columns import score_columns, statistic_columns
+from fastexplain.report.entries import whole_words
 from fastexplain.report.search import TokenSearch, search_data
 from fastexplain.results import ExplanationRow, Scores
 
@@ -65,6 +66,36 @@ def test_words_find_the_same_order_as_in_the_viewer(cli, run) -> None:
     assert same_fit[:3] == ["0:1", "0:3", "0:0"] and len(found) == len(scored)
     _, out, _ = cli("find", run.path, "river", "--limit", 2, "--json")
     assert [row["neuron"] for row in json.loads(out.splitlines()[-1])["explanations"]] == found[:2]
+
+
+def test_pieces_are_in_their_words_wherever_an_explanation_is_shown(
+    cli, explained, planted_subject, monkeypatch
+) -> None:
+    monkeypatch.setattr(terminal.out, "width", 300)
+    run = open_run(explained)
+    with run.database(read_only=True) as database:
+        [row] = database.explanations(NeuronId(0, planted.CAT))
+    said = whole_words(run, [row])[row.id]
+    assert "·" in said and "·" not in row.text  # the planted subject's words are one long one
+    name = f"0:{planted.CAT}"
+    index = ["--where", f"index = {planted.CAT}"]
+    place = ["--subject", planted_subject.name]
+    for command in (
+        ["show", explained, name],
+        ["find", explained, "cat"],
+        ["find", explained, *index],
+        ["find", explained, "--kind", "single-token", *index],
+        ["activate", explained, TEXT, *place],
+        ["top", explained],
+    ):
+        _, out, err = cli(*command)
+        assert said in out and row.text not in out, (command, err)
+        if command[0] == "activate":
+            continue
+        _, out, _ = cli(*command, "--json")
+        found = json.loads(out.splitlines()[-1])
+        texts = [each["explanation"] for each in found.get("explanations") or found["found"]]
+        assert said in texts and row.text not in texts, command
 
 
 @pytest.mark.parametrize("words", ['"', "'", "' \"", "*", "-"])
