@@ -246,7 +246,7 @@ def test_minutes_are_counted_by_the_speed_of_former_requests(explain, explained,
     _, out, _ = explain("--dry-run", "--max-minutes", "1")
     said = " ".join(out.split())
     assert f"Minutes are counted at {found['a_minute']:.0f} requests a minute." in said
-    assert "only 3 neurons have a score of one, too few to go by" in said
+    assert "too few scores of one to go by (3 neurons)" in said
     assert max(map(len, out.splitlines())) <= 80
 
 
