@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from fastexplain.errors import UsageError
 from fastexplain.records import NeuronId
 from fastexplain.results import StoredExplanation
-from fastexplain.run.explanation_rows import EVERY_CORRELATION, SPLITS, TEXT_HEADLINES
+from fastexplain.run.explanation_rows import EVERY_CORRELATION, OF_TOP, SPLITS, TEXT_HEADLINES
 from fastexplain.run.reading import Reading
 
 
@@ -53,7 +53,7 @@ class Listing(Reading):
             model: only by this explainer; by all if None.
             version: only of this one; of all if None.
             neurons: only of these; of all if None.
-            one_each: of each neuron its best one alone.
+            one_each: of each neuron its best one alone, of either side.
 
         Raises:
             UsageError: there is no such score.
@@ -62,7 +62,7 @@ class Listing(Reading):
             raise UsageError(f"there is no score '{by}'; choose one of {', '.join(SPLITS)}")
         value, group = "s.value", ""
         if one_each:  # of a group SQLite takes the other columns from the row that has the maximum
-            value, group = "max(s.value)", "GROUP BY e.site, e.unit"
+            value, group = "max(s.value)", f"GROUP BY e.site, e.unit, {OF_TOP}"
         names = None if neurons is None else json.dumps([str(neuron) for neuron in neurons])
         return self._read(
             # They are chosen first: what is read of a row takes longer than to look at its score.
