@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from fastexplain.cli.common import print_rows
 from fastexplain.cli.terminal import out
-from fastexplain.ledger.tally import Tally
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,6 +65,7 @@ def spent_table(rows: Sequence[StoredExplanation]) -> Table | None:
     """What was spent to find each explanation that was chosen or revised; None where none was."""
     from fastexplain.cli.tables import light_table
     from fastexplain.ledger.prices import dollars
+    from fastexplain.ledger.tally import Tally
 
     spent = {row.id: row for row in rows if "spent" in row.parameters}
     if not spent:

@@ -304,7 +304,7 @@ def top(
     ] = "top_and_random",
     as_json: AsJson = False,
 ) -> None:
-    """Show the neurons with the best-scored explanations, each with its best one."""
+    """Show the neurons with the best-scored explanations."""
     from fastexplain.run.directory import open_run
 
     opened = open_run(run)

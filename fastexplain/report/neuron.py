@@ -101,7 +101,7 @@ def _judged_data(
 
 
 def explanations_data(run: Run, rows: Sequence[StoredExplanation]) -> list[dict[str, object]]:
-    """Explanations as `--json` gives them, each with all of its scores, pieces in their words."""
+    """Explanations as `--json` gives them, each with all of its scores."""
     words = whole_words(run, rows)
     with run.database(read_only=True) as database:
         return [
@@ -148,7 +148,11 @@ def weights_data(found: NeuronWeights | None) -> dict[str, Any] | None:
 
 
 def explanation_data(row: StoredExplanation, text: str | None = None) -> dict[str, object]:
-    """One explanation as `--json` gives it; `text` in place of its own, as `whole_words` has it."""
+    """One explanation as `--json` gives it; a list's own text can be typed again as it stands.
+
+    Args:
+        text: what `whole_words` makes of it, if anything.
+    """
     scores = row.scores
     return {
         "neuron": str(row.neuron),
@@ -157,7 +161,8 @@ def explanation_data(row: StoredExplanation, text: str | None = None) -> dict[st
         "explainer": row.model,
         "simulator": row.simulator,
         "simulation": row.simulation,
-        "explanation": text or row.text,
+        "explanation": row.text,
+        "in_words": text or row.text,
         "failure": row.failure,
         "top_and_random": scores and scores.top_and_random,
         "low": scores and scores.low,

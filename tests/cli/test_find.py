@@ -94,7 +94,8 @@ def test_pieces_are_in_their_words_wherever_an_explanation_is_shown(
             continue
         _, out, _ = cli(*command, "--json")
         found = json.loads(out.splitlines()[-1])
-        texts = [each["explanation"] for each in found.get("explanations") or found["found"]]
+        each = found.get("explanations") or found["found"]
+        texts = [own.get("in_words", own["explanation"]) for own in each]
         assert said in texts and row.text not in texts, command
 
 
