@@ -81,6 +81,7 @@ def patched():
 @pytest.fixture
 def small(patched):
     patched.read.clear()
+    patched.capabilities = None  # not probed, as a connection is that was just made
     return patched
 
 
@@ -212,7 +213,7 @@ def test_a_dry_run_counts_all_ways_and_sends_nothing(command, small, tmp_path):
     assert command()[0] == 0
     assert 0.85 * expected <= len(small.read) <= expected
     code, out, _ = command("--dry-run", "--json")
-    assert code == 0 and json.loads(out.splitlines()[-1])["requests"] <= expected
+    assert code == 0 and json.loads(out.splitlines()[-1])["requests"] == 0
     code, out, _ = command("--dry-run")
     assert code == 0 and "At the most" in out
 
