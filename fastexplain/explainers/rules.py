@@ -216,12 +216,15 @@ def _terms(rules: Rules, features: Features, neuron: int) -> list[dict[str, Any]
 
 
 def text_of(rules: Rules, features: Features, neuron: int) -> str:
-    """A neuron's rule as a phrase: what raises it, strongest part first, then exceptions."""
+    """A neuron's rule as a phrase: what raises it, strongest part first, then exceptions.
+
+    A part that lies within a stronger one stands behind that: "a number, above all '7'".
+    """
     chosen = [int(f) for f in rules.chosen[neuron] if f >= 0]
     if not chosen:
         return _NOTHING
     values = rules.values[neuron]
-    raising: list[str] = []
+    raising: dict[int, list[str]] = {}  # by the place of a part those within it, itself first
     lowering: list[str] = []
     for place, feature in enumerate(chosen):
         phrase = features.phrases[feature]
@@ -231,12 +234,17 @@ def text_of(rules: Rules, features: Features, neuron: int) -> str:
             if other != place and values[other] > 0 and features.inside(feature, chosen[other])
         ]
         if values[place] > 0:
-            raising.append(f"above all {phrase}" if around and raising else phrase)
+            stronger = next((other for other in around if other in raising), place)
+            raising.setdefault(stronger, []).append(phrase)
         else:
             before = rules.default[neuron] + sum(values[other] for other in around)
             little = bool(around) and before + values[place] < _LITTLE * before
             lowering.append(f"{'not' if little else 'weaker on'} {phrase}")
-    return ", but ".join(part for part in ("; ".join(raising), ", ".join(lowering)) if part)
+    parts = (
+        f"{part}, above all {' and '.join(within)}" if within else part
+        for part, *within in raising.values()
+    )
+    return ", but ".join(part for part in ("; ".join(parts), ", ".join(lowering)) if part)
 
 
 def store_rules(run: Run, progress: Callable[[int], None] | None = None) -> int:

@@ -14,7 +14,14 @@ from fastexplain.errors import RunError
 from fastexplain.explainers.classes import KIND_PHRASES, PLURAL_KINDS
 from fastexplain.explainers.features import Features, situations_in
 from fastexplain.explainers.lookup import store_lookup
-from fastexplain.explainers.rules import TERMS, explain_by_rules, rules_are_stored, store_rules
+from fastexplain.explainers.rules import (
+    TERMS,
+    Rules,
+    explain_by_rules,
+    rules_are_stored,
+    store_rules,
+    text_of,
+)
 from fastexplain.text.kinds import STARTS, TokenKinds
 
 WORDS = [
@@ -205,3 +212,25 @@ def test_tokens_that_the_tokenizer_lacks_are_not_taken_for_others(tmp_path) -> N
     assert features.counts[features.first_pair :].tolist() == tables.pair_counts.tolist()
     after = features.counts[features.phrases.index("any token after ' not'")]
     assert after == tables.pair_counts[tables.pairs[:, 0] == WORDS.index(" not")].sum()
+
+
+@pytest.mark.parametrize(
+    ("terms", "text"),
+    [
+        (
+            {"a number": 2, "' river'": 1.5, "'7'": 1, "'3'": 1},
+            "a number, above all '7' and '3'; ' river'",
+        ),
+        ({"'7'": 2, "a number": 1}, "'7'; a number"),
+        ({"a number": 2, "'7'": -2}, "a number, but not '7'"),
+        ({"a number": 2, "'7'": 1, "'3'": -1}, "a number, above all '7', but weaker on '3'"),
+    ],
+)
+def test_a_part_within_another_stands_behind_it(ruled: Run, terms: dict[str, float], text: str):
+    features = Features(ruled, ruled.tables.rows(ruled.excerpts))
+    chosen = np.full((1, TERMS), -1)
+    chosen[0, : len(terms)] = [features.phrases.index(phrase) for phrase in terms]
+    values = np.zeros((1, TERMS))
+    values[0, : len(terms)] = list(terms.values())
+    rules = Rules(chosen, values, np.zeros(1), np.zeros((1, TERMS), int), np.zeros((1, TERMS)))
+    assert text_of(rules, features, 0) == text
