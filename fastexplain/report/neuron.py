@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from fastexplain.results import LIST, Steering, StoredExplanation
 from fastexplain.run.database import Database
 from fastexplain.run.directory import Run
 from fastexplain.run.sides import of_side
+from fastexplain.run.splits import held_out
 from fastexplain.run.weights import NEIGHBOURS, NeuronWeights, Side
 
 Simulated = tuple[StoredExplanation, dict[int, np.ndarray]]
@@ -197,14 +198,21 @@ def simulated_of(
     simulated: list[Simulated] = []
     for row in rows:
         if row.method == "lookup":
-            by_table = simulate_by_lookup(run, record)
-            simulated.append((row, by_table))
-            if row.text_scores is not None:
-                simulated.append((replace(row, simulator=LIST), _by_text(run, row, by_table)))
-            continue
-        if values := database.simulated(row.id, row.simulator, row.simulation):
-            simulated.append((row, values))
+            simulated.append((row, simulate_by_lookup(run, record)))
+        simulated += stored_simulations(run, record, row, database)
     return simulated
+
+
+def stored_simulations(
+    run: Run, record: NeuronRecord, row: StoredExplanation, database: Database
+) -> list[Simulated]:
+    """What one explanation predicts by its text, or was stored of it; its table is left out."""
+    if row.method != "lookup":
+        values = database.simulated(row.id, row.simulator, row.simulation)
+        return [(row, values)] if values else []
+    if row.text_scores is None:
+        return []
+    return [(replace(row, simulator=LIST), _by_text(run, row, record))]
 
 
 def full_of(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: float) -> float:
@@ -225,9 +233,14 @@ def full_of(row: StoredExplanation, excerpts: dict[int, np.ndarray], largest: fl
     return MODELS_FULL
 
 
-def _by_text(run: Run, row: StoredExplanation, excerpts: Iterable[int]) -> dict[int, np.ndarray]:
-    """What a lookup explanation's text says of excerpts, as `Simulated` has it."""
-    ids = list(excerpts)
+def _by_text(run: Run, row: StoredExplanation, record: NeuronRecord) -> dict[int, np.ndarray]:
+    """What a lookup explanation's text says of the test excerpts, as `Simulated` has it."""
+    top, random = (
+        np.array([exemplar.excerpt for exemplar in kept], np.int64)
+        for kept in (record.top, record.random)
+    )
+    [ranks], [slots] = held_out(top[None], random, every=True)
+    ids = [*top[ranks[ranks >= 0]].tolist(), *random[slots[slots >= 0]].tolist()]
     values = simulate_list(row.data, row.parameters["default"], run.excerpts_of(ids))
     values[:, : run.skip] = np.nan  # not counted
     return dict(zip(ids, values, strict=True))

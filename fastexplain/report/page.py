@@ -12,12 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from fastexplain.errors import UsageError
+from fastexplain.explainers.lookup import simulate_by_lookup
 from fastexplain.records import NeuronId, NeuronRecord, SignClass
 from fastexplain.report.columns import first_places
 from fastexplain.report.entries import entries_in, text_of_entries
 from fastexplain.report.excerpts import banded, excerpts_data, four_digits, histogram_data
 from fastexplain.report.names import unusual_prompt
-from fastexplain.report.neuron import Simulated, full_of, simulated_of, steering_data, weights_data
+from fastexplain.report.neuron import (
+    full_of,
+    steering_data,
+    stored_simulations,
+    weights_data,
+)
 from fastexplain.report.ruled import is_rule
 from fastexplain.results import TOP, StoredExplanation
 from fastexplain.run.database import Database
@@ -26,11 +33,15 @@ from fastexplain.run.directory import Run
 _ROWS = 20  # of the tables, the strongest tokens and as many pairs
 
 
-def page_data(run: Run, name: str | NeuronId, database: Database | None = None) -> dict[str, Any]:
+def page_data(
+    run: Run, name: str | NeuronId, database: Database | None = None, *, tables: bool = True
+) -> dict[str, Any]:
     """What the page of a neuron shows. Numbers that are not known are null.
 
     Args:
         database: the run's, where it is open already.
+        tables: have what the tables predict, which takes as long as all else, or leave that to
+            `table_data`.
 
     Returns:
         `neuron`, `kind` (of its site), `previous` and `next` (names, or null at the run's ends);
@@ -41,7 +52,8 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
         `excerpts.banded`); `explanations` (see `_explanation`); `simulations`, each with
         `explanation`, `simulator`, `version`, `full` (the value that stands for the highest
         activation), `sign` (-1 where it is of the bottom, whose values are -activation) and
-        `values` by excerpt, null of rules (see `ruled.RuledExcerpts`); `rows`, the tables'
+        `values` by excerpt, null of rules (see `ruled.RuledExcerpts`) and of tables that are left
+        out; `rows`, the tables'
         strongest tokens and pairs, each with `token`, `previous` (null for a token), `mean` and
         `count`; `steering` and `weights` as `report.neuron` has them; `signs` (see `_signs`).
 
@@ -53,7 +65,11 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
     opened = run.database(read_only=True) if database is None else contextlib.nullcontext(database)
     with opened as database:
         rows = database.explanations(record.id)
-        simulated = simulated_of(run, record, rows, database)
+        simulated: list[tuple[StoredExplanation, dict[int, np.ndarray] | None]] = []
+        for row in rows:
+            if row.method == "lookup":
+                simulated.append((row, simulate_by_lookup(run, record) if tables else None))
+            simulated.extend(stored_simulations(run, record, row, database))
         scores = {
             row.id: [
                 {"scorer": score.scorer, "judge": score.judge, "version": score.version}
@@ -107,6 +123,25 @@ def page_data(run: Run, name: str | NeuronId, database: Database | None = None) 
         "weights": weights_data(run.weights(record.id)),
         "signs": signs,
     }
+
+
+def table_data(run: Run, name: str) -> dict[str, Any]:
+    """What the whole table predicts of a neuron's test excerpts.
+
+    Returns:
+        `values` by excerpt, one a token, null where one is not counted.
+
+    Raises:
+        UsageError: there is no such neuron, or no tables are kept of it.
+        RunError: a file is missing or damaged.
+    """
+    record = run.neuron(name)
+    if record.id.place:
+        raise UsageError(
+            f"{record.id} is no neuron of a layer's MLP; of others there are no tables"
+        )
+    found = simulate_by_lookup(run, record)
+    return {"values": {str(excerpt): four_digits(values) for excerpt, values in found.items()}}
 
 
 def _signs(classes: Sequence[SignClass] | None) -> list[dict[str, Any]]:
@@ -179,12 +214,12 @@ def _explanation(
 
 def _simulation(
     highest: float,
-    simulated: Simulated | tuple[StoredExplanation, None],
+    simulated: tuple[StoredExplanation, dict[int, np.ndarray] | None],
     shown: Container[int],
 ) -> dict[str, Any]:
     """A simulation of the excerpts that are shown; where there are none, the page asks for it."""
     row, excerpts = simulated
-    values, full = None, highest  # of a rule, which the page asks for
+    values, full = None, highest  # of a rule or a table, which the page asks for
     if excerpts is not None:
         full = full_of(row, excerpts, highest)
         known = [excerpt for excerpt in excerpts if excerpt in shown]

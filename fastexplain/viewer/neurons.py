@@ -1,6 +1,7 @@
 """A neuron, and what its page loads on demand.
 
-GET /api/neuron/NAME         `report.page.page_data`
+GET /api/neuron/NAME         `report.page.page_data`, without what tables predict
+GET /api/table/NAME          `report.page.table_data`
 GET /api/baselines/NAME      `report.baselines.baselines_data`
 GET /api/ruled/NAME/ID        `report.ruled.RuledExcerpts.data`, of a rule by its id
 GET /api/similar/NAME        `report.similar.similar_data`
@@ -24,7 +25,7 @@ from fastexplain.errors import FastexplainError, UsageError
 from fastexplain.report.asked import request_data
 from fastexplain.report.baselines import baselines_data
 from fastexplain.report.excerpts import context_data
-from fastexplain.report.page import page_data
+from fastexplain.report.page import page_data, table_data
 from fastexplain.report.ruled import RuledExcerpts
 from fastexplain.report.similar import similar_data
 from fastexplain.viewer.answers import JSONAnswer
@@ -50,7 +51,7 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
             return similar_data(run, name)
 
     def page(name: str) -> JSONAnswer:
-        return JSONAnswer(page_data(run, name, viewed.database))
+        return JSONAnswer(page_data(run, name, viewed.database, tables=False))
 
     pages = ThreadPoolExecutor(_PAGES, "page")
     viewed.at_end.callback(pages.shutdown)
@@ -61,6 +62,9 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
 
     def baselines(request: Request) -> JSONAnswer:
         return JSONAnswer(baselines_data(run, request.path_params["name"]))
+
+    def table(request: Request) -> JSONAnswer:
+        return JSONAnswer(table_data(run, request.path_params["name"]))
 
     def ruled(request: Request) -> JSONAnswer:
         name, rule = request.path_params["name"], _number(request.path_params["id"])
@@ -82,6 +86,7 @@ def routes(viewed: Viewed) -> Sequence[BaseRoute]:
     threading.Thread(target=_first, args=(viewed,), daemon=True).start()
     return [
         Route("/api/neuron/{name}", neuron),
+        Route("/api/table/{name}", table),
         Route("/api/baselines/{name}", baselines),
         Route("/api/ruled/{name}/{id}", ruled),
         Route("/api/similar/{name}", similar),

@@ -23,7 +23,7 @@ from fastexplain.explainers.rules import store_rules
 from fastexplain.records import NeuronId, Site
 from fastexplain.report.asked import request_data
 from fastexplain.report.excerpts import context_data, four_digits, histogram_data
-from fastexplain.report.page import page_data
+from fastexplain.report.page import page_data, table_data
 from fastexplain.report.similar import similar_data
 from fastexplain.results import CORRELATION, ExplanationRow, Scores
 from fastexplain.run.checking import damages
@@ -61,6 +61,17 @@ def test_a_page_has_all_that_is_known_of_a_neuron(explained: Run) -> None:
         np.testing.assert_allclose(shown, own, rtol=5e-4)
     assert (data["previous"], data["next"]) == (None, "0:1")
     assert page_data(explained, f"0:{planted.NEURONS - 1}")["next"] is None
+
+
+def test_what_tables_predict_can_be_left_for_later(explained: Run) -> None:
+    whole, rest = page_data(explained, CAT), page_data(explained, CAT, tables=False)
+    [table] = [each for each in whole["simulations"] if each["simulator"] == "lookup"]
+    [left] = [each for each in rest["simulations"] if each["simulator"] == "lookup"]
+    later = table_data(explained, CAT)["values"]
+    assert left["values"] is None and table["values"]
+    assert table["values"] == {id_: own for id_, own in later.items() if id_ in whole["excerpts"]}
+    left["values"] = table["values"]
+    assert rest == whole
 
 
 def test_excerpts_by_quantile_are_from_the_bins_that_are_named(explained: Run) -> None:
@@ -107,6 +118,8 @@ def test_a_unit_of_another_site_has_a_page(run: Run) -> None:
     data = page_data(open_run(path), "0.e17:0")
     assert data["kind"] == "expert" and data["rows"] == [] and data["weights"] is None
     assert (data["previous"], data["next"]) == (f"0:{planted.NEURONS - 1}", "0.e17:1")
+    with pytest.raises(UsageError, match="of others there are no tables"):
+        table_data(open_run(path), "0.e17:0")
 
 
 @pytest.mark.parametrize("name", ["0:999", "3:1", "cat"])

@@ -28,7 +28,8 @@ def ask(run: Run, *paths: str) -> list[httpx.Response]:
 def test_a_neuron_and_what_its_page_loads_later(planted_run: Run) -> None:
     page, similar, around = ask(planted_run, "neuron/0:0", "similar/0:1", "context/3?before=2")
     assert page.json()["neuron"] == "0:0" and similar.json()["neurons"]
-    [beside] = ask(planted_run, "baselines/0:0")
+    beside, table = ask(planted_run, "baselines/0:0", "table/0:0")
+    assert len(table.json()["values"]) >= 10
     assert list(beside.json()["baselines"]) == ["mismatched", "token", "position"]
     assert beside.json()["baselines"]["token"]["top_and_random"] > 0.9  # its text is a token
     assert around.json() == {"before": [], "after": []}
@@ -43,6 +44,7 @@ def test_a_neuron_and_what_its_page_loads_later(planted_run: Run) -> None:
         ("ruled/9:0/5", "layer 9 was not swept"),
         ("ruled/0:0/5", "explanation 5 is no rule of 0:0"),
         ("baselines/9:0", "layer 9 was not swept"),
+        ("table/9:0", "layer 9 was not swept"),
         ("context/x", "'x' is no number"),
         ("context/3?after=-1", "'-1' is no number"),
         ("context/999", "there is no excerpt 999"),

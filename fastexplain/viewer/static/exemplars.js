@@ -40,7 +40,7 @@ export function exemplarsSection(data, chosen, remember, signal) {
       kind === "quantile" ? runButton(data, () => open(kind), signal) : "",
       list,
     );
-    if (kind === "simulated" && !by.values) predictByRule(data, by, list, signal);
+    if (kind === "simulated" && !by.values) predict(data, by, list, signal);
   }
 
   if (filled.length) open(filled.includes(chosen.tab) ? chosen.tab : filled[0]);
@@ -62,13 +62,14 @@ export function excerptList(rows) {
   return element("ol", { class: "excerpts" }, rows.map((row) => element("li", {}, row)));
 }
 
-/** What a rule predicts is made when it is asked for. */
-async function predictByRule(data, rule, list, signal) {
-  list.replaceChildren(element("li", { class: "quiet", role: "status" }, "Finding where the rule holds…"));
+/** What a rule or a table predicts is made when it is asked for. */
+async function predict(data, by, list, signal) {
+  const table = by.simulator === "lookup";
+  list.replaceChildren(element("li", { class: "quiet", role: "status" }, table ? "Looking up what the table predicts…" : "Finding where the rule holds…"));
   try {
-    const found = await load(`ruled/${data.neuron}/${rule.explanation}`, signal);
-    rule.values = found.values;
-    list.replaceChildren(...comparedRows(data, rule).map((row) => element("li", {}, row)));
+    const found = await load(table ? `table/${data.neuron}` : `ruled/${data.neuron}/${by.explanation}`, signal);
+    by.values = found.values;
+    list.replaceChildren(...comparedRows(data, by).map((row) => element("li", {}, row)));
   } catch (error) {
     if (!signal.aborted) list.replaceChildren(element("li", { class: "failure", role: "alert" }, error.message));
   }
