@@ -49,14 +49,18 @@ def built_in(smollm2):
     return Corpus(["stdlib"], smollm2, progress=fractions.append), fractions
 
 
+# At least one has as many tokens as an excerpt of four.
+DOCUMENTS = st.lists(
+    st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=8
+).filter(lambda documents: any(len(ids) >= 4 for ids in documents))
+
+
 # Cutting, dropping, shuffling
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    documents=st.lists(
-        st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=8
-    ).filter(lambda documents: any(len(ids) >= 4 for ids in documents)),
+    documents=DOCUMENTS,
     piece=st.integers(16, 64),
     batch=st.integers(1, 200),
 )
@@ -156,9 +160,7 @@ def test_fewer_excerpts_are_a_prefix_of_more(words, tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    documents=st.lists(
-        st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=8
-    ).filter(lambda documents: any(len(ids) >= 4 for ids in documents)),
+    documents=DOCUMENTS,
     kept=st.integers(1, 12),
 )
 def test_what_stands_beside_excerpts_is_their_context(words, tmp_path_factory, documents, kept):
@@ -374,9 +376,7 @@ def test_impossible_requests(words):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    documents=st.lists(
-        st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=8
-    ).filter(lambda documents: any(len(ids) >= 4 for ids in documents)),
+    documents=DOCUMENTS,
     seed=st.integers(0, 5),
     excerpts=st.none() | st.integers(1, 9),
 )
