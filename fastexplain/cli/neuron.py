@@ -7,6 +7,7 @@ from rich.console import Console
 from fastexplain.cli.excerpts import LABEL, print_exemplars, print_line_of
 from fastexplain.cli.signs import print_sign_exemplars, signs_table
 from fastexplain.cli.tables import (
+    baselines_table,
     entries_table,
     explained_by,
     explanations_table,
@@ -17,6 +18,7 @@ from fastexplain.cli.token_text import marked
 from fastexplain.cli.weights import weights_table
 from fastexplain.errors import UsageError
 from fastexplain.records import Exemplar, NeuronRecord
+from fastexplain.report.baselines import baselines_data
 from fastexplain.report.entries import shown_entries, whole_words
 from fastexplain.report.neuron import Simulated, explanations_of, full_of
 from fastexplain.report.ruled import RuledExcerpts, is_rule
@@ -51,6 +53,9 @@ def print_neuron(
     if rows:
         console.print()
         console.print(explanations_table(rows, intervals=True, texts=whole_words(run, rows)))
+        if baselines := baselines_data(run, record.id)["baselines"]:
+            console.print()
+            console.print(baselines_table(baselines))
         for row in (row for row in rows if row.text_scores is not None):
             if entries := shown_entries(run, row):
                 console.print()

@@ -119,6 +119,25 @@ def best_table(rows: Sequence[StoredExplanation], title: str, texts: Mapping[int
     return table
 
 
+_BASELINES = {
+    "mismatched": "another neuron's table",
+    "token": "the token alone",
+    "position": "the place in the excerpt",
+}
+
+
+def baselines_table(baselines: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """What predicts a neuron without an explanation of it; see `report.baselines.SHOWN`."""
+    table = light_table("Without an explanation of it")
+    table.add_column("", no_wrap=True)
+    splits = ("top_and_random", "random_only")
+    for split in splits:
+        table.add_column(split.removesuffix("_only").replace("_", " "), justify="right")
+    for name, values in baselines.items():
+        table.add_row(_BASELINES[name], *(score_text(values[split]) for split in splits))
+    return table
+
+
 def entries_table(entries: Sequence[ShownEntry], default: float, *, rule: bool = False) -> Table:
     """A list's entries, or a rule's terms, each with the tokens that it rests on and a place."""
     table = light_table("What the rule says" if rule else "What the text of lookup says")

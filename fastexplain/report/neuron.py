@@ -11,6 +11,7 @@ import numpy as np
 from fastexplain.explainers.lists import simulate_list
 from fastexplain.explainers.lookup import simulate_by_lookup
 from fastexplain.records import Exemplar, NeuronRecord, SignClass
+from fastexplain.report.baselines import baselines_data
 from fastexplain.report.entries import whole_words
 from fastexplain.report.judged import judged_of
 from fastexplain.report.ruled import is_rule
@@ -42,6 +43,7 @@ def neuron_data(run: Run, record: NeuronRecord, count: int) -> dict[str, Any]:
         "skip": record.skip,
         "statistics": statistics,
         "explanations": explanations_data(run, rows),
+        "baselines": baselines_data(run, record.id)["baselines"],
         "judged": _judged_data(run, record, rows),
         "steering": steering_data(steering),
         "weights": weights_data(run.weights(record.id)),

@@ -151,6 +151,10 @@ def test_show_puts_the_true_beside_the_simulated(cli, swept) -> None:
     code, out, _ = cli("show", swept, f"0:{planted.CAT}")
     assert code == 0
     assert "cat⟦10⟧" in out
+    without = out.split("Without an explanation of it")[1].split("What the text")[0]
+    rows = dict(re.findall(r"^(another .*?|the .*?)  +(\S+) +\S+ *$", without, re.MULTILINE))
+    assert list(rows) == ["another neuron's table", "the token alone", "the place in the excerpt"]
+    assert float(rows["the token alone"]) > 0.9 and rows["another neuron's table"] == "undefined"
     true = [line for line in out.splitlines() if line.lstrip().startswith("true ")]
     simulated = [line for line in out.splitlines() if line.lstrip().startswith("lookup ")]
     assert len(true) == len(simulated) == 5
@@ -191,6 +195,7 @@ def test_show_as_json_has_the_whole_neuron(cli, swept) -> None:
     assert len(data["top"]) == len(data["random"]) == 2
     assert len(data["top"][0]["activations"]) == 64
     assert data["statistics"]["fraction_positive"] > 0
+    assert list(data["baselines"]) == ["mismatched", "token", "position"]
     # Five top ones and all random ones of the test split, by the table and by the text.
     assert [each["simulator"] for each in data["simulations"]] == ["lookup"] * 13 + ["list"] * 13
     assert data["simulations"][0]["activations"][0] is None  # not counted
