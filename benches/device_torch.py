@@ -167,9 +167,9 @@ def check_graph(nonlinearity: str | None, seed: int) -> None:
         step(replayed, place, source, acts)
     for number, batch in enumerate(batches):
         source.copy_(inputs[number])
-        for name, array in vars(place).items():
+        for array, new in zip(place, batch, strict=True):
             if isinstance(array, torch.Tensor):
-                array.copy_(getattr(batch, name))
+                array.copy_(new)
         acts.fill_(float("nan"))
         graph.replay()
     ours, theirs = (kept.finalize(tables.size[1]) for kept in (replayed, launched))
